@@ -1,0 +1,190 @@
+"""Put generated filters into any CNN, in place."""
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from csg_core.bank import KernelBank
+from csg_core.convolution import GeneratedConv2d
+from csg_core.generator import SliceGenerator
+from csg_core.layout import Layout, check_layout
+from csg_core.modules import count_trainable, swap_modules
+from csg_core.start import STARTS, Start, check_finite, draw_codes, fit_to_kernels
+
+Selection = Callable[[str, nn.Conv2d], bool] | Iterable[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """A convolution that now generates its kernel.
+
+    ``error`` is |K - K'| / |K| between the kernel it held and the fitted one; None unless fitted.
+    """
+
+    name: str
+    kernel_shape: tuple[int, ...]
+    codes: int
+    error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A convolution that was left as it was, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionReport:
+    """What ``generate_filters`` did. Counts are of trainable parameters, each counted once."""
+
+    replaced: tuple[Replaced, ...]
+    left: tuple[Left, ...]
+    parameters_before: int
+    parameters_after: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.replaced)} convolutions generated, {len(self.left)} left; trainable "
+            f"parameters {self.parameters_before:,} -> {self.parameters_after:,}"
+        ]
+        for done in self.replaced:
+            shape = "x".join(map(str, done.kernel_shape))
+            error = "" if done.error is None else f", relative error {done.error:.3f}"
+            lines.append(f"  generated {done.name}: {shape} from {done.codes} codes{error}")
+        lines += [f"  left      {left.name}: {left.reason}" for left in self.left]
+        return "\n".join(lines)
+
+
+def generate_filters(
+    model: nn.Module,
+    generator: SliceGenerator | None = None,
+    *,
+    select: Selection | None = None,
+    layout: Layout = "block",
+    start: Start = "fan_in",
+    seed: int = 0,
+    name: str = "csg",
+) -> ConversionReport:
+    """Replace convolutions of ``model`` by ones whose kernels ``generator`` makes, in place.
+
+    Either everything asked for is done, or the model is left untouched and an error raised.
+
+    Args:
+        model: any CNN; the generator becomes its child ``name`` (in a Sequential: a child of the
+            first generated convolution), so it stands once in ``state_dict()`` and
+            ``parameters()``.
+        generator: the shared generator; None makes the paper's (s = 12, D = 72, 3 x 3), learned.
+        select: which convolutions to take, as names or as a function of name and convolution.
+            None takes every ungrouped k x k convolution of the generator's kernel size with more
+            than 3 input channels.
+        layout: where slices go, ``block`` (the paper's) or ``flat`` (the released models').
+        start: first values, ``fan_in``, ``paper`` or ``dense`` (fitted to the present kernels).
+        seed: seed of the codes' draw.
+        name: name of the generator among the model's children.
+
+    Returns:
+        What was replaced, what was left and why, and the trainable parameters before and after.
+
+    Raises:
+        ValueError: if a selected convolution cannot be generated, none is left to generate, the
+            name is taken, or kernels to fit are not finite.
+    """
+    check_layout(layout)
+    if start not in STARTS:
+        raise ValueError(f"start {start!r} is unknown; use one of {', '.join(STARTS)}")
+    if hasattr(model, name):
+        raise ValueError(f"the model has an attribute {name!r} already; pass another name=")
+    generator = SliceGenerator() if generator is None else generator
+    taken, left = _choose(model, generator.kernel_size, select)
+    if start == "dense":
+        check_finite(taken)
+    before = count_trainable(model)
+    reference = taken[0][1].weight
+    generator = generator.to(device=reference.device, dtype=reference.dtype)
+    bank = KernelBank(generator, layout)
+    layers = [GeneratedConv2d(conv, bank) for _, conv in taken]
+    errors: list[float | None] = [None] * len(layers)
+    if start == "dense":
+        kernels = [conv.weight.detach() for _, conv in taken]
+        errors = list(fit_to_kernels(layers, kernels, generator, layout=layout))
+    else:
+        draw_codes(layers, generator, start=start, seed=seed)
+    swap_modules(model, {id(conv): layer for (_, conv), layer in zip(taken, layers, strict=True)})
+    # A Sequential would call the generator as one of its layers; a layer of it can hold it instead.
+    host = layers[0] if isinstance(model, nn.Sequential) else model
+    host.add_module(name, generator)
+    return ConversionReport(
+        replaced=tuple(
+            Replaced(conv_name, tuple(conv.weight.shape), len(layer.codes), error)
+            for (conv_name, conv), layer, error in zip(taken, layers, errors, strict=True)
+        ),
+        left=left,
+        parameters_before=before,
+        parameters_after=count_trainable(model),
+    )
+
+
+def _choose(
+    model: nn.Module, kernel_size: int, select: Selection | None
+) -> tuple[list[tuple[str, nn.Conv2d]], tuple[Left, ...]]:
+    convs = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    wants = _wanted({name for name, _ in convs}, select)
+    owners: dict[int, str] = {}
+    taken: list[tuple[str, nn.Conv2d]] = []
+    left: list[Left] = []
+    for name, conv in convs:
+        obstacle = _obstacle(name, conv, kernel_size)
+        owner = owners.setdefault(id(conv._parameters.get("weight")), name)
+        if obstacle is None and owner != name:
+            obstacle = f"shares its weight with {owner}"
+        if wants is not None and not wants(name, conv):
+            left.append(Left(name, "not selected"))
+        elif obstacle is not None and wants is not None:
+            raise ValueError(f"convolution {name} cannot be generated: {obstacle}")
+        elif obstacle is not None:
+            left.append(Left(name, obstacle))
+        elif wants is None and conv.in_channels <= 3:
+            left.append(Left(name, f"has only {conv.in_channels} input channels"))
+        else:
+            taken.append((name, conv))
+    if not taken:
+        reasons = "; ".join(f"{item.name} {item.reason}" for item in left[:3])
+        raise ValueError(f"no convolution of this model can be generated ({reasons or 'none'})")
+    places = {(conv.weight.device, conv.weight.dtype) for _, conv in taken}
+    if len(places) > 1:
+        found = ", ".join(sorted(f"{device} {dtype}" for device, dtype in places))
+        raise ValueError(f"the convolutions differ in device or dtype ({found}); move them first")
+    return taken, tuple(left)
+
+
+def _wanted(names: set[str], select: Selection | None) -> Callable[[str, nn.Conv2d], bool] | None:
+    if select is None or callable(select):
+        return select
+    chosen = {select} if isinstance(select, str) else set(select)
+    for name in sorted(chosen - names):
+        near = difflib.get_close_matches(name, sorted(names), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"the model has no convolution {name!r}{hint}")
+    return lambda name, _: name in chosen
+
+
+def _obstacle(name: str, conv: nn.Conv2d, kernel_size: int) -> str | None:
+    """Why this convolution cannot be generated, or None."""
+    if type(conv) is not nn.Conv2d:
+        return f"is a {type(conv).__name__}, whose own behaviour would be lost"
+    if "weight" not in conv._parameters:
+        return "computes its weight itself (weight norm or the like); remove that first"
+    if conv.groups != 1:
+        return f"has {conv.groups} groups; only ungrouped convolutions can be generated"
+    if tuple(conv.kernel_size) != (kernel_size, kernel_size):
+        height, width = conv.kernel_size
+        return f"is {height} x {width}; the generator makes {kernel_size} x {kernel_size}"
+    if conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks:
+        return "has hooks, which would be lost; remove them first"
+    if name == "":
+        return "is the model itself; wrap it in a module first"
+    return None

@@ -1,0 +1,80 @@
+"""A convolution whose kernel is generated from its codes."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csg_core.bank import KernelBank
+from csg_core.layout import slice_count
+
+
+class GeneratedConv2d(nn.Module):
+    """Stands in for one ungrouped ``nn.Conv2d``; trains ``codes`` [S, D] instead of a kernel.
+
+    It is made by ``generate_filters``, keeps the convolution's stride, padding, dilation and bias,
+    and gets its kernel from the bank of the network's generator. It is not an ``nn.Conv2d``: code
+    that writes into ``conv.weight`` of every convolution would write into a value that is made
+    anew at the next step.
+
+    Args:
+        conv: the convolution to stand in for.
+        bank: the bank that makes the kernels.
+    """
+
+    def __init__(self, conv: nn.Conv2d, bank: KernelBank) -> None:
+        super().__init__()
+        self.in_channels = conv.in_channels
+        self.out_channels = conv.out_channels
+        self.kernel_size = conv.kernel_size
+        self.stride = conv.stride
+        self.padding = conv.padding
+        self.dilation = conv.dilation
+        self.groups = 1
+        self.padding_mode = conv.padding_mode
+        self.bias = conv.bias
+        self.training = conv.training
+        generator = bank.generator
+        count = slice_count(self.out_channels, self.in_channels, generator.slice_size)
+        codes = conv.weight.new_zeros(count, generator.code_size)
+        self.codes = nn.Parameter(codes, requires_grad=conv.weight.requires_grad)
+        self.bank = bank
+        self.place = bank.add(self)
+
+    @property
+    def weight(self) -> Tensor:
+        """The generated kernel, shape [out, in, k, k]; differentiable in the codes and in W."""
+        return self.bank.kernel(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._pads(), mode=self.padding_mode)
+            padding = 0
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation)
+
+    def train(self, mode: bool = True) -> "GeneratedConv2d":
+        self.bank.forget()
+        super().train(mode)
+        return self
+
+    def extra_repr(self) -> str:
+        codes, code_size = self.codes.shape
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={tuple(self.kernel_size)}, "
+            f"stride={tuple(self.stride)}, padding={self.padding}, codes={codes}x{code_size}"
+        )
+
+    def _pads(self) -> list[int]:
+        """Left, right, top, bottom, in the order ``F.pad`` takes them."""
+        pads: list[int] = []
+        for axis in (1, 0):
+            if self.padding == "valid":
+                pads += [0, 0]
+            elif self.padding == "same":
+                total = self.dilation[axis] * (self.kernel_size[axis] - 1)
+                pads += [total // 2, total - total // 2]
+            else:
+                side = int(self.padding[axis])
+                pads += [side, side]
+        return pads

@@ -1,0 +1,172 @@
+"""What travels: a model's ordered tensors to exchange, as one flat array, and back.
+
+Exchanged are the generator if it is learned, the codes, all other trained tensors, and the running
+statistics of the norms. A frozen or binary generator does not travel; nor does anything that does
+not train.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from csg_core.convolution import GeneratedConv2d
+from csg_core.generator import SliceGenerator
+from csg_core.modules import generated, generators, unwrap
+
+Group = Literal["generator", "codes", "norms", "other", "statistics"]
+GROUPS: tuple[Group, ...] = get_args(Group)
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor to exchange: its name in ``state_dict()``, its group and its shape."""
+
+    name: str
+    group: Group
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The ordered tensors that a model exchanges, and the generators they stand on.
+
+    Order: group by group as in ``GROUPS``, within a group as in the model. Two models can exchange
+    exactly if their manifests are equal.
+    """
+
+    entries: tuple[Entry, ...]
+    generators: tuple[tuple[str, str], ...]  # name, description as JSON
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits, equal for models that can exchange."""
+        content = [[e.name, e.group, list(e.shape)] for e in self.entries]
+        text = json.dumps([content, self.generators], separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    @property
+    def size(self) -> int:
+        """Number of values of all entries."""
+        return sum(entry.size for entry in self.entries)
+
+    def count(self, *groups: Group) -> int:
+        """Number of values in the given groups."""
+        return sum(entry.size for entry in self.entries if entry.group in groups)
+
+    def difference(self, other: "Manifest") -> str | None:
+        """The first thing in which ``other`` differs, by name, or None if nothing does."""
+        ours = {e.name: f"{e.group} {e.shape}" for e in self.entries}
+        theirs = {e.name: f"{e.group} {e.shape}" for e in other.entries}
+        ours |= {f"generator {name}": text for name, text in self.generators}
+        theirs |= {f"generator {name}": text for name, text in other.generators}
+        for name in [*ours, *(n for n in theirs if n not in ours)]:
+            here, there = ours.get(name, "absent"), theirs.get(name, "absent")
+            if here != there:
+                return f"{name} is {here} here and {there} there"
+        return None if self == other else "the order of the tensors differs"
+
+    def require(self, other: "Manifest") -> None:
+        """Raise ValueError, naming the first difference, unless ``other`` is equal."""
+        difference = self.difference(other)
+        if difference is not None:
+            raise ValueError(f"the models do not match: {difference}")
+
+
+def exchanged(model: nn.Module) -> dict[Entry, Tensor]:
+    """The tensors to exchange, in order; the tensors are the model's own, not copies."""
+    found = list(_walk(unwrap(model)))
+    return {
+        Entry(name, group, tuple(tensor.shape)): tensor
+        for wanted in GROUPS
+        for name, group, tensor in found
+        if group == wanted
+    }
+
+
+def manifest(model: nn.Module) -> Manifest:
+    """What ``model`` exchanges."""
+    model = unwrap(model)
+    layouts: dict[int, dict[str, Any]] = {}
+    for name, layer in generated(model).items():
+        kept = layouts.setdefault(id(layer.bank.generator), {"layout": layer.bank.layout})
+        kept[name] = [layer.out_channels, layer.in_channels]
+    described = tuple(
+        (name, json.dumps(g.describe() | layouts.get(id(g), {}), sort_keys=True))
+        for name, g in generators(model).items()
+    )
+    return Manifest(tuple(exchanged(model)), described)
+
+
+def pack(model: nn.Module) -> NDArray[np.float32]:
+    """All values to exchange as one flat array, float32 [manifest(model).size]."""
+    flat = [t.detach().to("cpu", torch.float32).reshape(-1) for t in exchanged(model).values()]
+    packed: NDArray[np.float32] = torch.cat(flat).numpy() if flat else np.zeros(0, np.float32)
+    return packed
+
+
+def split(packed: NDArray[np.float32], entries: Sequence[Entry]) -> dict[Entry, NDArray[Any]]:
+    """Views of a packed array, one per entry, each in its entry's shape."""
+    bounds = np.cumsum([entry.size for entry in entries])[:-1]
+    parts = np.split(packed, bounds)
+    return {e: part.reshape(e.shape) for e, part in zip(entries, parts, strict=True)}
+
+
+def unpack(model: nn.Module, packed: NDArray[np.float32]) -> None:
+    """Write a packed array into ``model``; either everything is written or nothing.
+
+    Raises:
+        ValueError: if the size or the type is not this model's, or a value is NaN or infinite; the
+            tensor is named.
+    """
+    tensors = exchanged(model)
+    size = sum(entry.size for entry in tensors)
+    if packed.dtype != np.float32 or packed.shape != (size,):
+        raise ValueError(
+            f"packed array is {packed.dtype} {packed.shape}; this model needs float32 ({size},)"
+        )
+    parts = split(packed, tuple(tensors))
+    for entry, part in parts.items():
+        if not np.isfinite(part).all():
+            raise ValueError(f"{entry.name} holds NaN or infinity; nothing was written")
+    with torch.no_grad():
+        for entry, tensor in tensors.items():
+            tensor.copy_(torch.tensor(parts[entry]))
+
+
+def _walk(model: nn.Module) -> Iterator[tuple[str, Group, Tensor]]:
+    """Every tensor to exchange, once, with its group, in the order of the modules."""
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield prefix + name, _group(module, name), parameter
+        persistent = module.named_buffers(recurse=False)
+        for name, buffer in persistent:
+            travels = buffer.is_floating_point() and not isinstance(module, SliceGenerator)
+            if travels and name not in module._non_persistent_buffers_set:
+                yield prefix + name, "statistics", buffer
+
+
+def _group(module: nn.Module, name: str) -> Group:
+    if isinstance(module, SliceGenerator):
+        return "generator"
+    if isinstance(module, GeneratedConv2d) and name == "codes":
+        return "codes"
+    return "norms" if isinstance(module, _NORMS) else "other"

@@ -1,0 +1,73 @@
+"""Models as bytes, in formats that others read: safetensors and ONNX.
+
+For a plain network call ``fold`` first; its ``state_dict()`` then has ordinary ``weight`` tensors.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from csg_core.folding import fold
+from csg_core.modules import unwrap
+from csg_core.spec import ModelSpec, restore
+
+_SPEC_KEY = "csg_core.spec"
+
+
+def to_safetensors(model: nn.Module, spec: ModelSpec | None = None) -> bytes:
+    """The model's ``state_dict()`` in the safetensors format.
+
+    ``spec``, if given, is stored in the metadata, so that ``from_safetensors`` can rebuild it.
+    """
+    state = {name: t.detach().cpu().contiguous() for name, t in unwrap(model).state_dict().items()}
+    metadata = {"format": "pt"}
+    if spec is not None:
+        metadata[_SPEC_KEY] = json.dumps(spec.to_dict(), sort_keys=True)
+    return safetensors.torch.save(state, metadata)
+
+
+def from_safetensors(
+    state: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[ModelSpec, nn.Module]:
+    """The description and the model that ``to_safetensors`` wrote with a spec.
+
+    Raises:
+        ValueError: if there is no usable spec, or the tensors are not those of its model.
+    """
+    if _SPEC_KEY not in metadata:
+        raise ValueError("the file does not say which network it holds (no csg_core.spec)")
+    try:
+        spec = ModelSpec(**json.loads(metadata[_SPEC_KEY]))
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"the network's description cannot be read ({error})") from error
+    return spec, restore(spec, state)
+
+
+def to_onnx(model: nn.Module, *, image_size: tuple[int, int] = (32, 32)) -> bytes:
+    """The folded model in evaluation mode as an ONNX graph.
+
+    Input ``images``, float32 [batch, 3, height, width], normalised; output ``logits``
+    [batch, classes]. The batch size is free.
+
+    Raises:
+        ModuleNotFoundError: if the extra ``onnx`` is not installed.
+    """
+    folded = fold(model).eval().float().cpu()
+    program = torch.onnx.export(
+        folded,
+        (torch.zeros(2, 3, *image_size),),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    buffer = io.BytesIO()
+    program.save(buffer)  # type: ignore[arg-type]
+    return buffer.getvalue()

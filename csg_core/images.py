@@ -1,0 +1,71 @@
+"""Labelled images as one uint8 array, and what is done to whole batches of them.
+
+Shape letters: N images, B images of a batch, H height, W width; the last axis is the 3 channels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2023, 0.1994, 0.2010)  # the released code's, to which its checkpoints are bound
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSet:
+    """Images [N, H, W, 3] (uint8), labels [N] (int64), and the data set's normalisation.
+
+    ``mean`` and ``std`` are per channel, of pixels scaled to 0..1.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: int
+    mean: tuple[float, float, float] = CIFAR10_MEAN
+    std: tuple[float, float, float] = CIFAR10_STD
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.images.shape)
+        if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[-1] != 3:
+            raise ValueError(f"images are {self.images.dtype} {shape}; need uint8 [N, H, W, 3]")
+        if self.labels.dtype != torch.int64 or tuple(self.labels.shape) != shape[:1]:
+            raise ValueError(
+                f"labels are {self.labels.dtype} {tuple(self.labels.shape)}; need int64 [{shape[0]}]"
+            )
+        if shape[0] and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.classes:
+            raise ValueError(f"labels must lie in 0..{self.classes - 1}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        """The same images on another device."""
+        images, labels = self.images.to(device), self.labels.to(device)
+        return ImageSet(images, labels, self.classes, self.mean, self.std)
+
+    def normalise(self, images_BHW3: Tensor) -> Tensor:
+        """Network input, float32 [B, 3, H, W] in channels_last memory, from uint8 images."""
+        mean = torch.tensor(self.mean, device=images_BHW3.device)
+        std = torch.tensor(self.std, device=images_BHW3.device)
+        scaled = images_BHW3.float() * (1 / (255 * std)) - mean / std
+        return scaled.permute(0, 3, 1, 2)
+
+
+def random_crop_and_flip(images_BHW3: Tensor, *, padding: int, rng: torch.Generator) -> Tensor:
+    """Shift every image by up to ``padding`` pixels over black and mirror half of them.
+
+    One gather for the whole batch; the draws come from ``rng``, a CPU generator.
+    """
+    B, H, W, _ = images_BHW3.shape
+    device = images_BHW3.device
+    shifts = torch.randint(0, 2 * padding + 1, (2, B, 1), generator=rng).to(device)
+    mirrored = torch.randint(0, 2, (B, 1), generator=rng).to(device)
+    rows_BH = shifts[0] + torch.arange(H, device=device)
+    columns = torch.arange(W, device=device).expand(B, W)
+    columns_BW = shifts[1] + torch.where(mirrored.bool(), W - 1 - columns, columns)
+    padded = F.pad(images_BHW3, (0, 0, padding, padding, padding, padding))
+    return padded[
+        torch.arange(B, device=device)[:, None, None], rows_BH[:, :, None], columns_BW[:, None, :]
+    ]

@@ -1,0 +1,47 @@
+"""Finding, counting and swapping the modules of a model."""
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from csg_core.convolution import GeneratedConv2d
+from csg_core.generator import SliceGenerator
+
+
+def count_trainable(model: nn.Module) -> int:
+    """Number of trainable values of a model, shared ones counted once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, DataParallel | DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def generators(model: nn.Module) -> dict[str, SliceGenerator]:
+    """The generators of a model by name, in order."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, SliceGenerator)}
+
+
+def generated(model: nn.Module) -> dict[str, GeneratedConv2d]:
+    """The generated convolutions of a model by name, in order."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, GeneratedConv2d)}
+
+
+def refresh(model: nn.Module) -> None:
+    """Have all kernels made anew; needed only after parameters were written through ``.data``."""
+    for layer in generated(model).values():
+        layer.bank.forget()
+
+
+def swap_modules(model: nn.Module, replacements: dict[int, nn.Module]) -> None:
+    """Put ``replacements[id(child)]`` wherever such a child stands, shared children included."""
+    for parent in list(model.modules()):
+        for child_name, child in list(parent._modules.items()):
+            if id(child) in replacements:
+                parent._modules[child_name] = replacements[id(child)]

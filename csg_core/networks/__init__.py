@@ -1,0 +1,48 @@
+"""The networks of the paper, dense, by name."""
+
+import re
+
+from torch import nn
+
+from csg_core.networks.cifar_densenet import CifarDenseNet
+from csg_core.networks.cifar_resnet import CifarResNet
+from csg_core.networks.from_torchvision import IMAGENET_NETWORKS, imagenet_network
+
+CIFAR_RESNETS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+CIFAR_DENSENETS = ("densenet40-36", "densenet40-48")
+NETWORKS = CIFAR_RESNETS + CIFAR_DENSENETS + IMAGENET_NETWORKS
+
+__all__ = ["NETWORKS", "CifarDenseNet", "CifarResNet", "dense_network"]
+
+
+def dense_network(name: str, *, width: float = 1.0, classes: int | None = None) -> nn.Module:
+    """A network with ordinary convolutions and random weights.
+
+    Args:
+        name: one of ``NETWORKS``.
+        width: multiplier of the channels, for narrow controls: a CIFAR ResNet starts with
+            round(16 * width) channels, a DenseNet grows by round(growth * width). torchvision's
+            networks come in width 1 only.
+        classes: outputs; None means 10 for CIFAR networks and 1,000 for ImageNet networks.
+
+    Raises:
+        ValueError: if there is no such network, or not in this width.
+    """
+    if not width > 0:
+        raise ValueError(f"width {width} is not positive; use 1 for the network as published")
+    if name in IMAGENET_NETWORKS:
+        if width != 1.0:
+            raise ValueError(f"width {width}: {name} comes in width 1 only")
+        return imagenet_network(name, classes=1000 if classes is None else classes)
+    classes = 10 if classes is None else classes
+    if name in CIFAR_RESNETS:
+        depth = int(name.removeprefix("resnet"))
+        return CifarResNet(depth, channels=_scaled(16, width), classes=classes)
+    if name in CIFAR_DENSENETS:
+        depth, growth = map(int, re.findall(r"\d+", name))
+        return CifarDenseNet(depth, _scaled(growth, width), classes=classes)
+    raise ValueError(f"network {name!r} is unknown; use one of {', '.join(NETWORKS)}")
+
+
+def _scaled(channels: int, width: float) -> int:
+    return max(1, round(channels * width))

@@ -1,0 +1,108 @@
+"""A model described by a few values, and built from them."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from csg_core.conversion import generate_filters
+from csg_core.generator import GeneratorKind, SliceGenerator, paper_std
+from csg_core.layout import Layout
+from csg_core.networks import dense_network
+from csg_core.start import Start
+
+Parametrization = Literal["csg", "dense"]
+
+_GENERATOR = "csg"  # the generator's name among the model's children
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """One of the named networks, dense or with generated filters.
+
+    Attributes:
+        name: one of ``NETWORKS``.
+        parametrization: ``csg`` for generated filters, ``dense`` for ordinary ones.
+        slice_size, code_size, kernel_size: of the generator.
+        generator: ``learned``, ``frozen`` or ``binary``.
+        generator_seed: seed of the generator's draw.
+        layout: where slices go, ``block`` or ``flat``.
+        start: first values, ``fan_in`` or ``paper``.
+        width: multiplier of the channels.
+        classes: outputs; None means the network's usual number.
+    """
+
+    name: str = "resnet20"
+    parametrization: Parametrization = "csg"
+    slice_size: int = 12
+    code_size: int = 72
+    kernel_size: int = 3
+    generator: GeneratorKind = "learned"
+    generator_seed: int = 0
+    layout: Layout = "block"
+    start: Start = "fan_in"
+    width: float = 1.0
+    classes: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values by name, for JSON."""
+        return asdict(self)
+
+
+def build(
+    spec: ModelSpec, *, seed: int = 0, generator_weight: Tensor | None = None
+) -> nn.Module:
+    """The model that ``spec`` describes, its random weights drawn from ``seed``.
+
+    The global random state is left as it was. ``generator_weight`` is a W taken from elsewhere,
+    shape [s*s*k*k, D], for a learned generator to start from or a frozen one to keep.
+
+    Raises:
+        ValueError: if a value of ``spec``, or the weight's shape, cannot be.
+    """
+    if spec.parametrization not in get_args(Parametrization):
+        raise ValueError(f"parametrization {spec.parametrization!r} is unknown; use csg or dense")
+    if spec.start == "dense":
+        raise ValueError("start 'dense' needs a trained network; use generate_filters on one")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = dense_network(spec.name, width=spec.width, classes=spec.classes)
+    if spec.parametrization == "csg":
+        std = paper_std(spec.code_size, spec.generator) if spec.start == "paper" else None
+        generator = SliceGenerator(
+            spec.slice_size,
+            spec.code_size,
+            spec.kernel_size,
+            kind=spec.generator,
+            seed=spec.generator_seed,
+            std=std,
+            weight=generator_weight,
+        )
+        generate_filters(model, generator, layout=spec.layout, start=spec.start, seed=seed, name=_GENERATOR)
+    return model
+
+
+def restore(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
+    """The model that ``spec`` describes, with the tensors of a ``state_dict()``.
+
+    Raises:
+        ValueError: naming the first tensor that is missing, unknown, of another shape, or that
+            holds NaN or infinity.
+    """
+    taken = state.get(f"{_GENERATOR}.weight") if spec.generator == "frozen" else None
+    model = build(spec, generator_weight=taken)
+    expected = model.state_dict()
+    for name in [*expected, *(n for n in state if n not in expected)]:
+        here = tuple(expected[name].shape) if name in expected else "absent"
+        there = tuple(state[name].shape) if name in state else "absent"
+        if here != there:
+            raise ValueError(
+                f"the checkpoint is not of {spec.name}: {name} is {here} in the network and "
+                f"{there} in the checkpoint"
+            )
+        if not bool(torch.isfinite(state[name]).all()):
+            raise ValueError(f"the checkpoint is damaged: {name} holds NaN or infinity")
+    model.load_state_dict(state)
+    return model

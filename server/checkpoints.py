@@ -1,0 +1,97 @@
+"""Checkpoint files: reading any kind this project knows, writing its own."""
+
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from csg_core import (
+    ModelSpec,
+    from_released,
+    from_safetensors,
+    is_released,
+    to_safetensors,
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and the reason."""
+
+
+def write_checkpoint(path: Path, model: nn.Module, spec: ModelSpec) -> None:
+    """Write a safetensors checkpoint; a file already there is replaced whole or kept whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = to_safetensors(model, spec)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_checkpoint(path: Path) -> tuple[ModelSpec, nn.Module]:
+    """The description and the model of a checkpoint, this project's or the paper's authors'.
+
+    No code in a file is ever executed: pickles are read weights-only.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated, no checkpoint, or of no known network.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; give a checkpoint")
+    try:
+        if _is_pickle(path):
+            return _from_pickle(path)
+        return from_safetensors(*_read_safetensors(path))
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80" or zipfile.is_zipfile(path)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: is truncated or no checkpoint (neither safetensors nor torch.save)"
+        ) from error
+
+
+def _from_pickle(path: Path) -> tuple[ModelSpec, nn.Module]:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds objects other than tensors, or is damaged; it was not executed"
+        ) from error
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise CheckpointError(f"{path}: is truncated or no checkpoint") from error
+    state = content.get("net", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise CheckpointError(f"{path}: holds no state_dict of tensors")
+    if not is_released(state):
+        raise CheckpointError(
+            f"{path}: is of no network this project knows; it reads its own safetensors "
+            "checkpoints and the released ones of Associative Convolutional Layers"
+        )
+    return from_released(state)

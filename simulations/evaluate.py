@@ -1,0 +1,37 @@
+"""Print loss and accuracy of a checkpoint on a set of images."""
+
+import argparse
+import json
+from pathlib import Path
+
+from client.data import load_parquet
+from client.training import evaluate
+from server.checkpoints import read_checkpoint
+
+HELP = "accuracy of a checkpoint"
+EXAMPLE = "csg evaluate acl-resnet20-slice16-code72.t7 --data test.parquet"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="this project's, or one the authors released")
+    parser.add_argument("--data", type=Path, required=True, metavar="PARQUET",
+                        help="images in the layout of uoft-cs/cifar10")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="machine-readable answer")
+
+
+def run(options: argparse.Namespace) -> None:
+    spec, model = read_checkpoint(options.checkpoint)
+    data = load_parquet(options.data, classes=spec.classes or 10)
+    result = evaluate(model, data)
+    if options.json:
+        answer = {
+            "accuracy": result.accuracy,
+            "loss": result.loss,
+            "examples": result.examples,
+            "network": spec.name,
+        }
+        print(json.dumps(answer))
+        return
+    kind = f"s={spec.slice_size} d={spec.code_size}" if spec.parametrization == "csg" else "dense"
+    print(f"{spec.name} {kind}: {100 * result.accuracy:.2f} % of {result.examples:,} images, "
+          f"loss {result.loss:.4f}")  # fmt: skip

@@ -1,0 +1,145 @@
+"""ResNet-20 trained centrally for the same few epochs: dense, narrow dense, and generated.
+
+Every run writes one JSON file and is not repeated if its file is there; the table and the picture
+are made from the files. Example:
+
+    python -m simulations.studies.central --data cifar10/ --copy "JPEG copy" --seeds 3
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from csg_core import ModelSpec, build, count_trainable
+from simulations.central import Settings, train_centrally
+from simulations.train import load_data
+
+RESULTS = Path(__file__).parent / "central"
+
+# Arms by name. 11 base channels make the dense network with about as many parameters as CSG.
+ARMS = {
+    "dense": ModelSpec(parametrization="dense"),
+    "csg-fan_in": ModelSpec(start="fan_in"),
+    "csg-paper": ModelSpec(start="paper"),
+    "dense-narrow": ModelSpec(parametrization="dense", width=11 / 16),
+}
+
+
+def main() -> None:
+    options = _options()
+    if options.data is not None:
+        train, test = load_data(options.data)
+        for seed in range(options.seeds):
+            for arm in options.arms:
+                path = RESULTS / f"{arm}-seed{seed}.json"
+                if path.exists():
+                    continue
+                settings = Settings(epochs=options.epochs, precision="bf16", seed=seed)
+                model = build(ARMS[arm], seed=seed)
+                epochs = []
+                for epoch in train_centrally(model, train, test, settings):
+                    epochs.append(asdict(epoch))
+                    accuracy = 100 * epoch.test_accuracy
+                    print(f"{arm} seed {seed} epoch {epoch.epoch}: {accuracy:.2f} %", flush=True)
+                result = {
+                    "arm": arm,
+                    "seed": seed,
+                    "parameters": count_trainable(model),
+                    "data": options.copy,
+                    "machine": machine(),
+                    "settings": asdict(settings),
+                    "epochs": epochs,
+                }
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(json.dumps(result, indent=1) + "\n")
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    if not results:
+        sys.exit("central: no results yet; name the images with --data")
+    print(table(results))
+    draw(results, RESULTS / "accuracy.svg")
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown: accuracy in percent by epoch, mean over seeds, and the deviation at the end."""
+    count = len(results[0]["epochs"])
+    shown = sorted({1, 2, 4, count // 2, count})
+    lines = [
+        "| arm | parameters | seeds | " + " | ".join(f"epoch {e}" for e in shown) + " |",
+        "| --- | --: | --: |" + " --: |" * len(shown),
+    ]
+    for arm in ARMS:
+        runs = [r for r in results if r["arm"] == arm]
+        if not runs:
+            continue
+        cells = []
+        for epoch in shown:
+            values = [100 * r["epochs"][epoch - 1]["test_accuracy"] for r in runs]
+            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{statistics.mean(values):.1f} ± {deviation:.1f}")
+        lines.append(
+            f"| {arm} | {runs[0]['parameters']:,} | {len(runs)} | " + " | ".join(cells) + " |"
+        )
+    return "\n".join(lines)
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy against epoch: the mean of the seeds as a line, their range as a band."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for arm in ARMS:
+        runs = [r for r in results if r["arm"] == arm]
+        if not runs:
+            continue
+        curves = [[100 * e["test_accuracy"] for e in r["epochs"]] for r in runs]
+        by_epoch = list(zip(*curves, strict=True))
+        epochs = range(1, len(by_epoch) + 1)
+        label = f"{arm} ({runs[0]['parameters']:,})"
+        (line,) = axes.plot(epochs, [statistics.mean(v) for v in by_epoch], label=label)
+        low, high = [min(v) for v in by_epoch], [max(v) for v in by_epoch]
+        axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"test accuracy in %, {results[0]['data']}")
+    axes.set_title("ResNet-20 trained centrally: mean and range of the seeds")
+    axes.grid(alpha=0.3)
+    axes.legend(title="arm (parameters)")
+    figure.savefig(path, metadata={"Date": None})
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m simulations.studies.central",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", metavar="DIR", help="CIFAR-10 in parquet; none: only the table")
+    parser.add_argument("--copy", default="CIFAR-10", help="which copy of the data this is")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

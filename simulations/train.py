@@ -1,0 +1,134 @@
+"""Train a network centrally, without federation: the figure to measure a federated one against."""
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import nn
+
+from client.data import load_digits, load_split
+from client.training import Precision
+from csg_core import ModelSpec, SliceGenerator, build, count_trainable, generate_filters, manifest
+from csg_core.images import ImageSet
+from server.checkpoints import read_checkpoint, write_checkpoint
+from simulations.central import SCHEDULES, Epoch, Settings, train_centrally
+from simulations.model_options import add_model_options, spec_from
+
+HELP = "train a network on one machine, without federation"
+EXAMPLE = "csg train resnet20 --data cifar10/ --epochs 12 --precision bf16 --out resnet20.safetensors"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_options(parser)
+    usual = Settings()
+    add = parser.add_argument_group("first values taken from a checkpoint").add_argument
+    add("--fit-to", type=Path, metavar="CHECKPOINT",
+        help="compress this trained dense network: codes and generator are fitted to its kernels")  # fmt: skip
+    add("--generator-from", type=Path, metavar="CHECKPOINT",
+        help="take the generator of this network; with --generator frozen, keep it")  # fmt: skip
+    add = parser.add_argument_group("training").add_argument
+    add("--data", default=os.environ.get("CSG_DATA_DIR", "digits"), metavar="DIR",
+        help="folder of CIFAR-10 parquet files, or 'digits' (also from $CSG_DATA_DIR)")  # fmt: skip
+    add("--epochs", type=int, default=usual.epochs, help="passes over the images")
+    add("--batch-size", type=int, default=usual.batch_size, help="images of a step")
+    add("--lr", type=float, default=usual.lr, help="learning rate at the start")
+    add("--momentum", type=float, default=usual.momentum, help="of SGD")
+    add("--weight-decay", type=float, default=usual.weight_decay, help="of SGD")
+    add("--lr-schedule", choices=SCHEDULES, default=usual.schedule,
+        help="cosine to zero, or a tenth at 1/2 and again at 3/4 of the epochs")  # fmt: skip
+    add("--precision", choices=get_args(Precision), default=usual.precision, help="of the steps")
+    add("--seed", type=int, default=usual.seed, help="of first values, order and augmentation")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    add("--out", type=Path, metavar="FILE", help="safetensors checkpoint to write")
+    add("--json", action="store_true", help="machine-readable answer")
+
+
+def run(options: argparse.Namespace) -> None:
+    settings = Settings(
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        schedule=options.lr_schedule,
+        precision=options.precision,
+        augment=options.data != "digits",
+        seed=options.seed,
+    )
+    log = sys.stderr if options.json else sys.stdout
+    train, test = (data.to(_device(options.device)) for data in load_data(options.data))
+    spec, model = first_model(options, classes=train.classes)
+    counts = manifest(model)
+    print(
+        f"{spec.name} on {len(train):,} images: {count_trainable(model):,} trainable parameters "
+        f"(generator {counts.count('generator'):,}, codes {counts.count('codes'):,}, "
+        f"other {counts.count('norms', 'other'):,})",
+        file=log,
+    )
+    history: list[Epoch] = []
+    for epoch in train_centrally(model, train, test, settings):
+        history.append(epoch)
+        print(
+            f"epoch {epoch.epoch:3d}/{settings.epochs}  train loss {epoch.train_loss:.3f}  "
+            f"test loss {epoch.test_loss:.3f}  accuracy {100 * epoch.test_accuracy:5.2f} %  "
+            f"{epoch.seconds:.1f} s",
+            file=log,
+            flush=True,
+        )
+    if options.out is not None:
+        write_checkpoint(options.out, model, spec)
+        print(f"written: {options.out}", file=log)
+    if options.json:
+        answer = {"spec": spec.to_dict(), "settings": asdict(settings),
+                  "parameters": count_trainable(model), "epochs": [asdict(e) for e in history],
+                  "accuracy": history[-1].test_accuracy}  # fmt: skip
+        print(json.dumps(answer))
+
+
+def load_data(source: str) -> tuple[ImageSet, ImageSet]:
+    """Training and test images: ``digits``, or a folder of CIFAR-10."""
+    if source == "digits":
+        return load_digits(train=True), load_digits(train=False)
+    return load_split(source, "train"), load_split(source, "test")
+
+
+def first_model(options: argparse.Namespace, *, classes: int) -> tuple[ModelSpec, nn.Module]:
+    """The model to start from, and what it is."""
+    spec = spec_from(options, classes=classes)
+    weight = None
+    if options.generator_from is not None:
+        source, donor = read_checkpoint(options.generator_from)
+        if source.parametrization != "csg":
+            raise ValueError(f"{options.generator_from}: is a dense network without a generator")
+        sizes = {"slice_size": source.slice_size, "code_size": source.code_size}
+        spec = replace(spec, layout=source.layout, **sizes)
+        weight = donor.get_submodule("csg").weight.detach()
+    if options.fit_to is None:
+        return spec, build(spec, seed=options.seed, generator_weight=weight)
+    dense, model = read_checkpoint(options.fit_to)
+    if dense.parametrization != "dense":
+        raise ValueError(f"{options.fit_to}: its filters are generated already; give a dense one")
+    spec = replace(spec, name=dense.name, width=dense.width, classes=dense.classes)
+    generator = SliceGenerator(
+        spec.slice_size,
+        spec.code_size,
+        kind=spec.generator,
+        seed=spec.generator_seed,
+        weight=weight,
+    )
+    generate_filters(model, generator, layout=spec.layout, start="dense")
+    return spec, model
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here; use cpu") from error
+    return device

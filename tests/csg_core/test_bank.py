@@ -1,0 +1,249 @@
+"""Kernels are made once per change, by one product, and are right whatever happens to the model."""
+
+import copy
+import pickle
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+
+from csg_core import SliceGenerator, build, generate_filters, generated, refresh
+from csg_core.bank import KernelBank
+from csg_core.spec import ModelSpec
+
+SPEC = ModelSpec(slice_size=8, code_size=16)
+
+
+@pytest.fixture
+def products():
+    """Counts how often all kernels are made."""
+    with mock.patch.object(
+        KernelBank, "_make_all", autospec=True, side_effect=KernelBank._make_all
+    ) as counted:
+        yield counted
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, passes: int = 1) -> None:
+    optimizer.zero_grad()
+    for _ in range(passes):
+        model(torch.randn(2, 3, 16, 16)).square().mean().backward()
+    optimizer.step()
+
+
+def _reference(model: nn.Module, name: str) -> torch.Tensor:
+    """A kernel made the straightforward way, from today's parameters."""
+    layer = generated(model)[name]
+    return layer.bank._make_alone(layer)
+
+
+def _assert_fresh(model: nn.Module) -> None:
+    for name, layer in generated(model).items():
+        torch.testing.assert_close(layer.weight, _reference(model, name))
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "Adagrad"])
+@pytest.mark.parametrize("foreach", [True, False])
+def test_one_product_per_optimiser_step_under_gradient_accumulation(products, optimizer, foreach):
+    model = build(SPEC)
+    opt = getattr(torch.optim, optimizer)(model.parameters(), lr=0.01, foreach=foreach)
+    for step in range(1, 4):
+        _step(model, opt, passes=3)
+        assert products.call_count == step
+    _assert_fresh(model)
+
+
+def test_accumulated_gradients_equal_those_of_separate_graphs():
+    model = build(SPEC).double().eval()
+    batches = [torch.randn(2, 3, 16, 16, dtype=torch.float64) for _ in range(3)]
+    for x in batches:
+        model(x).square().mean().backward()
+    kept = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    for x in batches:
+        refresh(model)
+        model(x).square().mean().backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(kept[name], p.grad)
+
+
+def test_evaluation_makes_kernels_once(products):
+    model = build(SPEC).eval()
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(2, 3, 16, 16))
+    assert products.call_count == 1
+
+
+def test_kernels_made_without_gradients_are_not_used_for_training():
+    model = build(SPEC)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            model(torch.randn(2, 3, 16, 16))
+        model.zero_grad()
+        model(torch.randn(2, 3, 16, 16)).square().mean().backward()
+        assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.load_state_dict(build(SPEC, seed=9).state_dict()),
+        lambda m: m.double(),
+        lambda m: nn.utils.vector_to_parameters(torch.randn(_count(m)), m.parameters()),
+        lambda m: nn.init.zeros_(m.csg.weight),
+        lambda m: setattr(m.csg, "weight", nn.Parameter(torch.randn_like(m.csg.weight))),
+        lambda m: setattr(
+            m.layer1[0].conv1, "codes", nn.Parameter(torch.randn_like(m.layer1[0].conv1.codes))
+        ),
+        lambda m: (m.csg.weight.data.zero_(), m.eval()),
+        lambda m: (m.csg.weight.data.zero_(), refresh(m)),
+    ],
+)
+def test_a_change_of_the_parameters_is_seen(change):
+    model = build(SPEC)
+    for layer in generated(model).values():
+        assert layer.weight.requires_grad
+    change(model)
+    _assert_fresh(model)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_unfreezing_after_a_forward_pass_is_seen():
+    model = build(SPEC)
+    layer = model.layer2[0].conv1
+    layer.codes.requires_grad_(False)
+    model(torch.randn(2, 3, 16, 16)).sum().backward()
+    assert layer.codes.grad is None
+    layer.codes.requires_grad_(True)
+    model(torch.randn(2, 3, 16, 16)).sum().backward()
+    assert layer.codes.grad is not None
+
+
+def test_changing_the_generator_between_forward_and_backward_is_an_error():
+    model = build(SPEC)
+    loss = model(torch.randn(2, 3, 16, 16)).sum()
+    with torch.no_grad():
+        model.csg.weight.add_(1)
+    with pytest.raises(RuntimeError, match="changed in place between forward and backward"):
+        loss.backward()
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))]
+)
+def test_copies_keep_one_shared_generator_of_their_own(copied):
+    model = build(SPEC)
+    x = torch.randn(2, 3, 16, 16)
+    model(x).sum().backward()
+    twin = copied(model)
+    assert twin.csg is not model.csg
+    assert {id(layer.bank.generator) for layer in generated(twin).values()} == {id(twin.csg)}
+    assert torch.equal(twin.eval()(x), model.eval()(x))
+    with torch.no_grad():
+        twin.csg.weight.zero_()
+    assert not torch.equal(twin(x), model(x))
+
+
+def test_moves_of_dtype_keep_the_generator_shared_and_listed_once():
+    model = build(SPEC).to(torch.float64)
+    assert [n for n in model.state_dict() if n.endswith("csg.weight")] == ["csg.weight"]
+    assert sum(p is model.csg.weight for p in model.parameters()) == 1
+    assert model(torch.randn(1, 3, 16, 16, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_a_submodule_called_by_itself_uses_todays_kernels():
+    model = build(SPEC)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(2, 16, 8, 8)
+    before = model.eval().layer1(x)
+    model.train()
+    _step(model, opt)
+    assert not torch.equal(model.eval().layer1(x), before)
+    _assert_fresh(model)
+
+
+def test_gradients_agree_with_finite_differences():
+    model = nn.Sequential(nn.Conv2d(4, 5, 3, padding=1), nn.Tanh(), nn.Conv2d(5, 4, 3))
+    generate_filters(model, SliceGenerator(3, 4))
+    model.double()
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    weight, first, second = model[0].csg.weight, model[0].codes, model[2].codes
+    assert torch.autograd.gradcheck(lambda *_: model(x), (weight, first, second))
+    assert torch.autograd.gradgradcheck(lambda *_: model(x), (weight, first, second))
+
+
+@pytest.mark.parametrize("layout", ["block", "flat"])
+def test_torch_func_sees_the_parameters_it_is_given(layout):
+    model = build(ModelSpec(slice_size=8, code_size=16, layout=layout)).eval()
+    x = torch.randn(2, 3, 16, 16)
+    other = build(ModelSpec(slice_size=8, code_size=16, layout=layout), seed=3).eval()
+    model(x)
+    called = torch.func.functional_call(model, dict(other.named_parameters()), (x,))
+    torch.testing.assert_close(called, other(x))
+    stacked = {n: torch.stack([p, q]) for (n, p), q in
+               zip(model.named_parameters(), other.parameters(), strict=True)}  # fmt: skip
+    both = torch.func.vmap(lambda p: torch.func.functional_call(model, p, (x,)))(stacked)
+    torch.testing.assert_close(both[0], model(x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(both[1], other(x), atol=1e-4, rtol=1e-4)
+
+
+def test_data_parallel_replicas_use_their_own_parameters():
+    model = build(SPEC).eval()
+    x = torch.randn(2, 3, 16, 16)
+    expected = model(x)
+    replica = _replicate(model)
+    with torch.no_grad():
+        model.layer1[0].conv1.codes.zero_()
+    torch.testing.assert_close(replica(x), expected)
+
+
+def _replicate(model: nn.Module) -> nn.Module:
+    """What DataParallel's replicate does for one device, which itself needs a GPU."""
+    originals = list(model.modules())
+    replicas = [m._replicate_for_data_parallel() for m in originals]
+    for original, replica in zip(originals, replicas, strict=True):
+        for name, child in original._modules.items():
+            replica._modules[name] = replicas[originals.index(child)]
+        for name, parameter in original._parameters.items():
+            if parameter is not None:
+                setattr(replica, name, parameter.clone())
+    return replicas[0]
+
+
+def test_autocast_generates_in_full_precision():
+    model = build(SPEC)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(torch.randn(2, 3, 16, 16)).float().square().mean()
+        assert model.layer1[0].conv1.weight.dtype == torch.float32
+    loss.backward()
+    _assert_fresh(model)
+
+
+def test_channels_last_gives_the_same_outputs():
+    model = build(SPEC).eval()
+    x = torch.randn(2, 3, 16, 16)
+    expected = model(x)
+    model.to(memory_format=torch.channels_last)
+    found = model(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_training_equals_eager_training():
+    eager, compiled = build(SPEC), build(SPEC)
+    step = torch.compile(compiled, fullgraph=True)
+    batches = torch.randn(3, 2, 3, 16, 16)
+    for model, call in ((eager, eager), (compiled, step)):
+        opt = torch.optim.SGD(model.parameters(), lr=0.01)
+        for x in batches:
+            opt.zero_grad()
+            call(x).square().mean().backward()
+            opt.step()
+    for (name, p), q in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-4, rtol=1e-3, msg=name)
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(eager.eval()(x), compiled.eval()(x), atol=1e-3, rtol=1e-3)

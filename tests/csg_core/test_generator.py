@@ -1,0 +1,108 @@
+"""Generators: learned, frozen and binary; what they hold, and that seeds rebuild them exactly."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from csg_core import SliceGenerator, build, manifest, paper_std
+from csg_core.spec import ModelSpec
+
+# Fixed once: a seeded generator must be the same bits on every machine, for ever.
+DIGESTS = {
+    "frozen": "1fe653cd929bbb85fb73d5965328814fac77e5b481c609c630ec492942355a95",
+    "binary": "72f66abbb0fc32552770e14a4750e2f1f141a0f6566140dbd20fc76d4bf6c897",
+}
+SCRIPT = """
+import hashlib, sys, torch
+from csg_core import SliceGenerator
+torch.set_num_threads(int(sys.argv[2]))
+weight = SliceGenerator(12, 72, kind=sys.argv[1], seed=7).weight
+print(hashlib.sha256(weight.numpy().tobytes()).hexdigest())
+"""
+
+
+def _digest(kind: str) -> str:
+    weight = SliceGenerator(12, 72, kind=kind, seed=7).weight
+    return hashlib.sha256(weight.numpy().tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["frozen", "binary"])
+def test_a_seeded_generator_is_the_same_bits_everywhere(kind):
+    assert _digest(kind) == DIGESTS[kind]
+
+
+@pytest.mark.parametrize("kind", ["frozen", "binary"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_seeded_generator_is_equal_across_processes_and_thread_counts(kind, threads):
+    command = [sys.executable, "-c", SCRIPT, kind, str(threads)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    assert found.stdout.strip() == _digest(kind)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "binary"])
+def test_a_seeded_generator_neither_trains_nor_travels_nor_is_saved(kind):
+    model = build(ModelSpec(generator=kind, generator_seed=5))
+    assert not list(model.csg.parameters())
+    assert [name for name in model.state_dict() if name.startswith("csg.")] == ["csg.seed"]
+    assert manifest(model).count("generator") == 0
+
+
+def test_loading_a_seed_rebuilds_the_generator_it_describes():
+    saved = build(ModelSpec(generator="binary", generator_seed=11))
+    other = build(ModelSpec(generator="binary", generator_seed=12))
+    x = torch.randn(2, 3, 32, 32)
+    other.load_state_dict(saved.state_dict())
+    assert torch.equal(other.csg.weight, saved.csg.weight)
+    assert torch.equal(other.eval()(x), saved.eval()(x))
+
+
+def test_binary_values_are_two_and_balanced():
+    generator = SliceGenerator(kind="binary", std=paper_std(72, "binary"))
+    assert generator.weight.unique().tolist() == [-0.5, 0.5]
+    assert abs(float(generator.weight.mean())) < 0.01
+
+
+def test_frozen_draw_has_the_asked_deviation():
+    generator = SliceGenerator(kind="frozen", std=0.3)
+    assert float(generator.weight.std()) == pytest.approx(0.3, rel=0.01)
+    assert float(generator.weight.mean()) == pytest.approx(0.0, abs=0.005)
+
+
+def test_a_generator_taken_from_elsewhere_is_saved_but_does_not_train_or_travel():
+    weight = torch.randn(12 * 12 * 9, 72)
+    model = build(ModelSpec(generator="frozen"), generator_weight=weight)
+    assert torch.equal(model.csg.weight, weight)
+    assert not list(model.csg.parameters())
+    assert "csg.weight" in model.state_dict()
+    other = build(ModelSpec(generator="frozen"), generator_weight=weight + 1)
+    assert manifest(model).fingerprint != manifest(other).fingerprint
+
+
+def test_learned_generators_differ_by_seed_and_agree_on_the_same():
+    first, same, other = (SliceGenerator(seed=s).weight for s in (1, 1, 2))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"slice_size": 0}, "slice size 0 is too small; use 1 or more"),
+        ({"code_size": -1}, "code size -1 is too small"),
+        ({"kernel_size": 0}, "kernel size 0 is too small"),
+        ({"slice_size": 2, "code_size": 37}, "code size 37 is larger than the slice it makes"),
+        ({"kind": "magic"}, "generator 'magic' is unknown; use one of learned, frozen, binary"),
+        ({"seed": -3}, "seed -3 is out of range"),
+        ({"std": 0.0}, "std 0.0 is no standard deviation"),
+        ({"weight": torch.zeros(3, 4)}, r"has shape \(3, 4\).* need \(1296, 72\)"),
+        ({"kind": "binary", "weight": torch.zeros(1296, 72)}, "drawn from its seed"),
+    ],
+)
+def test_impossible_settings_are_refused_in_one_line(arguments, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        SliceGenerator(**arguments)
+    assert "\n" not in str(caught.value)
