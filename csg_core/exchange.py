@@ -43,20 +43,23 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The ordered tensors that a model exchanges, and the generators they stand on.
+    """The ordered tensors that a model exchanges, and the grounds on which they mean something.
+
+    The grounds are the generators (size, kind, seed) and, for every generated kernel, its shape,
+    layout and generator.
 
     Order: group by group as in ``GROUPS``, within a group as in the model. Two models can exchange
     exactly if their manifests are equal.
     """
 
     entries: tuple[Entry, ...]
-    generators: tuple[tuple[str, str], ...]  # name, description as JSON
+    grounds: tuple[tuple[str, str], ...]  # what, and its description
 
     @property
     def fingerprint(self) -> str:
         """32 hexadecimal digits, equal for models that can exchange."""
         content = [[e.name, e.group, list(e.shape)] for e in self.entries]
-        text = json.dumps([content, self.generators], separators=(",", ":"))
+        text = json.dumps([content, self.grounds], separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @property
@@ -72,8 +75,8 @@ class Manifest:
         """The first thing in which ``other`` differs, by name, or None if nothing does."""
         ours = {e.name: f"{e.group} {e.shape}" for e in self.entries}
         theirs = {e.name: f"{e.group} {e.shape}" for e in other.entries}
-        ours |= {f"generator {name}": text for name, text in self.generators}
-        theirs |= {f"generator {name}": text for name, text in other.generators}
+        ours |= dict(self.grounds)
+        theirs |= dict(other.grounds)
         for name in [*ours, *(n for n in theirs if n not in ours)]:
             here, there = ours.get(name, "absent"), theirs.get(name, "absent")
             if here != there:
@@ -101,15 +104,16 @@ def exchanged(model: nn.Module) -> dict[Entry, Tensor]:
 def manifest(model: nn.Module) -> Manifest:
     """What ``model`` exchanges."""
     model = unwrap(model)
-    layouts: dict[int, dict[str, Any]] = {}
+    made_by = {id(generator): name for name, generator in generators(model).items()}
+    grounds = [
+        (f"generator {name}", json.dumps(generator.describe()))
+        for name, generator in generators(model).items()
+    ]
     for name, layer in generated(model).items():
-        kept = layouts.setdefault(id(layer.bank.generator), {"layout": layer.bank.layout})
-        kept[name] = [layer.out_channels, layer.in_channels]
-    described = tuple(
-        (name, json.dumps(g.describe() | layouts.get(id(g), {}), sort_keys=True))
-        for name, g in generators(model).items()
-    )
-    return Manifest(tuple(exchanged(model)), described)
+        shape = f"{layer.out_channels} x {layer.in_channels}"
+        maker = made_by.get(id(layer.bank.generator), "a generator outside the model")
+        grounds.append((f"kernel {name}", f"{shape} {layer.bank.layout} by {maker}"))
+    return Manifest(tuple(exchanged(model)), tuple(grounds))
 
 
 def pack(model: nn.Module) -> NDArray[np.float32]:

@@ -1,0 +1,93 @@
+"""Images come in whole, and a file that cannot be used says so in one line."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from client.data import DataError, load_digits, load_parquet, load_split
+
+
+def _png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _write(path, images, labels):
+    structs = [{"bytes": image, "path": None} for image in images]
+    pq.write_table(pa.table({"img": structs, "label": labels}), path)
+    return path
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+
+
+def test_lossless_images_come_back_exactly(tmp_path, pixels):
+    data = load_parquet(_write(tmp_path / "a.parquet", map(_png, pixels), [0, 1, 2, 3, 4, 9]))
+    assert np.array_equal(data.images.numpy(), pixels)
+    assert data.labels.tolist() == [0, 1, 2, 3, 4, 9]
+
+
+def test_a_split_of_several_files_is_joined_in_order(tmp_path, pixels):
+    _write(tmp_path / "train-00001-of-00002.parquet", map(_png, pixels[3:]), [3, 4, 5])
+    _write(tmp_path / "train-00000-of-00002.parquet", map(_png, pixels[:3]), [0, 1, 2])
+    _write(tmp_path / "test-00000-of-00001.parquet", map(_png, pixels[:1]), [7])
+    data = load_split(tmp_path, "train")
+    assert data.labels.tolist() == [0, 1, 2, 3, 4, 5]
+    assert np.array_equal(data.images.numpy(), pixels)
+    assert len(load_split(tmp_path, "test")) == 1
+
+
+def test_the_shared_copy_loads(shared):
+    data = load_split(shared / "data" / "cifar10-jpeg", "test")
+    assert data.images.shape == (10_000, 32, 32, 3)
+    assert data.labels.bincount().tolist() == [1000] * 10
+
+
+def test_digits_are_split_once_and_for_all():
+    train, test = load_digits(train=True), load_digits(train=False)
+    assert (len(train), len(test)) == (1437, 360)
+    assert train.images.shape[1:] == (32, 32, 3)
+    assert set(test.labels.tolist()) == set(range(10))
+    assert float(train.images.float().mean() / 255) == pytest.approx(train.mean[0], abs=0.002)
+    assert float(train.images.float().std() / 255) == pytest.approx(train.std[0], abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p, _: p / "absent.parquet", "no such file"),
+        (lambda p, _: _text(p / "a.parquet", b"not parquet"), "cannot be read as parquet"),
+        (lambda p, _: _text(p / "a.parquet", b""), "cannot be read as parquet"),
+        (lambda p, _: _columns(p / "a.parquet"), "need img"),
+        (lambda p, _: _write(p / "a.parquet", [b"noise"], [1]), "image that cannot be used"),
+        (lambda p, x: _write(p / "a.parquet", [_png(x[0]), _png(x[1][:16])], [1, 2]),
+         "image that cannot be used"),
+        (lambda p, x: _write(p / "a.parquet", [_png(x[0])], [10]), "labels must lie in 0..9"),
+    ],
+)  # fmt: skip
+def test_unusable_files_are_refused_in_one_line(tmp_path, pixels, make, message):
+    with pytest.raises(DataError, match=message) as caught:
+        load_parquet(make(tmp_path, pixels))
+    assert "\n" not in str(caught.value)
+
+
+def _text(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def _columns(path):
+    pq.write_table(pa.table({"picture": [1], "label": [1]}), path)
+    return path
+
+
+def test_a_folder_without_cifar10_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"has no train\*\.parquet"):
+        load_split(tmp_path, "train")

@@ -1,0 +1,67 @@
+"""Local training learns, repeats itself for a seed, and evaluation counts every image."""
+
+import pytest
+import torch
+
+from client.data import load_digits
+from client.training import evaluate, train_epoch
+from csg_core import build, pack
+from csg_core.images import ImageSet
+from csg_core.spec import ModelSpec
+
+SPEC = ModelSpec(width=0.5, slice_size=8, code_size=24)
+
+
+def _first(count: int) -> ImageSet:
+    data = load_digits(train=True)
+    return ImageSet(data.images[:count], data.labels[:count], 10, data.mean, data.std)
+
+
+def _trained(seed: int, precision: str = "fp32") -> torch.nn.Module:
+    model = build(SPEC)
+    opt = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    rng = torch.Generator().manual_seed(seed)
+    train_epoch(model, _first(300), opt, batch_size=64, rng=rng, precision=precision)
+    return model
+
+
+def test_training_repeats_itself_bit_by_bit_for_a_seed():
+    assert (pack(_trained(1)) == pack(_trained(1))).all()
+    assert (pack(_trained(1)) != pack(_trained(2))).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_generated_network_learns_digits(precision):
+    model, data = build(SPEC), load_digits(train=True)
+    opt = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        train_epoch(
+            model, data, opt, batch_size=64, rng=rng, precision=precision, augment=False
+        )
+    assert evaluate(model, load_digits(train=False)).accuracy > 0.85
+
+
+def test_evaluation_counts_every_image_whatever_the_batch():
+    model, data = build(SPEC), _first(101)
+    whole, parts = evaluate(model, data, batch_size=101), evaluate(model, data, batch_size=20)
+    assert whole.examples == parts.examples == 101
+    assert whole.accuracy == parts.accuracy
+    assert whole.loss == pytest.approx(parts.loss, rel=1e-4)
+    assert model.training
+
+
+def test_a_last_batch_of_one_image_is_left_out():
+    model = build(SPEC)
+    opt = torch.optim.SGD(model.parameters(), lr=0.05)
+    steps = []
+    train_epoch(
+        model,
+        _first(65),
+        opt,
+        batch_size=64,
+        rng=torch.Generator(),
+        after_step=lambda: steps.append(1),
+    )
+    assert len(steps) == 1

@@ -1,0 +1,186 @@
+"""Any CNN takes generated filters, says what became of it, and folds back to itself."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from csg_core import SliceGenerator, build, count_trainable, fold, generate_filters, generated
+from csg_core.layout import LAYOUTS
+from csg_core.networks.from_torchvision import torchvision
+from csg_core.spec import ModelSpec
+
+
+def _small() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, padding=1),
+        nn.Conv2d(12, 12, 3, padding=1, groups=3),
+        nn.Conv2d(12, 5, 1),
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    channels=st.integers(4, 20),
+    out=st.integers(1, 20),
+    kernel=st.integers(1, 5),
+    slice_size=st.integers(1, 9),
+    stride=st.integers(1, 3),
+    dilation=st.integers(1, 2),
+    padding=st.sampled_from(["same", "valid", 0, 1, (2, 1)]),
+    mode=st.sampled_from(["zeros", "reflect", "replicate", "circular"]),
+    bias=st.booleans(),
+    layout=st.sampled_from(LAYOUTS),
+)
+def test_any_convolution_converts_to_its_own_shape_and_folds_to_the_same_outputs(
+    channels, out, kernel, slice_size, stride, dilation, padding, mode, bias, layout
+):
+    if padding == "same":
+        stride = 1
+    conv = nn.Conv2d(channels, out, kernel, stride=stride, padding=padding, dilation=dilation,
+                     padding_mode=mode, bias=bias)  # fmt: skip
+    model = nn.Sequential(conv)
+    x = torch.randn(2, channels, 12, 12)
+    shape = conv(x).shape
+    generator = SliceGenerator(slice_size, min(4, slice_size**2 * kernel**2), kernel)
+    generate_filters(model, generator, layout=layout)
+    assert model[0].weight.shape == conv.weight.shape
+    assert model(x).shape == shape
+    plain = fold(model)
+    assert type(plain[0]) is nn.Conv2d
+    assert torch.equal(plain(x), model(x))
+
+
+def test_the_report_says_what_was_replaced_and_what_was_left_and_why():
+    model = _small()
+    before = count_trainable(model)
+    report = generate_filters(model, SliceGenerator(4, 6))
+    assert [done.name for done in report.replaced] == ["2"]
+    assert report.replaced[0].kernel_shape == (12, 8, 3, 3)
+    assert report.replaced[0].codes == 6
+    reasons = {left.name: left.reason for left in report.left}
+    assert reasons["0"] == "has only 3 input channels"
+    assert "3 groups" in reasons["3"]
+    assert reasons["4"] == "is 1 x 1; the generator makes 3 x 3"
+    assert report.parameters_before == before
+    assert report.parameters_after == count_trainable(model)
+    assert report.parameters_after == before - 12 * 8 * 9 + 6 * 6 + 4 * 4 * 9 * 6
+    assert "generated 2: 12x8x3x3 from 6 codes" in str(report)
+
+
+def test_named_and_chosen_convolutions_are_taken_even_the_stem():
+    by_name, by_function = _small(), _small()
+    generate_filters(by_name, SliceGenerator(4, 6), select=["0", "2"])
+    generate_filters(by_function, SliceGenerator(4, 6), select=lambda name, _: name in {"0", "2"})
+    assert list(generated(by_name)) == list(generated(by_function)) == ["0", "2"]
+
+
+def test_two_generators_of_different_kernel_sizes_live_side_by_side():
+    model = build(ModelSpec(name="densenet40-36"))
+    report = generate_filters(model, SliceGenerator(12, 36, 1), name="csg1x1")
+    assert len(report.replaced) == 20
+    assert {"csg.weight", "csg1x1.weight"} <= set(model.state_dict())
+    x = torch.randn(1, 3, 32, 32)
+    model.eval()
+    torch.testing.assert_close(fold(model)(x), model(x))
+
+
+def test_a_convolution_used_in_two_places_stays_one():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(4, 4, 3, padding=1)
+            self.second = self.first
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x))
+
+    model = Twice()
+    generate_filters(model, SliceGenerator(4, 6))
+    assert model.first is model.second
+    plain = fold(model)
+    assert plain.first is plain.second
+
+
+def test_what_cannot_be_replaced_faithfully_is_left():
+    class Scaled(nn.Conv2d):
+        pass
+
+    model = nn.Module()
+    model.plain = nn.Conv2d(4, 4, 3)
+    model.subclass = Scaled(4, 4, 3)
+    model.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
+    model.hooked = nn.Conv2d(4, 4, 3)
+    model.hooked.register_forward_hook(lambda *_: None)
+    model.tied = nn.Conv2d(4, 4, 3)
+    model.tied.weight = model.plain.weight
+    model.wide = nn.Conv2d(4, 4, (3, 5))
+    report = generate_filters(model, SliceGenerator(4, 6))
+    assert [done.name for done in report.replaced] == ["plain"]
+    reasons = {left.name: left.reason for left in report.left}
+    assert "is a Scaled" in reasons["subclass"]
+    assert "is a ParametrizedConv2d" in reasons["normed"]
+    assert "has hooks" in reasons["hooked"]
+    assert reasons["tied"] == "shares its weight with plain"
+    assert reasons["wide"] == "is 3 x 5; the generator makes 3 x 3"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"select": ["3"]}, "convolution 3 cannot be generated: has 3 groups; only ungrouped"),
+        ({"select": ["22"]}, "the model has no convolution '22'; did you mean '2'"),
+        ({"select": []}, "no convolution of this model can be generated"),
+        ({"select": ["4"]}, "convolution 4 cannot be generated: is 1 x 1"),
+        ({"layout": "spiral"}, "layout 'spiral' is unknown; use one of block, flat"),
+        ({"start": "cold"}, "start 'cold' is unknown; use one of fan_in, paper, dense"),
+        ({"name": "training"}, "has an attribute 'training' already"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_one_line_and_changes_nothing(arguments, message):
+    model = _small()
+    before = [type(m) for m in model.modules()]
+    with pytest.raises(ValueError, match=message) as caught:
+        generate_filters(model, SliceGenerator(4, 6), **arguments)
+    assert "\n" not in str(caught.value)
+    assert [type(m) for m in model.modules()] == before
+
+
+def test_mixed_dtypes_are_refused():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3).double())
+    with pytest.raises(ValueError, match="differ in device or dtype"):
+        generate_filters(model)
+
+
+# kernel size of the slices, and how many convolutions they make (counted by hand)
+TORCHVISION = {
+    "resnet18": (3, 16),
+    "resnet50": (3, 16),
+    "densenet121": (3, 58),
+    "mobilenet_v2": (1, 34),
+    "shufflenet_v2_x1_0": (1, 36),
+    "deeplabv3_resnet50": (3, 20),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_networks_convert_and_fold(name):
+    kernel, replaced = TORCHVISION[name]
+    models = torchvision().models
+    weights = {"weights_backbone": None} if "deeplab" in name else {}
+    model = models.get_model(name, weights=None, **weights).eval()
+    size = 16 if kernel == 3 else 12
+    report = generate_filters(model, SliceGenerator(size, 72, kernel))
+    assert len(report.replaced) == replaced
+    assert report.parameters_after < report.parameters_before
+    with torch.no_grad():
+        x = torch.randn(1, 3, 64, 64)
+        outputs, plain = model(x), fold(model)(x)
+    if isinstance(outputs, dict):
+        outputs, plain = outputs["out"], plain["out"]
+    assert torch.isfinite(outputs).all()
+    torch.testing.assert_close(plain, outputs)

@@ -1,0 +1,131 @@
+"""What travels, in which order, as one array, and that models which differ refuse each other."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from csg_core import build, exchanged, manifest, pack, split, unpack, unwrap
+from csg_core.exchange import GROUPS
+from csg_core.spec import ModelSpec
+
+SPECS = st.builds(
+    ModelSpec,
+    name=st.sampled_from(["resnet20", "densenet40-36"]),
+    parametrization=st.sampled_from(["csg", "dense"]),
+    slice_size=st.integers(4, 16),
+    code_size=st.integers(1, 40),
+    generator=st.sampled_from(["learned", "frozen", "binary"]),
+    layout=st.sampled_from(["block", "flat"]),
+    width=st.sampled_from([0.25, 0.5]),
+)
+
+
+@settings(deadline=None, max_examples=15)
+@given(SPECS)
+def test_unpacking_what_another_model_packed_makes_them_equal(spec):
+    source, target = build(spec, seed=1), build(spec, seed=2)
+    assert manifest(source) == manifest(target)
+    unpack(target, pack(source))
+    assert np.array_equal(pack(target), pack(source))
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(target.eval()(x), source.eval()(x))
+
+
+def test_order_and_groups_of_a_generated_resnet():
+    model = build(ModelSpec())
+    entries = list(exchanged(model))
+    assert [GROUPS.index(e.group) for e in entries] == sorted(GROUPS.index(e.group) for e in entries)
+    assert entries[0].name == "csg.weight"
+    assert entries[0].shape == (1296, 72)
+    counted = manifest(model)
+    assert counted.count("generator") == 93_312
+    assert counted.count("codes") == 19_656
+    assert counted.count("norms") == 1_376
+    assert counted.count("other") == 432 + 650
+    assert counted.count("statistics") == 1_376
+    assert counted.size == 115_426 + 1_376
+    names = [e.name for e in entries]
+    assert len(names) == len(set(names))
+    assert not any("num_batches_tracked" in name for name in names)
+
+
+def test_what_does_not_train_does_not_travel():
+    model = build(ModelSpec())
+    model.fc.weight.requires_grad_(False)
+    assert "fc.weight" not in {e.name for e in exchanged(model)}
+    assert "fc.bias" in {e.name for e in exchanged(model)}
+
+
+def test_split_gives_every_tensor_in_its_shape():
+    model = build(ModelSpec())
+    parts = split(pack(model), tuple(exchanged(model)))
+    for entry, tensor in exchanged(model).items():
+        assert np.array_equal(parts[entry], tensor.detach().numpy())
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"name": "resnet32"}, r"layer1\.3\.conv1\.codes is absent here and codes \(4, 72\) there"),
+        ({"slice_size": 16}, r"csg\.weight is generator \(1296, 72\) here and .*2304, 72\) there"),
+        ({"code_size": 36}, r"csg\.weight is generator \(1296, 72\) here and .*1296, 36\) there"),
+        ({"generator": "frozen"}, r"csg\.weight is generator \(1296, 72\) here and absent there"),
+        ({"layout": "flat"}, r"kernel layer1\.0\.conv1 is 16 x 16 block by csg here and .*flat.* there"),
+        ({"classes": 7}, r"fc\.weight is other \(10, 64\) here and other \(7, 64\) there"),
+        ({"parametrization": "dense"}, r"csg\.weight is generator \(1296, 72\) here and absent"),
+    ],
+)
+def test_models_that_do_not_match_refuse_each_other_by_name(other, named):
+    here, there = manifest(build(ModelSpec())), manifest(build(ModelSpec(**other)))
+    assert here.fingerprint != there.fingerprint
+    with pytest.raises(ValueError, match=f"the models do not match: {named}"):
+        here.require(there)
+
+
+def test_seeds_of_frozen_generators_are_part_of_the_fingerprint():
+    first, same, other = (
+        manifest(build(ModelSpec(generator="binary", generator_seed=s), seed=i))
+        for i, s in enumerate([1, 1, 2])
+    )
+    first.require(same)
+    assert first.fingerprint == same.fingerprint
+    with pytest.raises(ValueError, match='"seed": 1.* here and .*"seed": 2.* there'):
+        first.require(other)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda a: a[:-1], r"packed array is float32 \(116801,\); this model needs float32"),
+        (lambda a: a.astype(np.float64), "packed array is float64"),
+        (lambda a: a.reshape(1, -1), r"\(1, 116802\)"),
+        (lambda a: np.where(np.arange(a.size) == 5, np.nan, a).astype("f4"), r"csg\.weight holds"),
+        (lambda a: np.where(np.arange(a.size) == a.size - 1, np.inf, a).astype("f4"),
+         r"layer3\.2\.bn2\.running_var holds NaN or infinity"),
+    ],
+)  # fmt: skip
+def test_a_bad_array_is_refused_and_nothing_is_written(damage, message):
+    model = build(ModelSpec())
+    before = pack(model).copy()
+    with pytest.raises(ValueError, match=message):
+        unpack(model, damage(before * 2))
+    assert np.array_equal(pack(model), before)
+
+
+def test_unpacking_keeps_no_tie_to_the_array():
+    model = build(ModelSpec())
+    packed = pack(model).copy()
+    unpack(model, packed)
+    packed[:] = 0
+    assert model.csg.weight.abs().sum() > 0
+
+
+def test_wrapped_models_exchange_what_the_model_inside_does():
+    model = build(ModelSpec())
+    for wrapped in (nn.DataParallel(model), torch.compile(model)):
+        assert unwrap(wrapped) is model
+        assert manifest(wrapped) == manifest(model)
+        assert np.array_equal(pack(wrapped), pack(model))

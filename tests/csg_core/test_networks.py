@@ -1,0 +1,78 @@
+"""The trainable counts of the reference tables, exactly, dense and generated."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from csg_core import NETWORKS, build, count_trainable, dense_network
+from csg_core.spec import ModelSpec
+
+REFERENCE = {
+    ("resnet20", None): 269_722,
+    ("resnet20", (12, 72)): 115_426,
+    ("resnet20", (16, 72)): 176_698,
+    ("resnet20", (16, 128)): 312_218,
+    ("resnet56", None): 853_018,
+    ("resnet56", (12, 72)): 160_450,
+    ("resnet56", (16, 72)): 197_530,
+    ("resnet56", (16, 128)): 347_162,
+    ("densenet40-36", None): 1_542_682,
+    ("densenet40-36", (12, 36)): 772_858,
+    ("densenet40-36", (12, 48)): 796_186,
+    ("densenet40-36", (12, 72)): 842_842,
+    ("densenet40-48", None): 2_733_130,
+    ("densenet40-48", (12, 36)): 1_328_266,
+    ("densenet40-48", (12, 48)): 1_357_642,
+    ("densenet40-48", (12, 72)): 1_416_394,
+    ("resnet18", None): 11_689_512,
+    ("resnet50", None): 25_557_032,
+}
+
+
+@pytest.mark.parametrize(("row", "expected"), REFERENCE.items())
+def test_counts_of_the_reference_tables(row, expected):
+    name, sizes = row
+    if sizes is None:
+        spec = ModelSpec(name=name, parametrization="dense")
+    else:
+        spec = ModelSpec(name=name, slice_size=sizes[0], code_size=sizes[1])
+    assert count_trainable(build(spec)) == expected
+
+
+@pytest.mark.parametrize("name", [n for n in NETWORKS if "110" not in n])
+def test_every_network_makes_logits_dense_and_generated(name):
+    side = 64 if name in {"resnet18", "resnet34", "resnet50", "densenet121"} else 32
+    for parametrization in ("dense", "csg"):
+        model = build(ModelSpec(name=name, parametrization=parametrization, classes=7)).eval()
+        with torch.no_grad():
+            assert model(torch.randn(2, 3, side, side)).shape == (2, 7)
+
+
+def test_narrow_controls_have_narrow_channels():
+    assert dense_network("resnet20", width=11 / 16).conv1.out_channels == 11
+    assert count_trainable(dense_network("resnet20", width=11 / 16)) == 128_017
+    assert dense_network("densenet40-36", width=0.5).features[1].conv2.out_channels == 18
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "resnet21"}, "network 'resnet21' is unknown; use one of resnet20"),
+        ({"name": "resnet20", "width": 0}, "width 0 is not positive"),
+        ({"name": "resnet18", "width": 0.5}, "resnet18 comes in width 1 only"),
+    ],
+)
+def test_networks_that_do_not_exist_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        dense_network(**arguments)
+
+
+def test_torchvision_is_imported_only_where_it_is_used():
+    script = (
+        "import sys, csg_core, client.training, client.data, server.checkpoints\n"
+        "csg_core.build(csg_core.ModelSpec())\n"
+        "sys.exit('torchvision' in sys.modules or 'sklearn' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

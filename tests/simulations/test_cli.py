@@ -1,0 +1,90 @@
+"""The command surface, as a user meets it: answers on stdout, mistakes in one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from simulations.cli import main
+
+
+def test_estimate_prints_the_counts_of_one_network(capsys):
+    assert main(["estimate", "resnet20", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["parameters"] == {
+        "total": 115_426,
+        "generator": 93_312,
+        "codes": 19_656,
+        "other": 2_458,
+        "dense": 269_722,
+    }
+    assert answer["ratio_to_dense"] == pytest.approx(2.3368, abs=1e-4)
+
+
+def test_estimate_prints_the_papers_table(capsys):
+    assert main(["estimate", "--table"]) == 0
+    table = capsys.readouterr().out
+    for count in ("269,722", "160,450", "1,542,682", "1,416,394", "11,689,512"):
+        assert count in table
+
+
+def test_evaluate_prints_accuracy_of_the_released_checkpoint(shared, capsys):
+    checkpoint = shared / "reference" / "acl-resnet20-slice16-code72.t7"
+    data = shared / "data" / "cifar10-original-train-first1000.parquet"
+    assert main(["evaluate", str(checkpoint), "--data", str(data), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["accuracy"] >= 0.986
+    assert answer["examples"] == 1000
+    assert answer["loss"] < 0.1
+
+
+@pytest.mark.slow
+def test_train_then_compress_and_fine_tune(tmp_path, capsys):
+    """A dense network is trained, its kernels fitted, and the generated network trained on."""
+    dense, fitted = tmp_path / "dense.safetensors", tmp_path / "fitted.safetensors"
+    common = ["--data", "digits", "--epochs", "3", "--batch-size", "64", "--json"]
+    assert main(["train", "resnet20", "--width", "0.5", "--parametrization", "dense",
+                 "--out", str(dense), *common]) == 0  # fmt: skip
+    assert json.loads(capsys.readouterr().out)["accuracy"] > 0.8
+    assert main(["train", "--fit-to", str(dense), "--slice-size", "8", "--code-size", "48",
+                 "--lr", "0.01", "--out", str(fitted), *common]) == 0  # fmt: skip
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["accuracy"] > 0.85
+    assert answer["spec"]["width"] == 0.5
+    frozen = ["--generator-from", str(fitted), "--generator", "frozen", "--width", "0.5"]
+    assert main(["train", *frozen, *common]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] < answer["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["estimate", "resnet21"], "network 'resnet21' is unknown; use one of resnet20"),
+        (["estimate", "--slice-size", "0"], "slice size 0 is too small"),
+        (["estimate", "--slice-size", "x"], "invalid int value: 'x'"),
+        (["estimate", "--code-size", "5000"], "code size 5000 is larger than the slice"),
+        (["estimate", "--width", "-1"], "width -1.0 is not positive"),
+        (["evaluate", "nowhere.t7", "--data", "x"], "nowhere.t7: no such file"),
+        (["train", "--data", "nowhere"], r"nowhere: has no train*.parquet"),
+        (["train", "--epochs", "0"], "epochs 0 is not positive"),
+        (["train", "--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["train", "--fit-to", "nowhere"], "nowhere: no such file"),
+    ],
+)
+def test_mistakes_get_one_line_and_status_2(arguments, message):
+    command = [sys.executable, "-m", "simulations.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["train", "estimate", "evaluate"])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert f"example: csg {command}" in capsys.readouterr().out
