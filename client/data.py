@@ -42,7 +42,9 @@ def load_parquet(path: str | os.PathLike[str], *, classes: int = CIFAR10_CLASSES
         ) from error
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: cannot be read as parquet with img and label ({reason})") from error
+        raise DataError(
+            f"{path}: cannot be read as parquet with img and label ({reason})"
+        ) from error
     if not encoded:
         raise DataError(f"{path}: holds no images")
     try:

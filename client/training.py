@@ -55,7 +55,7 @@ def train_epoch(
         with autocast(device, precision):
             loss = F.cross_entropy(model(data.normalise(images)), data.labels[chosen])
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         if after_step is not None:
             after_step()

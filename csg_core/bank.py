@@ -92,7 +92,8 @@ class KernelBank:
             torch.set_grad_enabled(differentiable),
             torch.autocast(weight.device.type, enabled=False),
         ):
-            slices_SV = _SharedProduct.apply(torch.cat([codes[p] for p in order]), weight)
+            stacked = torch.cat([codes[p] for p in order])
+            slices_SV: Tensor = _SharedProduct.apply(stacked, weight)  # type: ignore[no-untyped-call]
             kernels = dict(self._split(slices_SV, groups))
         return _Made(
             kernels=[kernels[place] for place in range(len(codes))],

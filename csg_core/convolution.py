@@ -26,10 +26,10 @@ class GeneratedConv2d(nn.Module):
         super().__init__()
         self.in_channels = conv.in_channels
         self.out_channels = conv.out_channels
-        self.kernel_size = conv.kernel_size
-        self.stride = conv.stride
-        self.padding = conv.padding
-        self.dilation = conv.dilation
+        self.kernel_size = _pair(conv.kernel_size)
+        self.stride = _pair(conv.stride)
+        self.padding = conv.padding if isinstance(conv.padding, str) else _pair(conv.padding)
+        self.dilation = _pair(conv.dilation)
         self.groups = 1
         self.padding_mode = conv.padding_mode
         self.bias = conv.bias
@@ -61,8 +61,8 @@ class GeneratedConv2d(nn.Module):
     def extra_repr(self) -> str:
         codes, code_size = self.codes.shape
         return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={tuple(self.kernel_size)}, "
-            f"stride={tuple(self.stride)}, padding={self.padding}, codes={codes}x{code_size}"
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, padding={self.padding}, codes={codes}x{code_size}"
         )
 
     def _pads(self) -> list[int]:
@@ -78,3 +78,8 @@ class GeneratedConv2d(nn.Module):
                 side = int(self.padding[axis])
                 pads += [side, side]
         return pads
+
+
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    height, width = values
+    return height, width

@@ -154,7 +154,7 @@ class SliceGenerator(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if self.seed is not None:
             self.weight = self._draw(int(self.seed)).to(self.weight)
 

@@ -32,7 +32,8 @@ class ImageSet:
             raise ValueError(f"images are {self.images.dtype} {shape}; need uint8 [N, H, W, 3]")
         if self.labels.dtype != torch.int64 or tuple(self.labels.shape) != shape[:1]:
             raise ValueError(
-                f"labels are {self.labels.dtype} {tuple(self.labels.shape)}; need int64 [{shape[0]}]"
+                f"labels are {self.labels.dtype} {tuple(self.labels.shape)}; "
+                f"need int64 [{shape[0]}]"
             )
         if shape[0] and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.classes:
             raise ValueError(f"labels must lie in 0..{self.classes - 1}")

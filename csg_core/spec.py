@@ -51,9 +51,7 @@ class ModelSpec:
         return asdict(self)
 
 
-def build(
-    spec: ModelSpec, *, seed: int = 0, generator_weight: Tensor | None = None
-) -> nn.Module:
+def build(spec: ModelSpec, *, seed: int = 0, generator_weight: Tensor | None = None) -> nn.Module:
     """The model that ``spec`` describes, its random weights drawn from ``seed``.
 
     The global random state is left as it was. ``generator_weight`` is a W taken from elsewhere,
@@ -80,7 +78,9 @@ def build(
             std=std,
             weight=generator_weight,
         )
-        generate_filters(model, generator, layout=spec.layout, start=spec.start, seed=seed, name=_GENERATOR)
+        generate_filters(
+            model, generator, layout=spec.layout, start=spec.start, seed=seed, name=_GENERATOR
+        )
     return model
 
 

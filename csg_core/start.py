@@ -117,7 +117,8 @@ def _leading_directions(slices_SV: Tensor, generator: SliceGenerator) -> Tensor:
     else:
         leading = torch.linalg.eigh(slices_SV.t() @ slices_SV)[1][:, -wanted:]
     spare = generator.weight.detach().double()[:, leading.shape[1] :]
-    return torch.linalg.qr(torch.cat([leading, spare], dim=1))[0]
+    basis: Tensor = torch.linalg.qr(torch.cat([leading, spare], dim=1))[0]
+    return basis
 
 
 def check_finite(kernels: Sequence[tuple[str, nn.Conv2d]]) -> None:

@@ -1,7 +1,6 @@
 """Checkpoint files: reading any kind this project knows, writing its own."""
 
 import os
-import pickle
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -80,12 +79,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _from_pickle(path: Path) -> tuple[ModelSpec, nn.Module]:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # torch and pickle raise many kinds
         raise CheckpointError(
-            f"{path}: holds objects other than tensors, or is damaged; it was not executed"
+            f"{path}: is truncated, damaged or holds more than tensors; none of it was executed"
         ) from error
-    except Exception as error:  # torch raises many kinds for damaged files
-        raise CheckpointError(f"{path}: is truncated or no checkpoint") from error
     state = content.get("net", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
         raise CheckpointError(f"{path}: holds no state_dict of tensors")

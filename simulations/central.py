@@ -63,7 +63,7 @@ def train_centrally(
     model: nn.Module, train: ImageSet, test: ImageSet, settings: Settings
 ) -> Iterator[Epoch]:
     """Train ``model`` in place, on the device of ``train``, and yield after every epoch."""
-    model.to(train.images.device, memory_format=torch.channels_last)
+    model.to(train.images.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad],
         lr=settings.lr,

@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"csg {options.command}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"csg {options.command}: {error.filename or 'file'}: {error.strerror}", file=sys.stderr)
+        print(
+            f"csg {options.command}: {error.filename or 'file'}: {error.strerror}", file=sys.stderr
+        )
         return 2
     except BrokenPipeError:
         return 1

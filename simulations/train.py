@@ -13,14 +13,24 @@ from torch import nn
 
 from client.data import load_digits, load_split
 from client.training import Precision
-from csg_core import ModelSpec, SliceGenerator, build, count_trainable, generate_filters, manifest
+from csg_core import (
+    ModelSpec,
+    SliceGenerator,
+    build,
+    count_trainable,
+    generate_filters,
+    generators,
+    manifest,
+)
 from csg_core.images import ImageSet
 from server.checkpoints import read_checkpoint, write_checkpoint
 from simulations.central import SCHEDULES, Epoch, Settings, train_centrally
 from simulations.model_options import add_model_options, spec_from
 
 HELP = "train a network on one machine, without federation"
-EXAMPLE = "csg train resnet20 --data cifar10/ --epochs 12 --precision bf16 --out resnet20.safetensors"
+EXAMPLE = (
+    "csg train resnet20 --data cifar10/ --epochs 12 --precision bf16 --out resnet20.safetensors"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     usual = Settings()
     add = parser.add_argument_group("first values taken from a checkpoint").add_argument
     add("--fit-to", type=Path, metavar="CHECKPOINT",
-        help="compress this trained dense network: codes and generator are fitted to its kernels")  # fmt: skip
+        help="trained dense network to compress: codes and generator are fitted to it")  # fmt: skip
     add("--generator-from", type=Path, metavar="CHECKPOINT",
         help="take the generator of this network; with --generator frozen, keep it")  # fmt: skip
     add = parser.add_argument_group("training").add_argument
@@ -105,9 +115,14 @@ def first_model(options: argparse.Namespace, *, classes: int) -> tuple[ModelSpec
         source, donor = read_checkpoint(options.generator_from)
         if source.parametrization != "csg":
             raise ValueError(f"{options.generator_from}: is a dense network without a generator")
-        sizes = {"slice_size": source.slice_size, "code_size": source.code_size}
-        spec = replace(spec, layout=source.layout, **sizes)
-        weight = donor.get_submodule("csg").weight.detach()
+        spec = replace(
+            spec,
+            slice_size=source.slice_size,
+            code_size=source.code_size,
+            layout=source.layout,
+        )
+        (generator,) = generators(donor).values()
+        weight = generator.weight.detach()
     if options.fit_to is None:
         return spec, build(spec, seed=options.seed, generator_weight=weight)
     dense, model = read_checkpoint(options.fit_to)

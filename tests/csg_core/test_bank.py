@@ -132,9 +132,7 @@ def test_changing_the_generator_between_forward_and_backward_is_an_error():
         loss.backward()
 
 
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))]
-)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_keep_one_shared_generator_of_their_own(copied):
     model = build(SPEC)
     x = torch.randn(2, 3, 16, 16)

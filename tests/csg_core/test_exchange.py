@@ -37,7 +37,9 @@ def test_unpacking_what_another_model_packed_makes_them_equal(spec):
 def test_order_and_groups_of_a_generated_resnet():
     model = build(ModelSpec())
     entries = list(exchanged(model))
-    assert [GROUPS.index(e.group) for e in entries] == sorted(GROUPS.index(e.group) for e in entries)
+    assert [GROUPS.index(e.group) for e in entries] == sorted(
+        GROUPS.index(e.group) for e in entries
+    )
     assert entries[0].name == "csg.weight"
     assert entries[0].shape == (1296, 72)
     counted = manifest(model)
@@ -73,7 +75,10 @@ def test_split_gives_every_tensor_in_its_shape():
         ({"slice_size": 16}, r"csg\.weight is generator \(1296, 72\) here and .*2304, 72\) there"),
         ({"code_size": 36}, r"csg\.weight is generator \(1296, 72\) here and .*1296, 36\) there"),
         ({"generator": "frozen"}, r"csg\.weight is generator \(1296, 72\) here and absent there"),
-        ({"layout": "flat"}, r"kernel layer1\.0\.conv1 is 16 x 16 block by csg here and .*flat.* there"),
+        (
+            {"layout": "flat"},
+            r"kernel layer1\.0\.conv1 is 16 x 16 block by csg here and .*flat.* there",
+        ),
         ({"classes": 7}, r"fc\.weight is other \(10, 64\) here and other \(7, 64\) there"),
         ({"parametrization": "dense"}, r"csg\.weight is generator \(1296, 72\) here and absent"),
     ],
@@ -92,7 +97,7 @@ def test_seeds_of_frozen_generators_are_part_of_the_fingerprint():
     )
     first.require(same)
     assert first.fingerprint == same.fingerprint
-    with pytest.raises(ValueError, match='"seed": 1.* here and .*"seed": 2.* there'):
+    with pytest.raises(ValueError, match=r'"seed": 1.* here and .*"seed": 2.* there'):
         first.require(other)
 
 

@@ -11,7 +11,7 @@ layouts = st.sampled_from(LAYOUTS)
 
 
 @given(sizes, sizes, st.integers(1, 17), st.integers(1, 5), st.integers(1, 3), layouts)
-def test_any_convolution_shape_comes_out_exactly(out, channels, s, k, L, layout):  # noqa: N803
+def test_any_convolution_shape_comes_out_exactly(out, channels, s, k, L, layout):
     count = slice_count(out, channels, s)
     slices = torch.arange(L * count * s * s * k * k, dtype=torch.float64).reshape(L, count, -1)
     kernels = kernels_from_slices(

@@ -94,14 +94,14 @@ def _nan(folder):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda f: None, "no such file"),
+        (lambda _: None, "no such file"),
         (lambda f: (f / "a.t7").write_bytes(b""), "truncated or no checkpoint"),
         (lambda f: (f / "a.t7").write_bytes(b"hello, world" * 99), "truncated or no checkpoint"),
-        (lambda f: (f / "a.t7").write_bytes(b"\x80\x02garbage"), "truncated|damaged"),
+        (lambda f: (f / "a.t7").write_bytes(b"\x80\x02garbage"), "none of it was executed"),
         (_damaged, "truncated or no checkpoint"),
         (_truncated_zip, "truncated or no checkpoint"),
-        (_pickle_bomb, "it was not executed"),
-        (_torch_bomb, "it was not executed"),
+        (_pickle_bomb, "none of it was executed"),
+        (_torch_bomb, "none of it was executed"),
         (_nan, "csg.weight holds NaN or infinity"),
         (lambda f: torch.save([1, 2], f / "a.t7"), "holds no state_dict of tensors"),
         (lambda f: torch.save({"a": torch.zeros(1)}, f / "a.t7"), "no network this project knows"),
