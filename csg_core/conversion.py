@@ -110,7 +110,7 @@ def generate_filters(
     errors: list[float | None] = [None] * len(layers)
     if start == "dense":
         kernels = [conv.weight.detach() for _, conv in taken]
-        errors = list(fit_to_kernels(layers, kernels, generator, layout=layout))
+        errors = list(fit_to_kernels(layers, kernels, generator))
     else:
         draw_codes(layers, generator, start=start, seed=seed)
     swap_modules(model, {id(conv): layer for (_, conv), layer in zip(taken, layers, strict=True)})

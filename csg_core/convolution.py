@@ -1,12 +1,15 @@
 """A convolution whose kernel is generated from its codes."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csg_core.bank import KernelBank
-from csg_core.layout import slice_count
+from csg_core.layout import KernelForm
 
 
 class GeneratedConv2d(nn.Module):
@@ -34,9 +37,15 @@ class GeneratedConv2d(nn.Module):
         self.padding_mode = conv.padding_mode
         self.bias = conv.bias
         self.training = conv.training
-        generator = bank.generator
-        count = slice_count(self.out_channels, self.in_channels, generator.slice_size)
-        codes = conv.weight.new_zeros(count, generator.code_size)
+        self.form = KernelForm(
+            out_channels=conv.out_channels,
+            in_channels=conv.in_channels,
+            kernel_size=bank.generator.kernel_size,
+            slice_size=bank.generator.slice_size,
+            layout=bank.layout,
+            channels_last=_is_channels_last(conv.weight),
+        )
+        codes = conv.weight.new_zeros(self.form.slices, bank.generator.code_size)
         self.codes = nn.Parameter(codes, requires_grad=conv.weight.requires_grad)
         self.bank = bank
         self.place = bank.add(self)
@@ -56,6 +65,15 @@ class GeneratedConv2d(nn.Module):
     def train(self, mode: bool = True) -> "GeneratedConv2d":
         self.bank.forget()
         super().train(mode)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GeneratedConv2d":
+        """Convert codes and bias; ``.to(memory_format=...)`` is for 4-D tensors, so for kernels."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        kept = torch.channels_last if self.form.channels_last else torch.contiguous_format
+        probe = torch.empty(1, 2, 2, 2, device=self.codes.device).to(memory_format=kept)
+        self.form = replace(self.form, channels_last=_is_channels_last(fn(probe)))
+        self.bank.forget()
         return self
 
     def extra_repr(self) -> str:
@@ -78,6 +96,10 @@ class GeneratedConv2d(nn.Module):
                 side = int(self.padding[axis])
                 pads += [side, side]
         return pads
+
+
+def _is_channels_last(kernel: Tensor) -> bool:
+    return not kernel.is_contiguous() and kernel.is_contiguous(memory_format=torch.channels_last)
 
 
 def _pair(values: tuple[int, ...]) -> tuple[int, int]:

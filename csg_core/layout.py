@@ -13,9 +13,10 @@ Shape letters: L kernels of one shape, S slices of one kernel, V values of a sli
 O output channels, I input channels, k kernel size.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 Layout = Literal["block", "flat"]
@@ -28,61 +29,69 @@ def check_layout(layout: str) -> None:
         raise ValueError(f"layout {layout!r} is unknown; use one of {', '.join(LAYOUTS)}")
 
 
-def grid_shape(out_channels: int, in_channels: int, slice_size: int) -> tuple[int, int]:
-    """Slices down and across one kernel: (ceil(out / s), ceil(in / s))."""
-    return -(-out_channels // slice_size), -(-in_channels // slice_size)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelForm:
+    """A kernel's shape [out, in, k, k], how it is cut into slices, and its memory format."""
+
+    out_channels: int
+    in_channels: int
+    kernel_size: int
+    slice_size: int
+    layout: Layout = "block"
+    channels_last: bool = False
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Slices down and across the kernel: (ceil(out / s), ceil(in / s))."""
+        return -(-self.out_channels // self.slice_size), -(-self.in_channels // self.slice_size)
+
+    @property
+    def slices(self) -> int:
+        """Number of slices, and so of codes, that the kernel takes."""
+        rows, columns = self.grid
+        return rows * columns
 
 
-def slice_count(out_channels: int, in_channels: int, slice_size: int) -> int:
-    """Number of slices, and so of codes, that one kernel takes."""
-    rows, columns = grid_shape(out_channels, in_channels, slice_size)
-    return rows * columns
-
-
-def kernels_from_slices(
-    slices_LSV: Tensor,
-    *,
-    out_channels: int,
-    in_channels: int,
-    slice_size: int,
-    kernel_size: int,
-    layout: Layout,
-) -> Tensor:
-    """Put the slices of L equally shaped kernels in their places.
+def kernels_from_slices(slices_LSV: Tensor, form: KernelForm) -> Tensor:
+    """Put the slices of L kernels of one form in their places.
 
     Args:
-        slices_LSV: slices of L kernels, shape [L, S, s*s*k*k].
+        slices_LSV: slices, shape [L, S, s*s*k*k].
 
     Returns:
-        Kernels, shape [L, out, in, k, k], contiguous.
+        Kernels, shape [L, out, in, k, k], each contiguous in its memory format.
     """
-    L = slices_LSV.shape[0]
-    rows, columns = grid_shape(out_channels, in_channels, slice_size)
-    s, k = slice_size, kernel_size
-    if layout == "block":
-        blocks = slices_LSV.reshape(L, rows, columns, s, s, k, k).transpose(2, 3)
+    L, s, k = len(slices_LSV), form.slice_size, form.kernel_size
+    rows, columns = form.grid
+    O, I = rows * s, columns * s  # noqa: E741
+    if form.layout == "block":  # axes: kernel, rows, columns, s (out), s (in), k, k
+        parts = slices_LSV.reshape(L, rows, columns, s, s, k, k)
     else:
-        blocks = slices_LSV
-    kernels_LOIkk = blocks.reshape(L, rows * s, columns * s, k, k)
-    return kernels_LOIkk[:, :out_channels, :in_channels].contiguous()
+        parts = slices_LSV.reshape(L, 1, 1, O, I, k, k)
+    if form.channels_last:
+        kernels_LOkkI = parts.permute(0, 1, 3, 5, 6, 2, 4).reshape(L, O, k, k, I)
+        kernels_LOkkI = kernels_LOkkI[:, : form.out_channels, :, :, : form.in_channels]
+        return kernels_LOkkI.contiguous().permute(0, 1, 4, 2, 3)
+    kernels_LOIkk = parts.transpose(2, 3).reshape(L, O, I, k, k)
+    return kernels_LOIkk[:, : form.out_channels, : form.in_channels].contiguous()
 
 
-def slices_from_kernel(kernel_OIkk: Tensor, *, slice_size: int, layout: Layout) -> Tensor:
-    """Cut one kernel into slices, the surplus filled with zeros.
+def slices_from_kernels(kernels_OIkk: Sequence[Tensor], form: KernelForm) -> Tensor:
+    """Cut L kernels of one form into slices, the surplus filled with zeros.
+
+    This is the adjoint of ``kernels_from_slices``, and inside the kernels its inverse.
 
     Args:
-        kernel_OIkk: kernel, shape [out, in, k, k].
+        kernels_OIkk: L kernels, each of shape [out, in, k, k].
 
     Returns:
-        Slices, shape [S, s*s*k*k]; the inverse of ``kernels_from_slices`` inside the kernel.
+        Slices, shape [L, S, s*s*k*k].
     """
-    out_channels, in_channels, k, _ = kernel_OIkk.shape
-    rows, columns = grid_shape(out_channels, in_channels, slice_size)
-    s = slice_size
-    padded = torch.zeros(
-        rows * s, columns * s, k, k, dtype=kernel_OIkk.dtype, device=kernel_OIkk.device
-    )
-    padded[:out_channels, :in_channels] = kernel_OIkk
-    if layout == "block":
-        padded = padded.reshape(rows, s, columns, s, k, k).transpose(1, 2)
-    return padded.reshape(rows * columns, s * s * k * k)
+    L, s, k = len(kernels_OIkk), form.slice_size, form.kernel_size
+    rows, columns = form.grid
+    padded = kernels_OIkk[0].new_zeros(L, rows * s, columns * s, k, k)
+    for place, kernel_OIkk in enumerate(kernels_OIkk):
+        padded[place, : form.out_channels, : form.in_channels] = kernel_OIkk
+    if form.layout == "block":
+        padded = padded.reshape(L, rows, s, columns, s, k, k).transpose(2, 3)
+    return padded.reshape(L, form.slices, s * s * k * k)

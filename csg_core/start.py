@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from csg_core.convolution import GeneratedConv2d
 from csg_core.generator import SliceGenerator
-from csg_core.layout import Layout, slices_from_kernel
+from csg_core.layout import slices_from_kernels
 
 Start = Literal["fan_in", "paper", "dense"]
 STARTS: tuple[Start, ...] = get_args(Start)
@@ -57,8 +57,6 @@ def fit_to_kernels(
     layers: Sequence[GeneratedConv2d],
     kernels: Sequence[Tensor],
     generator: SliceGenerator,
-    *,
-    layout: Layout,
 ) -> list[float]:
     """Fit codes, and W if it is learned, to the given kernels in the least-squares sense.
 
@@ -69,10 +67,10 @@ def fit_to_kernels(
     Returns:
         For each layer the relative error |K - W c| / |K| over its kernel.
     """
-    cut = [slices_from_kernel(k.double(), slice_size=generator.slice_size, layout=layout)
-           for k in kernels]  # fmt: skip
-    used = [slices_from_kernel(torch.ones_like(k), slice_size=generator.slice_size, layout=layout)
-            for k in kernels]  # fmt: skip
+
+    pairs = list(zip(layers, kernels, strict=True))
+    cut = [slices_from_kernels([kernel.double()], layer.form)[0] for layer, kernel in pairs]
+    used = [slices_from_kernels([torch.ones_like(k)], layer.form)[0] for layer, k in pairs]
     slices_SV, used_SV = torch.cat(cut), torch.cat(used).bool()
     weight_VD, codes_SD = _factorise(slices_SV, used_SV, generator)
     errors, counts = [], [len(c) for c in cut]

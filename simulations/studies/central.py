@@ -8,18 +8,15 @@ are made from the files. Example:
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from csg_core import ModelSpec, build, count_trainable
 from simulations.central import Settings, train_centrally
+from simulations.machine import machine
 from simulations.train import load_data
 
 RESULTS = Path(__file__).parent / "central"
@@ -113,18 +110,6 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(title="arm (parameters)")
     figure.savefig(path, metadata={"Date": None})
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def _options() -> argparse.Namespace:

@@ -34,7 +34,7 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, passes: int = 1) -
 def _reference(model: nn.Module, name: str) -> torch.Tensor:
     """A kernel made the straightforward way, from today's parameters."""
     layer = generated(model)[name]
-    return layer.bank._make_alone(layer)
+    return layer.bank.make_alone(layer)
 
 
 def _assert_fresh(model: nn.Module) -> None:
