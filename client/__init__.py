@@ -1,0 +1,1 @@
+"""The client's side: its images, and local training and evaluation."""

@@ -1,0 +1,1 @@
+"""The server's side: checkpoints now; strategy and the record of a run with federated training."""

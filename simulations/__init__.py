@@ -1,0 +1,1 @@
+"""Work on one machine: the ``csg`` command, central training, benchmarks and studies."""
