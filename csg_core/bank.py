@@ -1,19 +1,24 @@
 """All kernels of a network from one matrix product, kept while nothing they come from changes."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from csg_core.generation import generate_kernels
 from csg_core.generator import SliceGenerator
-from csg_core.layout import Layout, kernels_from_slices
-
-if TYPE_CHECKING:
-    from csg_core.convolution import GeneratedConv2d
+from csg_core.layout import KernelForm, Layout, kernels_from_slices
 
 Stamp: TypeAlias = tuple[int, int, int, bool]
+
+
+class CodedLayer(Protocol):
+    """A layer whose kernel a bank makes: its codes, its kernel's form, its place in the bank."""
+
+    codes: nn.Parameter
+    form: KernelForm
+    place: int
 
 
 @dataclass(slots=True)
@@ -42,10 +47,10 @@ class KernelBank:
     def __init__(self, generator: SliceGenerator, layout: Layout) -> None:
         self.generator = generator
         self.layout: Layout = layout
-        self.layers: list[GeneratedConv2d] = []
+        self.layers: list[CodedLayer] = []
         self._made: _Made | None = None
 
-    def add(self, layer: "GeneratedConv2d") -> int:
+    def add(self, layer: CodedLayer) -> int:
         """Take in a layer; its place in the bank."""
         self.layers.append(layer)
         self.forget()
@@ -55,7 +60,7 @@ class KernelBank:
         """Drop the kernels made so far."""
         self._made = None
 
-    def kernel(self, layer: "GeneratedConv2d") -> Tensor:
+    def kernel(self, layer: CodedLayer) -> Tensor:
         """The kernel of one layer, shape [out, in, k, k]."""
         codes, weight = layer.codes, self.generator.weight
         if torch.compiler.is_compiling() or not _is_shareable(codes, weight):
@@ -70,7 +75,7 @@ class KernelBank:
             made = self._made = self._make_all()
         return made.kernels[place]
 
-    def make_alone(self, layer: "GeneratedConv2d") -> Tensor:
+    def make_alone(self, layer: CodedLayer) -> Tensor:
         """The kernel of one layer from its codes alone, without looking at or keeping any state."""
         weight = self.generator.weight
         with torch.autocast(weight.device.type, enabled=False):

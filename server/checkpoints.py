@@ -24,6 +24,18 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file and the reason."""
 
 
+def check_writable(path: Path) -> None:
+    """Raise CheckpointError unless a checkpoint could be written here; makes missing folders."""
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
+
+
 def write_checkpoint(path: Path, model: nn.Module, spec: ModelSpec) -> None:
     """Write a safetensors checkpoint; a file already there is replaced whole or kept whole."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from csg_core import (
     manifest,
 )
 from csg_core.images import ImageSet
-from server.checkpoints import read_checkpoint, write_checkpoint
+from server.checkpoints import check_writable, read_checkpoint, write_checkpoint
 from simulations.central import SCHEDULES, Epoch, Settings, train_centrally
 from simulations.model_options import add_model_options, spec_from
 
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=get_args(Precision), default=usual.precision, help="of the steps")
     add("--seed", type=int, default=usual.seed, help="of first values, order and augmentation")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    add("--out", type=Path, metavar="FILE", help="safetensors checkpoint to write")
+    add("--out", type=Path, metavar="FILE", help="safetensors checkpoint to write, after every epoch")
     add("--json", action="store_true", help="machine-readable answer")
 
 
@@ -71,6 +71,8 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
     )
     log = sys.stderr if options.json else sys.stdout
+    if options.out is not None:
+        check_writable(options.out)
     train, test = (data.to(_device(options.device)) for data in load_data(options.data))
     spec, model = first_model(options, classes=train.classes)
     counts = manifest(model)
@@ -90,8 +92,9 @@ def run(options: argparse.Namespace) -> None:
             file=log,
             flush=True,
         )
+        if options.out is not None:
+            write_checkpoint(options.out, model, spec)
     if options.out is not None:
-        write_checkpoint(options.out, model, spec)
         print(f"written: {options.out}", file=log)
     if options.json:
         answer = {"spec": spec.to_dict(), "settings": asdict(settings),

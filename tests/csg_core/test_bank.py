@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from csg_core import SliceGenerator, build, generate_filters, generated, refresh
+from csg_core import SliceGenerator, build, generate_filters, generated, refresh, unwrap
 from csg_core.bank import KernelBank
 from csg_core.spec import ModelSpec
 
@@ -249,3 +249,24 @@ def test_compiled_training_equals_eager_training():
         torch.testing.assert_close(p, q, atol=1e-4, rtol=1e-3, msg=name)
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(eager.eval()(x), compiled.eval()(x), atol=1e-3, rtol=1e-3)
+
+
+def test_distributed_data_parallel_trains_as_the_model_alone(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    try:
+        alone, inside = build(SPEC), build(SPEC)
+        wrapped = nn.parallel.DistributedDataParallel(inside)
+        for model in (alone, wrapped):
+            rng = torch.Generator().manual_seed(0)
+            opt = torch.optim.SGD(model.parameters(), lr=0.1)
+            for _ in range(3):
+                opt.zero_grad()
+                model(torch.randn(2, 3, 16, 16, generator=rng)).square().mean().backward()
+                opt.step()
+        for expected, found in zip(alone.parameters(), inside.parameters(), strict=True):
+            torch.testing.assert_close(found, expected)
+        assert unwrap(wrapped) is inside
+    finally:
+        torch.distributed.destroy_process_group()

@@ -8,8 +8,8 @@ from torch import nn
 
 from csg_core import SliceGenerator, build, count_trainable, fold, generate_filters, generated
 from csg_core.layout import LAYOUTS
-from csg_core.networks.from_torchvision import torchvision
 from csg_core.spec import ModelSpec
+from simulations.studies.any_cnn import convert
 
 
 def _small() -> nn.Module:
@@ -155,28 +155,24 @@ def test_mixed_dtypes_are_refused():
         generate_filters(model)
 
 
-# kernel size of the slices, and how many convolutions they make (counted by hand)
-TORCHVISION = {
-    "resnet18": (3, 16),
-    "resnet50": (3, 16),
-    "densenet121": (3, 58),
-    "mobilenet_v2": (1, 34),
-    "shufflenet_v2_x1_0": (1, 36),
-    "deeplabv3_resnet50": (3, 20),
+# How many convolutions the slices make, counted by hand in the networks' definitions.
+REPLACED = {
+    "resnet18": 16,
+    "resnet50": 16,
+    "densenet121": 58,
+    "mobilenet_v2": 34,
+    "shufflenet_v2_x1_0": 36,
+    "deeplabv3_resnet50": 20,
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.parametrize("name", REPLACED)
 def test_torchvision_networks_convert_and_fold(name):
-    kernel, replaced = TORCHVISION[name]
-    models = torchvision().models
-    weights = {"weights_backbone": None} if "deeplab" in name else {}
-    model = models.get_model(name, weights=None, **weights).eval()
-    size = 16 if kernel == 3 else 12
-    report = generate_filters(model, SliceGenerator(size, 72, kernel))
-    assert len(report.replaced) == replaced
+    model, report = convert(name)
+    assert len(report.replaced) == REPLACED[name]
     assert report.parameters_after < report.parameters_before
+    model.eval()
     with torch.no_grad():
         x = torch.randn(1, 3, 64, 64)
         outputs, plain = model(x), fold(model)(x)

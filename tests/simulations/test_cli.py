@@ -72,6 +72,8 @@ def test_train_then_compress_and_fine_tune(tmp_path, capsys):
         (["train", "--epochs", "0"], "epochs 0 is not positive"),
         (["train", "--device", "abacus"], "device 'abacus' cannot be used here"),
         (["train", "--fit-to", "nowhere"], "nowhere: no such file"),
+        (["train", "--out", "/dev/null/a"], "/dev/null/a: cannot be written"),
+        (["train", "--out", "/"], "/: is a folder; name a file in it"),
     ],
 )
 def test_mistakes_get_one_line_and_status_2(arguments, message):
