@@ -42,7 +42,7 @@ class _GenerateKernels(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.weight, ctx.codes, ctx.forms = weight_VD, codes, forms
-        ctx.version = weight_VD._version
+        ctx.versions = [tensor._version for tensor in (weight_VD, *codes)]
         ctx.groups = groups = _alike(forms)
         slices_SV = torch.cat([codes[place] for group in groups for place in group]) @ weight_VD.t()
         kernels: dict[int, Tensor] = {}
@@ -55,9 +55,9 @@ class _GenerateKernels(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if ctx.weight._version != ctx.version:
+        if [tensor._version for tensor in (ctx.weight, *ctx.codes)] != ctx.versions:
             raise RuntimeError(
-                "the generator's weight was changed in place between forward and backward; "
+                "the generator or codes were changed in place between forward and backward; "
                 "run backward before the optimiser step"
             )
         needs_weight, _, *needs_codes = ctx.needs_input_grad

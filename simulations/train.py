@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=get_args(Precision), default=usual.precision, help="of the steps")
     add("--seed", type=int, default=usual.seed, help="of first values, order and augmentation")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    add("--out", type=Path, metavar="FILE", help="safetensors checkpoint to write, after every epoch")
+    add("--out", type=Path, metavar="FILE", help="checkpoint to write after every epoch")
     add("--json", action="store_true", help="machine-readable answer")
 
 

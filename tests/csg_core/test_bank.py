@@ -123,11 +123,12 @@ def test_unfreezing_after_a_forward_pass_is_seen():
     assert layer.codes.grad is not None
 
 
-def test_changing_the_generator_between_forward_and_backward_is_an_error():
+@pytest.mark.parametrize("changed", ["csg.weight", "layer2.0.conv1.codes"])
+def test_a_change_between_forward_and_backward_is_an_error(changed):
     model = build(SPEC)
     loss = model(torch.randn(2, 3, 16, 16)).sum()
     with torch.no_grad():
-        model.csg.weight.add_(1)
+        model.get_parameter(changed).add_(1)
     with pytest.raises(RuntimeError, match="changed in place between forward and backward"):
         loss.backward()
 
