@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +28,7 @@ def load_parquet(path: str | os.PathLike[str], *, classes: int = CIFAR10_CLASSES
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     path = Path(path)
     if not path.is_file():
@@ -35,7 +36,7 @@ def load_parquet(path: str | os.PathLike[str], *, classes: int = CIFAR10_CLASSES
     try:
         table = pq.read_table(path)
         encoded = pa.compute.struct_field(table["img"], "bytes").to_pylist()
-        labels = table["label"].to_numpy()
+        labels = table["label"].cast(pa.int64()).to_numpy()
     except KeyError as error:
         raise DataError(
             f"{path}: has no column {error}; need img (struct: bytes) and label"
@@ -50,27 +51,36 @@ def load_parquet(path: str | os.PathLike[str], *, classes: int = CIFAR10_CLASSES
     try:
         decoded = [np.asarray(Image.open(io.BytesIO(item)).convert("RGB")) for item in encoded]
         images = torch.from_numpy(np.stack(decoded))
-    except (UnidentifiedImageError, OSError, TypeError, ValueError) as error:
+    except Exception as error:  # Pillow's decoders raise many kinds
         raise DataError(f"{path}: holds an image that cannot be used ({error})") from error
     try:
-        return ImageSet(images, torch.from_numpy(labels.astype(np.int64)), classes)
+        return ImageSet(images, torch.tensor(labels), classes)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
 
 
 def load_split(folder: str | os.PathLike[str], split: Literal["train", "test"]) -> ImageSet:
-    """All images of one split of CIFAR-10: every ``train*.parquet`` or ``test*.parquet`` below.
+    """All images of one split of CIFAR-10, from the parquet files below a folder.
+
+    A split is one file, ``train.parquet``, or several, ``train-00000-of-00002.parquet`` and so on.
 
     Raises:
-        DataError: if there is no such file, or one cannot be used.
+        DataError: if there is no such file, there are several copies, or one cannot be used.
     """
-    files = sorted(Path(folder).rglob(f"{split}*.parquet"))
+    named = re.compile(rf"{split}(-\d+-of-\d+)?\.parquet")
+    files = sorted(path for path in Path(folder).rglob("*.parquet") if named.fullmatch(path.name))
     if not files:
         raise DataError(
-            f"{folder}: has no {split}*.parquet; name the folder that holds CIFAR-10 in the "
-            "parquet layout of uoft-cs/cifar10"
+            f"{folder}: has no {split}.parquet or {split}-*-of-*.parquet; name the folder that "
+            "holds CIFAR-10 in the parquet layout of uoft-cs/cifar10"
         )
+    whole = [path for path in files if path.stem == split]
+    if len({path.parent for path in files}) > 1 or (whole and len(files) > 1):
+        raise DataError(f"{folder}: holds several copies of {split}; name the folder of one")
     parts = [load_parquet(file) for file in files]
+    sizes = {tuple(part.images.shape[1:]) for part in parts}
+    if len(sizes) > 1:
+        raise DataError(f"{folder}: the images of {split} differ in size, {sorted(sizes)}")
     images, labels = (torch.cat([getattr(p, n) for p in parts]) for n in ("images", "labels"))
     return ImageSet(images, labels, CIFAR10_CLASSES)
 

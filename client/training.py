@@ -1,7 +1,7 @@
 """Local training and evaluation over an ImageSet, whole batches at a time."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,7 +37,7 @@ def train_epoch(
 ) -> float:
     """One pass over ``data`` in the order and with the augmentation that ``rng`` draws.
 
-    The last batch may be smaller; a last batch of a single image is left out, as batch
+    The last batch may be smaller; if it were a single image, it is left out, as batch
     normalisation cannot train on one.
 
     Returns:
@@ -47,7 +47,7 @@ def train_epoch(
     total = torch.zeros((), device=device)
     seen = 0
     for chosen in torch.randperm(len(data), generator=rng).to(device).split(batch_size):
-        if len(chosen) == 1 < len(data):
+        if len(chosen) == 1 < batch_size:
             continue
         images = data.images[chosen]
         if augment:
@@ -67,21 +67,30 @@ def train_epoch(
 def evaluate(
     model: nn.Module, data: ImageSet, *, batch_size: int = 500, precision: Precision = "fp32"
 ) -> Evaluation:
-    """Loss and accuracy of ``model`` over ``data``; leaves the model in its mode."""
+    """Loss and accuracy of ``model`` over ``data``; leaves every module in its mode."""
     device = data.images.device
-    was_training = model.training
-    model.eval()
     loss = torch.zeros((), device=device, dtype=torch.float64)
     correct = torch.zeros((), device=device, dtype=torch.int64)
-    with torch.inference_mode(), autocast(device, precision):
+    with evaluating(model), torch.inference_mode(), autocast(device, precision):
         for images, labels in zip(
             data.images.split(batch_size), data.labels.split(batch_size), strict=True
         ):
             logits = model(data.normalise(images)).float()
             loss += F.cross_entropy(logits, labels, reduction="sum").double()
             correct += (logits.argmax(dim=1) == labels).sum()
-    model.train(was_training)
     return Evaluation(float(loss) / len(data), float(correct) / len(data), len(data))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:

@@ -1,5 +1,7 @@
 """Put generated filters into any CNN, in place."""
 
+import collections
+import copy
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -8,7 +10,7 @@ from torch import nn
 
 from csg_core.bank import KernelBank
 from csg_core.convolution import GeneratedConv2d
-from csg_core.generator import SliceGenerator
+from csg_core.generator import SliceGenerator, paper_std
 from csg_core.layout import Layout, check_layout
 from csg_core.modules import count_trainable, swap_modules
 from csg_core.start import STARTS, Start, check_finite, draw_codes, fit_to_kernels
@@ -67,44 +69,45 @@ def generate_filters(
     layout: Layout = "block",
     start: Start = "fan_in",
     seed: int = 0,
-    name: str = "csg",
 ) -> ConversionReport:
     """Replace convolutions of ``model`` by ones whose kernels ``generator`` makes, in place.
 
     Either everything asked for is done, or the model is left untouched and an error raised.
 
     Args:
-        model: any CNN; the generator becomes its child ``name`` (in a Sequential: a child of the
-            first generated convolution), so it stands once in ``state_dict()`` and
-            ``parameters()``.
-        generator: the shared generator; None makes the paper's (s = 12, D = 72, 3 x 3), learned.
+        model: any CNN. The generator becomes the child ``generator`` of the first generated
+            convolution, whatever the modules around it do with their children, so it stands once
+            in ``state_dict()`` and ``parameters()``.
+        generator: the shared generator; None makes the paper's (s = 12, D = 72, 3 x 3), learned,
+            to go with ``start``. One of another device or dtype is copied.
         select: which convolutions to take, as names or as a function of name and convolution.
             None takes every ungrouped k x k convolution of the generator's kernel size with more
-            than 3 input channels.
+            than 3 input channels that trains.
         layout: where slices go, ``block`` (the paper's) or ``flat`` (the released models').
         start: first values, ``fan_in``, ``paper`` or ``dense`` (fitted to the present kernels).
         seed: seed of the codes' draw.
-        name: name of the generator among the model's children.
 
     Returns:
         What was replaced, what was left and why, and the trainable parameters before and after.
 
     Raises:
-        ValueError: if a selected convolution cannot be generated, none is left to generate, the
-            name is taken, or kernels to fit are not finite.
+        ValueError: if a named convolution cannot be generated, none is left to generate, the
+            generator makes filters of this model already, or kernels to fit are not finite.
     """
     check_layout(layout)
     if start not in STARTS:
         raise ValueError(f"start {start!r} is unknown; use one of {', '.join(STARTS)}")
-    if hasattr(model, name):
-        raise ValueError(f"the model has an attribute {name!r} already; pass another name=")
-    generator = SliceGenerator() if generator is None else generator
+    if generator is None:
+        generator = SliceGenerator(std=paper_std(72) if start == "paper" else None)
+    elif any(module is generator for module in model.modules()):
+        raise ValueError("this generator makes filters of the model already; pass another one")
     taken, left = _choose(model, generator.kernel_size, select)
     if start == "dense":
         check_finite(taken)
     before = count_trainable(model)
     reference = taken[0][1].weight
-    generator = generator.to(device=reference.device, dtype=reference.dtype)
+    if (generator.weight.device, generator.weight.dtype) != (reference.device, reference.dtype):
+        generator = copy.deepcopy(generator).to(device=reference.device, dtype=reference.dtype)
     bank = KernelBank(generator, layout)
     layers = [GeneratedConv2d(conv, bank) for _, conv in taken]
     errors: list[float | None] = [None] * len(layers)
@@ -114,9 +117,7 @@ def generate_filters(
     else:
         draw_codes(layers, generator, start=start, seed=seed)
     swap_modules(model, {id(conv): layer for (_, conv), layer in zip(taken, layers, strict=True)})
-    # A Sequential would call the generator as one of its layers; a layer of it can hold it instead.
-    host = layers[0] if isinstance(model, nn.Sequential) else model
-    host.add_module(name, generator)
+    layers[0].generator = generator
     return ConversionReport(
         replaced=tuple(
             Replaced(conv_name, tuple(conv.weight.shape), len(layer.codes), error)
@@ -133,22 +134,24 @@ def _choose(
 ) -> tuple[list[tuple[str, nn.Conv2d]], tuple[Left, ...]]:
     convs = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
     wants = _wanted({name for name, _ in convs}, select)
-    owners: dict[int, str] = {}
+    named = select is not None and not callable(select)
+    tied = _tied(model)
     taken: list[tuple[str, nn.Conv2d]] = []
     left: list[Left] = []
     for name, conv in convs:
         obstacle = _obstacle(name, conv, kernel_size)
-        owner = owners.setdefault(id(conv._parameters.get("weight")), name)
-        if obstacle is None and owner != name:
-            obstacle = f"shares its weight with {owner}"
+        if obstacle is None and id(conv.weight) in tied:
+            obstacle = "shares its weight with another module"
         if wants is not None and not wants(name, conv):
             left.append(Left(name, "not selected"))
-        elif obstacle is not None and wants is not None:
+        elif obstacle is not None and named:
             raise ValueError(f"convolution {name} cannot be generated: {obstacle}")
         elif obstacle is not None:
             left.append(Left(name, obstacle))
         elif wants is None and conv.in_channels <= 3:
             left.append(Left(name, f"has only {conv.in_channels} input channels"))
+        elif wants is None and not conv.weight.requires_grad:
+            left.append(Left(name, "is frozen"))
         else:
             taken.append((name, conv))
     if not taken:
@@ -172,6 +175,12 @@ def _wanted(names: set[str], select: Selection | None) -> Callable[[str, nn.Conv
     return lambda name, _: name in chosen
 
 
+def _tied(model: nn.Module) -> set[int]:
+    """Ids of the parameters that more than one module holds."""
+    held = [id(p) for module in model.modules() for p in module._parameters.values()]
+    return {key for key, count in collections.Counter(held).items() if count > 1}
+
+
 def _obstacle(name: str, conv: nn.Conv2d, kernel_size: int) -> str | None:
     """Why this convolution cannot be generated, or None."""
     if type(conv) is not nn.Conv2d:
@@ -183,7 +192,9 @@ def _obstacle(name: str, conv: nn.Conv2d, kernel_size: int) -> str | None:
     if tuple(conv.kernel_size) != (kernel_size, kernel_size):
         height, width = conv.kernel_size
         return f"is {height} x {width}; the generator makes {kernel_size} x {kernel_size}"
-    if conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks:
+    hooks = (conv._forward_hooks, conv._forward_pre_hooks,
+             conv._backward_hooks, conv._backward_pre_hooks)  # fmt: skip
+    if any(hooks):
         return "has hooks, which would be lost; remove them first"
     if name == "":
         return "is the model itself; wrap it in a module first"

@@ -48,7 +48,7 @@ class GeneratedConv2d(nn.Module):
         codes = conv.weight.new_zeros(self.form.slices, bank.generator.code_size)
         self.codes = nn.Parameter(codes, requires_grad=conv.weight.requires_grad)
         self.bank = bank
-        self.place = bank.add(self)
+        bank.add(self)
 
     @property
     def weight(self) -> Tensor:

@@ -1,8 +1,8 @@
 """What travels: a model's ordered tensors to exchange, as one flat array, and back.
 
 Exchanged are the generator if it is learned, the codes, all other trained tensors, and the running
-statistics of the norms. A frozen or binary generator does not travel; nor does anything that does
-not train.
+means and variances of the norms. A frozen or binary generator does not travel; nor do parameters
+that do not train, other buffers, and the norms' counters of batches.
 """
 
 import hashlib
@@ -48,8 +48,9 @@ class Manifest:
     The grounds are the generators (size, kind, seed) and, for every generated kernel, its shape,
     layout and generator.
 
-    Order: group by group as in ``GROUPS``, within a group as in the model. Two models can exchange
-    exactly if their manifests are equal.
+    Order: group by group as in ``GROUPS``, within a group as in the model. Models whose manifests
+    differ must not exchange. Equal manifests say nothing of what is outside the tensors and the
+    generators, as strides or the values of frozen parameters.
     """
 
     entries: tuple[Entry, ...]
@@ -57,7 +58,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits, equal for models that can exchange."""
+        """32 hexadecimal digits that stand for the whole manifest."""
         content = [[e.name, e.group, list(e.shape)] for e in self.entries]
         text = json.dumps([content, self.grounds], separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -144,12 +145,13 @@ def unpack(model: nn.Module, packed: NDArray[np.float32]) -> None:
             f"packed array is {packed.dtype} {packed.shape}; this model needs float32 ({size},)"
         )
     parts = split(packed, tuple(tensors))
-    for entry, part in parts.items():
-        if not np.isfinite(part).all():
+    wanted = {entry: torch.tensor(parts[entry]).to(t.dtype) for entry, t in tensors.items()}
+    for entry, values in wanted.items():
+        if not bool(torch.isfinite(values).all()):
             raise ValueError(f"{entry.name} holds NaN or infinity; nothing was written")
     with torch.no_grad():
         for entry, tensor in tensors.items():
-            tensor.copy_(torch.tensor(parts[entry]))
+            tensor.copy_(wanted[entry])
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[str, Group, Tensor]]:
@@ -161,11 +163,10 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, Group, Tensor]]:
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield prefix + name, _group(module, name), parameter
-        persistent = module.named_buffers(recurse=False)
-        for name, buffer in persistent:
-            travels = buffer.is_floating_point() and not isinstance(module, SliceGenerator)
-            if travels and name not in module._non_persistent_buffers_set:
-                yield prefix + name, "statistics", buffer
+        if isinstance(module, _NORMS):
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_floating_point():
+                    yield prefix + name, "statistics", buffer
 
 
 def _group(module: nn.Module, name: str) -> Group:

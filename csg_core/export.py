@@ -24,7 +24,8 @@ def to_safetensors(model: nn.Module, spec: ModelSpec | None = None) -> bytes:
 
     ``spec``, if given, is stored in the metadata, so that ``from_safetensors`` can rebuild it.
     """
-    state = {name: t.detach().cpu().contiguous() for name, t in unwrap(model).state_dict().items()}
+    tensors = unwrap(model).state_dict().items()
+    state = {name: t.detach().cpu().clone().contiguous() for name, t in tensors}
     metadata = {"format": "pt"}
     if spec is not None:
         metadata[_SPEC_KEY] = json.dumps(spec.to_dict(), sort_keys=True)

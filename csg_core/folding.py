@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from csg_core.convolution import GeneratedConv2d
-from csg_core.modules import generated, generators, swap_modules, unwrap
+from csg_core.modules import generated, swap_modules, unwrap
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -20,9 +20,6 @@ def fold(model: nn.Module) -> nn.Module:
     layers = generated(folded).values()
     with torch.no_grad():
         swap_modules(folded, {id(layer): _plain(layer) for layer in layers})
-    for name in generators(folded):
-        parent, _, child = name.rpartition(".")
-        del folded.get_submodule(parent)._modules[child]
     return folded
 
 

@@ -40,7 +40,8 @@ class SliceGenerator(nn.Module):
     - ``binary``: W is +std or -std, the sign of a draw from ``seed``; never trains, never travels.
 
     A seeded W that does not train is rebuilt from integer arithmetic alone, so it is bit-identical
-    on any machine and thread count. Its state_dict holds the seed, not W.
+    on any machine and thread count. Its state_dict holds ``draw``, three integers that describe it
+    (kind, seed, the bits of std), not W.
 
     Args:
         slice_size: s, filters and channels of a slice. The paper's are 12 and 16.
@@ -57,7 +58,7 @@ class SliceGenerator(nn.Module):
         ValueError: if a size, the kind, the seed or the weight cannot be.
     """
 
-    seed: Tensor | None
+    draw: Tensor | None
     weight: Tensor
 
     def __init__(
@@ -92,10 +93,12 @@ class SliceGenerator(nn.Module):
             rng = torch.Generator().manual_seed(seed)
             drawn = torch.randn(self.slice_values, code_size, generator=rng)
             self.weight = nn.Parameter(drawn.mul_(self.std))
-            self.register_buffer("seed", None)
+            self.register_buffer("draw", None)
         else:
             self.register_buffer("weight", self._draw(seed), persistent=False)
-            self.register_buffer("seed", torch.tensor(seed, dtype=torch.int64))
+            bits = int(np.float64(self.std).view(np.int64))
+            described = [GENERATOR_KINDS.index(kind), seed, bits]
+            self.register_buffer("draw", torch.tensor(described, dtype=torch.int64))
 
     @property
     def slice_values(self) -> int:
@@ -114,15 +117,18 @@ class SliceGenerator(nn.Module):
             "code_size": self.code_size,
             "kernel_size": self.kernel_size,
         }
-        if self.seed is not None:
-            description |= {"seed": int(self.seed), "std": self.std}
+        if self.draw is not None:
+            description |= {"seed": int(self.draw[1]), "std": self.std}
         elif self.kind == "frozen":
             values = self.weight.detach().to("cpu", torch.float32).contiguous().numpy()
             description["sha256"] = hashlib.sha256(values.tobytes()).hexdigest()
         return description
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{key}={value}" for key, value in self.describe().items())
+        return (
+            f"kind={self.kind}, slice_size={self.slice_size}, code_size={self.code_size}, "
+            f"kernel_size={self.kernel_size}"
+        )
 
     def _take(self, weight: Tensor) -> None:
         expected = (self.slice_values, self.code_size)
@@ -137,7 +143,7 @@ class SliceGenerator(nn.Module):
             self.weight = nn.Parameter(weight.detach().clone())
         else:
             self.register_buffer("weight", weight.detach().clone())
-        self.register_buffer("seed", None)
+        self.register_buffer("draw", None)
 
     def _draw(self, seed: int) -> Tensor:
         """W from raw Philox bits: no transcendental function, no order of summation."""
@@ -155,8 +161,13 @@ class SliceGenerator(nn.Module):
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if self.seed is not None:
-            self.weight = self._draw(int(self.seed)).to(self.weight)
+        if self.draw is not None:
+            kind, seed, bits = self.draw.tolist()
+            std = float(np.int64(bits).view(np.float64))
+            if not (0 < kind < len(GENERATOR_KINDS) and seed >= 0 and 0 < std < math.inf):
+                raise ValueError(f"{prefix}draw {self.draw.tolist()} describes no generator")
+            self.kind, self.std = GENERATOR_KINDS[kind], std
+            self.weight = self._draw(seed).to(self.weight)
 
 
 def _check_sizes(slice_size: int, code_size: int, kernel_size: int) -> None:

@@ -2,6 +2,7 @@
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from csg_core.convolution import GeneratedConv2d
 from csg_core.generator import SliceGenerator
@@ -13,10 +14,10 @@ def count_trainable(model: nn.Module) -> int:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
+    """The model inside DataParallel, DistributedDataParallel, AveragedModel and torch.compile."""
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if isinstance(model, DataParallel | DistributedDataParallel):
+        if isinstance(model, DataParallel | DistributedDataParallel | AveragedModel):
             inner = model.module
         if not isinstance(inner, nn.Module):
             return model

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from csg_core.spec import ModelSpec, restore
 
 _GENERATOR_KEYS = ("CLG.weight", "CSG.weight")
+_TELLING = ("layer1.0.conv1.generator.weight", "conv1.weight", "fc.weight")
 _RENAMED = (
     (r"^stage_(\d+)\.(\d+)\.code$", r"layer\1.\2.conv1.codes"),
     (r"^stage_(\d+)\.(\d+)\.code2$", r"layer\1.\2.conv2.codes"),
@@ -21,7 +22,7 @@ _RENAMED = (
     (r"^conv_1_3x3\.", "conv1."),
     (r"^bn_1\.", "bn1."),
     (r"^classifier\.", "fc."),
-    (r"^(?:CLG|CSG)\.weight$", "csg.weight"),
+    (r"^(?:CLG|CSG)\.weight$", "layer1.0.conv1.generator.weight"),
 )
 
 
@@ -58,16 +59,16 @@ def _rename(name: str) -> str:
 
 
 def _spec_of(named: Mapping[str, Tensor]) -> ModelSpec:
-    weight, stem, head = (named.get(n) for n in ("csg.weight", "conv1.weight", "fc.weight"))
+    weight, stem, head = (tuple(named[n].shape) if n in named else () for n in _TELLING)
     blocks = {m[1] for n in named if (m := re.match(r"layer1\.(\d+)\.conv1\.codes$", n))}
-    if weight is None or weight.dim() != 2 or stem is None or head is None or not blocks:
+    if len(weight) != 2 or 0 in weight or len(stem) != 4 or len(head) != 2 or not blocks:
         raise ValueError("the checkpoint has a generator but is not of a CIFAR ResNet")
     return ModelSpec(
         name=f"resnet{6 * len(blocks) + 2}",
-        slice_size=math.isqrt(weight.shape[0] // 9),
-        code_size=weight.shape[1],
+        slice_size=math.isqrt(weight[0] // 9),
+        code_size=weight[1],
         layout="flat",
         start="paper",
-        width=stem.shape[0] / 16,
-        classes=head.shape[0],
+        width=stem[0] / 16,
+        classes=head[0],
     )

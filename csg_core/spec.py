@@ -15,7 +15,16 @@ from csg_core.start import Start
 
 Parametrization = Literal["csg", "dense"]
 
-_GENERATOR = "csg"  # the generator's name among the model's children
+# Type and largest value of every number: a description may come from a stranger's file, and is
+# built before it is compared with the tensors there.
+_BOUNDS: dict[str, tuple[type | tuple[type, ...], int]] = {
+    "slice_size": (int, 256),
+    "code_size": (int, 65_536),
+    "kernel_size": (int, 11),
+    "generator_seed": (int, 2**63 - 1),
+    "width": ((int, float), 16),
+    "classes": (int, 100_000),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +36,7 @@ class ModelSpec:
         parametrization: ``csg`` for generated filters, ``dense`` for ordinary ones.
         slice_size, code_size, kernel_size: of the generator.
         generator: ``learned``, ``frozen`` or ``binary``.
-        generator_seed: seed of the generator's draw.
+        generator_seed: seed of a frozen or binary generator's draw.
         layout: where slices go, ``block`` or ``flat``.
         start: first values, ``fan_in`` or ``paper``.
         width: multiplier of the channels.
@@ -45,6 +54,15 @@ class ModelSpec:
     start: Start = "fan_in"
     width: float = 1.0
     classes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, (kind, largest) in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is None and name == "classes":
+                continue
+            wrong = isinstance(value, bool) or not isinstance(value, kind)
+            if wrong or not 0 <= value <= largest:
+                raise ValueError(f"{name} {value!r} cannot be; use a number up to {largest:,}")
 
     def to_dict(self) -> dict[str, Any]:
         """The values by name, for JSON."""
@@ -68,20 +86,22 @@ def build(spec: ModelSpec, *, seed: int = 0, generator_weight: Tensor | None = N
         torch.manual_seed(seed)
         model = dense_network(spec.name, width=spec.width, classes=spec.classes)
     if spec.parametrization == "csg":
-        std = paper_std(spec.code_size, spec.generator) if spec.start == "paper" else None
-        generator = SliceGenerator(
-            spec.slice_size,
-            spec.code_size,
-            spec.kernel_size,
-            kind=spec.generator,
-            seed=spec.generator_seed,
-            std=std,
-            weight=generator_weight,
-        )
-        generate_filters(
-            model, generator, layout=spec.layout, start=spec.start, seed=seed, name=_GENERATOR
-        )
+        generator = generator_of(spec, seed=seed, weight=generator_weight)
+        generate_filters(model, generator, layout=spec.layout, start=spec.start, seed=seed)
     return model
+
+
+def generator_of(spec: ModelSpec, *, seed: int = 0, weight: Tensor | None = None) -> SliceGenerator:
+    """The generator that ``spec`` describes; a learned one starts from ``seed``, or ``weight``."""
+    return SliceGenerator(
+        spec.slice_size,
+        spec.code_size,
+        spec.kernel_size,
+        kind=spec.generator,
+        seed=seed if spec.generator == "learned" else spec.generator_seed,
+        std=paper_std(spec.code_size, spec.generator) if spec.start == "paper" else None,
+        weight=weight,
+    )
 
 
 def restore(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
@@ -91,7 +111,9 @@ def restore(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
         ValueError: naming the first tensor that is missing, unknown, of another shape, or that
             holds NaN or infinity.
     """
-    taken = state.get(f"{_GENERATOR}.weight") if spec.generator == "frozen" else None
+    taken = None
+    if spec.generator == "frozen":  # saved whole only if it was taken from elsewhere
+        taken = next((t for n, t in state.items() if n.endswith(".generator.weight")), None)
     model = build(spec, generator_weight=taken)
     expected = model.state_dict()
     for name in [*expected, *(n for n in state if n not in expected)]:

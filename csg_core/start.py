@@ -99,6 +99,8 @@ def _factorise(
             weight_VD, codes_SD = basis_VD * column_norm, filled @ basis_VD / column_norm
         else:
             weight_VD, codes_SD = fixed, filled @ inverse.t()
+        if bool(used_SV.all()):
+            break
         filled = torch.where(used_SV, slices_SV, codes_SD @ weight_VD.t())
     return weight_VD, codes_SD
 

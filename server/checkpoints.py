@@ -71,6 +71,9 @@ def read_checkpoint(path: Path) -> tuple[ModelSpec, nn.Module]:
         raise
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # whatever else a stranger's tensors and description may bring about
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CheckpointError(f"{path}: is no usable checkpoint ({reason})") from error
 
 
 def _is_pickle(path: Path) -> bool:
@@ -96,7 +99,9 @@ def _from_pickle(path: Path) -> tuple[ModelSpec, nn.Module]:
             f"{path}: is truncated, damaged or holds more than tensors; none of it was executed"
         ) from error
     state = content.get("net", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(t, Tensor) for name, t in state.items()
+    ):
         raise CheckpointError(f"{path}: holds no state_dict of tensors")
     if not is_released(state):
         raise CheckpointError(

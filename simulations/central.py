@@ -44,8 +44,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} {getattr(self, name)} is not positive")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} {getattr(self, name)} is not a positive number")
+        for name in ("momentum", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} {getattr(self, name)} cannot be; use 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed {self.seed} is out of range; use 0 to 2**63 - 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,11 @@ class Epoch:
 def train_centrally(
     model: nn.Module, train: ImageSet, test: ImageSet, settings: Settings
 ) -> Iterator[Epoch]:
-    """Train ``model`` in place, on the device of ``train``, and yield after every epoch."""
+    """Train ``model`` in place, on the device of ``train``, and yield after every epoch.
+
+    Raises:
+        ValueError: if the loss is no longer a number.
+    """
     model.to(train.images.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad],
@@ -87,6 +96,8 @@ def train_centrally(
             after_step=schedule.step,
         )
         seconds = time.perf_counter() - started
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss is {loss} in epoch {epoch}; lower lr {settings.lr}")
         result = evaluate(model, test, precision=settings.precision)
         yield Epoch(epoch, loss, result.loss, result.accuracy, seconds)
 

@@ -1,6 +1,7 @@
 """The ``csg`` command."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -39,13 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"csg {options.command}: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
-        print(
-            f"csg {options.command}: {error.filename or 'file'}: {error.strerror}", file=sys.stderr
-        )
-        return 2
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(f"csg {options.command}: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"csg {options.command}: interrupted", file=sys.stderr)
         return 130

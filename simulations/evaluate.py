@@ -6,6 +6,7 @@ from pathlib import Path
 
 from client.data import load_parquet
 from client.training import evaluate
+from csg_core.networks import usual_classes
 from server.checkpoints import read_checkpoint
 
 HELP = "accuracy of a checkpoint"
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     spec, model = read_checkpoint(options.checkpoint)
-    data = load_parquet(options.data, classes=spec.classes or 10)
+    data = load_parquet(options.data, classes=spec.classes or usual_classes(spec.name))
     result = evaluate(model, data)
     if options.json:
         answer = {

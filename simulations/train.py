@@ -15,7 +15,6 @@ from client.data import load_digits, load_split
 from client.training import Precision
 from csg_core import (
     ModelSpec,
-    SliceGenerator,
     build,
     count_trainable,
     generate_filters,
@@ -23,6 +22,8 @@ from csg_core import (
     manifest,
 )
 from csg_core.images import ImageSet
+from csg_core.networks import usual_classes
+from csg_core.spec import generator_of
 from server.checkpoints import check_writable, read_checkpoint, write_checkpoint
 from simulations.central import SCHEDULES, Epoch, Settings, train_centrally
 from simulations.model_options import add_model_options, spec_from
@@ -115,38 +116,43 @@ def first_model(options: argparse.Namespace, *, classes: int) -> tuple[ModelSpec
     spec = spec_from(options, classes=classes)
     weight = None
     if options.generator_from is not None:
-        source, donor = read_checkpoint(options.generator_from)
-        if source.parametrization != "csg":
+        donor_spec, donor = read_checkpoint(options.generator_from)
+        if donor_spec.parametrization != "csg":
             raise ValueError(f"{options.generator_from}: is a dense network without a generator")
-        spec = replace(
-            spec,
-            slice_size=source.slice_size,
-            code_size=source.code_size,
-            layout=source.layout,
-        )
         (generator,) = generators(donor).values()
         weight = generator.weight.detach()
+        sizes = {"slice_size", "code_size", "kernel_size", "layout"}
+        spec = _agree(spec, donor_spec, sizes, options.generator_from)
     if options.fit_to is None:
         return spec, build(spec, seed=options.seed, generator_weight=weight)
     dense, model = read_checkpoint(options.fit_to)
     if dense.parametrization != "dense":
         raise ValueError(f"{options.fit_to}: its filters are generated already; give a dense one")
-    spec = replace(spec, name=dense.name, width=dense.width, classes=dense.classes)
-    generator = SliceGenerator(
-        spec.slice_size,
-        spec.code_size,
-        kind=spec.generator,
-        seed=spec.generator_seed,
-        weight=weight,
-    )
+    if spec.parametrization != "csg":
+        raise ValueError(f"{options.fit_to}: a dense network is not fitted; leave out dense")
+    spec = _agree(spec, dense, {"name", "width"}, options.fit_to)
+    outputs = dense.classes or usual_classes(dense.name)
+    if outputs != classes:
+        raise ValueError(f"{options.fit_to}: tells {outputs} classes apart, the data has {classes}")
+    generator = generator_of(spec, seed=options.seed, weight=weight)
     generate_filters(model, generator, layout=spec.layout, start="dense")
     return spec, model
+
+
+def _agree(spec: ModelSpec, given: ModelSpec, keys: set[str], path: Path) -> ModelSpec:
+    """``spec`` with what a checkpoint settles; an option that says otherwise is refused."""
+    usual = ModelSpec()
+    for key in sorted(keys):
+        asked, found = getattr(spec, key), getattr(given, key)
+        if asked not in (found, getattr(usual, key)):
+            raise ValueError(f"{key} {asked}: {path} has {found}; leave it out")
+    return replace(spec, **{key: getattr(given, key) for key in keys})
 
 
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        float(torch.zeros((), device=device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {name!r} cannot be used here; use cpu") from error
     return device

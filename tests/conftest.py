@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(2)
+# On a busy machine several threads of small operations wait for each other more than they work.
+torch.set_num_threads(1)
 
 # The shared CIFAR-10 copy and the released checkpoint are no part of the repository; tests that
 # need them look here and beside the checkout.

@@ -1,5 +1,6 @@
 """The networks of the paper, dense, by name."""
 
+import math
 import re
 
 from torch import nn
@@ -28,13 +29,13 @@ def dense_network(name: str, *, width: float = 1.0, classes: int | None = None) 
     Raises:
         ValueError: if there is no such network, or not in this width.
     """
-    if not width > 0:
+    if not 0 < width < math.inf:
         raise ValueError(f"width {width} is not positive; use 1 for the network as published")
+    classes = usual_classes(name) if classes is None else classes
     if name in IMAGENET_NETWORKS:
         if width != 1.0:
             raise ValueError(f"width {width}: {name} comes in width 1 only")
-        return imagenet_network(name, classes=1000 if classes is None else classes)
-    classes = 10 if classes is None else classes
+        return imagenet_network(name, classes=classes)
     if name in CIFAR_RESNETS:
         depth = int(name.removeprefix("resnet"))
         return CifarResNet(depth, channels=_scaled(16, width), classes=classes)
@@ -42,6 +43,11 @@ def dense_network(name: str, *, width: float = 1.0, classes: int | None = None) 
         depth, growth = map(int, re.findall(r"\d+", name))
         return CifarDenseNet(depth, _scaled(growth, width), classes=classes)
     raise ValueError(f"network {name!r} is unknown; use one of {', '.join(NETWORKS)}")
+
+
+def usual_classes(name: str) -> int:
+    """Outputs of a network as published: 1,000 for ImageNet networks, 10 for the others."""
+    return 1000 if name in IMAGENET_NETWORKS else 10
 
 
 def _scaled(channels: int, width: float) -> int:

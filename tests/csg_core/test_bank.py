@@ -1,11 +1,13 @@
 """Kernels are made once per change, by one product, and are right whatever happens to the model."""
 
 import copy
+import functools
 import pickle
 from unittest import mock
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
 from csg_core import SliceGenerator, build, generate_filters, generated, refresh, unwrap
@@ -42,11 +44,29 @@ def _assert_fresh(model: nn.Module) -> None:
         torch.testing.assert_close(layer.weight, _reference(model, name))
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "Adagrad"])
-@pytest.mark.parametrize("foreach", [True, False])
-def test_one_product_per_optimiser_step_under_gradient_accumulation(products, optimizer, foreach):
+class WritesThroughData(torch.optim.Optimizer):
+    """Steps as many optimisers outside torch do, so that autograd does not notice."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.add_(p.grad, alpha=-group["lr"])
+
+
+OPTIMIZERS = {
+    f"{kind.__name__} {how}": functools.partial(kind, **{how: True})
+    for kind in (torch.optim.SGD, torch.optim.AdamW, torch.optim.Adagrad)
+    for how in ("foreach", "fused")
+} | {"data": WritesThroughData, "plain": functools.partial(torch.optim.SGD, foreach=False)}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_one_product_per_optimiser_step_under_gradient_accumulation(products, optimizer):
     model = build(SPEC)
-    opt = getattr(torch.optim, optimizer)(model.parameters(), lr=0.01, foreach=foreach)
+    opt = OPTIMIZERS[optimizer](model.parameters(), lr=0.01)
     for step in range(1, 4):
         _step(model, opt, passes=3)
         assert products.call_count == step
@@ -91,13 +111,17 @@ def test_kernels_made_without_gradients_are_not_used_for_training():
         lambda m: m.load_state_dict(build(SPEC, seed=9).state_dict()),
         lambda m: m.double(),
         lambda m: nn.utils.vector_to_parameters(torch.randn(_count(m)), m.parameters()),
-        lambda m: nn.init.zeros_(m.csg.weight),
-        lambda m: setattr(m.csg, "weight", nn.Parameter(torch.randn_like(m.csg.weight))),
+        lambda m: nn.init.zeros_(m.layer1[0].conv1.generator.weight),
+        lambda m: setattr(
+            m.layer1[0].conv1.generator,
+            "weight",
+            nn.Parameter(torch.randn_like(m.layer1[0].conv1.generator.weight)),
+        ),
         lambda m: setattr(
             m.layer1[0].conv1, "codes", nn.Parameter(torch.randn_like(m.layer1[0].conv1.codes))
         ),
-        lambda m: (m.csg.weight.data.zero_(), m.eval()),
-        lambda m: (m.csg.weight.data.zero_(), refresh(m)),
+        lambda m: (m.layer1[0].conv1.generator.weight.data.zero_(), m.eval()),
+        lambda m: (m.layer1[0].conv1.generator.weight.data.zero_(), refresh(m)),
     ],
 )
 def test_a_change_of_the_parameters_is_seen(change):
@@ -123,7 +147,7 @@ def test_unfreezing_after_a_forward_pass_is_seen():
     assert layer.codes.grad is not None
 
 
-@pytest.mark.parametrize("changed", ["csg.weight", "layer2.0.conv1.codes"])
+@pytest.mark.parametrize("changed", ["layer1.0.conv1.generator.weight", "layer2.0.conv1.codes"])
 def test_a_change_between_forward_and_backward_is_an_error(changed):
     model = build(SPEC)
     loss = model(torch.randn(2, 3, 16, 16)).sum()
@@ -139,18 +163,22 @@ def test_copies_keep_one_shared_generator_of_their_own(copied):
     x = torch.randn(2, 3, 16, 16)
     model(x).sum().backward()
     twin = copied(model)
-    assert twin.csg is not model.csg
-    assert {id(layer.bank.generator) for layer in generated(twin).values()} == {id(twin.csg)}
+    assert twin.layer1[0].conv1.generator is not model.layer1[0].conv1.generator
+    assert {id(layer.bank.generator) for layer in generated(twin).values()} == {
+        id(twin.layer1[0].conv1.generator)
+    }
     assert torch.equal(twin.eval()(x), model.eval()(x))
     with torch.no_grad():
-        twin.csg.weight.zero_()
+        twin.layer1[0].conv1.generator.weight.zero_()
     assert not torch.equal(twin(x), model(x))
 
 
 def test_moves_of_dtype_keep_the_generator_shared_and_listed_once():
     model = build(SPEC).to(torch.float64)
-    assert [n for n in model.state_dict() if n.endswith("csg.weight")] == ["csg.weight"]
-    assert sum(p is model.csg.weight for p in model.parameters()) == 1
+    assert [n for n in model.state_dict() if n.endswith("generator.weight")] == [
+        "layer1.0.conv1.generator.weight"
+    ]
+    assert sum(p is model.layer1[0].conv1.generator.weight for p in model.parameters()) == 1
     assert model(torch.randn(1, 3, 16, 16, dtype=torch.float64)).dtype == torch.float64
 
 
@@ -170,7 +198,7 @@ def test_gradients_agree_with_finite_differences():
     generate_filters(model, SliceGenerator(3, 4))
     model.double()
     x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
-    weight, first, second = model[0].csg.weight, model[0].codes, model[2].codes
+    weight, first, second = model[0].generator.weight, model[0].codes, model[2].codes
 
     def outputs(*_: torch.Tensor) -> torch.Tensor:
         refresh(model)  # gradcheck varies its inputs through .data
@@ -185,7 +213,8 @@ def test_torch_func_sees_the_parameters_it_is_given(layout):
     model = build(ModelSpec(slice_size=8, code_size=16, layout=layout)).eval()
     x = torch.randn(2, 3, 16, 16)
     other = build(ModelSpec(slice_size=8, code_size=16, layout=layout), seed=3).eval()
-    model(x)
+    one_by_one = torch.func.vmap(lambda image: model(image[None])[0])(x)
+    torch.testing.assert_close(one_by_one, model(x), atol=1e-4, rtol=1e-4)
     called = torch.func.functional_call(model, dict(other.named_parameters()), (x,))
     torch.testing.assert_close(called, other(x))
     stacked = {n: torch.stack([p, q]) for (n, p), q in
@@ -271,3 +300,23 @@ def test_distributed_data_parallel_trains_as_the_model_alone(tmp_path):
         assert unwrap(wrapped) is inside
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_layers_taken_out_of_a_model_are_let_go(products):
+    model = build(SPEC)
+    model.layer3 = nn.Identity()
+    model.fc = nn.Identity()
+    model.to(torch.bfloat16)
+    model(torch.randn(2, 3, 16, 16, dtype=torch.bfloat16)).sum().backward()
+    (bank,) = {layer.bank for layer in generated(model).values()}
+    assert len(bank._made.kernels) == len(generated(model)) == 12
+    assert products.call_count == 1
+
+
+def test_a_layer_whose_codes_are_computed_does_not_disturb_the_others():
+    model = build(SPEC)
+    nn.utils.prune.l1_unstructured(model.layer1[0].conv1, "codes", amount=0.5)
+    opt = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(2):
+        _step(model, opt)
+    _assert_fresh(model)

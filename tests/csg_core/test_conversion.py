@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from csg_core import SliceGenerator, build, count_trainable, fold, generate_filters, generated
+from csg_core import (
+    SliceGenerator,
+    build,
+    count_trainable,
+    fold,
+    generate_filters,
+    generated,
+    generators,
+)
 from csg_core.layout import LAYOUTS
 from csg_core.spec import ModelSpec
 from simulations.studies.any_cnn import convert
@@ -80,9 +88,10 @@ def test_named_and_chosen_convolutions_are_taken_even_the_stem():
 
 def test_two_generators_of_different_kernel_sizes_live_side_by_side():
     model = build(ModelSpec(name="densenet40-36"))
-    report = generate_filters(model, SliceGenerator(12, 36, 1), name="csg1x1")
+    report = generate_filters(model, SliceGenerator(12, 36, 1))
     assert len(report.replaced) == 20
-    assert {"csg.weight", "csg1x1.weight"} <= set(model.state_dict())
+    assert len(generators(model)) == 2
+    assert sum(name.endswith("generator.weight") for name in model.state_dict()) == 2
     x = torch.randn(1, 3, 32, 32)
     model.eval()
     torch.testing.assert_close(fold(model)(x), model(x))
@@ -116,7 +125,9 @@ def test_what_cannot_be_replaced_faithfully_is_left():
     model.hooked = nn.Conv2d(4, 4, 3)
     model.hooked.register_forward_hook(lambda *_: None)
     model.tied = nn.Conv2d(4, 4, 3)
-    model.tied.weight = model.plain.weight
+    model.twin = nn.Conv2d(4, 4, 3)
+    model.tied.weight = model.twin.weight
+    model.frozen = nn.Conv2d(4, 4, 3).requires_grad_(False)
     model.wide = nn.Conv2d(4, 4, (3, 5))
     report = generate_filters(model, SliceGenerator(4, 6))
     assert [done.name for done in report.replaced] == ["plain"]
@@ -124,7 +135,8 @@ def test_what_cannot_be_replaced_faithfully_is_left():
     assert "is a Scaled" in reasons["subclass"]
     assert "is a ParametrizedConv2d" in reasons["normed"]
     assert "has hooks" in reasons["hooked"]
-    assert reasons["tied"] == "shares its weight with plain"
+    assert reasons["tied"] == reasons["twin"] == "shares its weight with another module"
+    assert reasons["frozen"] == "is frozen"
     assert reasons["wide"] == "is 3 x 5; the generator makes 3 x 3"
 
 
@@ -137,7 +149,6 @@ def test_what_cannot_be_replaced_faithfully_is_left():
         ({"select": ["4"]}, "convolution 4 cannot be generated: is 1 x 1"),
         ({"layout": "spiral"}, "layout 'spiral' is unknown; use one of block, flat"),
         ({"start": "cold"}, "start 'cold' is unknown; use one of fan_in, paper, dense"),
-        ({"name": "training"}, "has an attribute 'training' already"),
     ],
 )
 def test_a_wrong_request_is_refused_in_one_line_and_changes_nothing(arguments, message):
@@ -147,6 +158,44 @@ def test_a_wrong_request_is_refused_in_one_line_and_changes_nothing(arguments, m
         generate_filters(model, SliceGenerator(4, 6), **arguments)
     assert "\n" not in str(caught.value)
     assert [type(m) for m in model.modules()] == before
+
+
+def test_a_function_that_chooses_leaves_what_cannot_be_generated():
+    model = _small()
+    report = generate_filters(model, SliceGenerator(4, 6), select=lambda *_: True)
+    assert list(generated(model)) == ["0", "2"]
+    assert {left.name for left in report.left} == {"3", "4"}
+
+
+@pytest.mark.parametrize("container", [nn.Sequential, nn.ModuleList])
+def test_containers_keep_the_children_they_had(container):
+    convs = [nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)]
+    model = container(*convs) if container is nn.Sequential else container(convs)
+    generate_filters(model, SliceGenerator(4, 6))
+    assert len(model) == 2
+
+
+def test_a_network_cut_off_before_its_head_keeps_its_generator():
+    model = build(ModelSpec())
+    body = nn.Sequential(*list(model.children())[:-1])
+    assert not any(isinstance(m, nn.Linear) for m in body.modules())
+    assert generators(body)
+    body(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert all(p.grad is not None for p in body.parameters())
+
+
+def test_one_generator_can_serve_two_models_but_not_one_model_twice():
+    generator = SliceGenerator(4, 6)
+    first, second = _small(), _small()
+    generate_filters(first, generator)
+    generate_filters(second, generator)
+    assert generators(first)["2.generator"] is generators(second)["2.generator"]
+    with pytest.raises(ValueError, match="makes filters of the model already"):
+        generate_filters(first, generator, select=["0"])
+    third = _small().double()
+    generate_filters(third, generator)
+    assert generator.weight.dtype == torch.float32
+    assert third(torch.randn(1, 3, 8, 8).double()).dtype == torch.float64
 
 
 def test_mixed_dtypes_are_refused():

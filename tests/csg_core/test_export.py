@@ -30,6 +30,7 @@ def test_folding_leaves_the_model_and_returns_a_plain_one():
     assert not generated(plain)
     assert not generators(plain)
     assert len(generated(model)) == 18
+    assert generators(model)
     torch.testing.assert_close(plain(x), model(x))
 
 

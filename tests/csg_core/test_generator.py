@@ -46,17 +46,23 @@ def test_a_seeded_generator_is_equal_across_processes_and_thread_counts(kind, th
 @pytest.mark.parametrize("kind", ["frozen", "binary"])
 def test_a_seeded_generator_neither_trains_nor_travels_nor_is_saved(kind):
     model = build(ModelSpec(generator=kind, generator_seed=5))
-    assert not list(model.csg.parameters())
-    assert [name for name in model.state_dict() if name.startswith("csg.")] == ["csg.seed"]
+    assert not list(model.layer1[0].conv1.generator.parameters())
+    saved = [name for name in model.state_dict() if "generator" in name]
+    assert saved == ["layer1.0.conv1.generator.draw"]
     assert manifest(model).count("generator") == 0
 
 
-def test_loading_a_seed_rebuilds_the_generator_it_describes():
+@pytest.mark.parametrize(
+    "there", [{"generator_seed": 12}, {"generator": "frozen"}, {"start": "paper"}]
+)
+def test_loading_a_draw_rebuilds_the_generator_it_describes(there):
     saved = build(ModelSpec(generator="binary", generator_seed=11))
-    other = build(ModelSpec(generator="binary", generator_seed=12))
+    other = build(ModelSpec(**({"generator": "binary", "generator_seed": 11} | there)))
     x = torch.randn(2, 3, 32, 32)
     other.load_state_dict(saved.state_dict())
-    assert torch.equal(other.csg.weight, saved.csg.weight)
+    assert torch.equal(
+        other.layer1[0].conv1.generator.weight, saved.layer1[0].conv1.generator.weight
+    )
     assert torch.equal(other.eval()(x), saved.eval()(x))
 
 
@@ -75,9 +81,9 @@ def test_frozen_draw_has_the_asked_deviation():
 def test_a_generator_taken_from_elsewhere_is_saved_but_does_not_train_or_travel():
     weight = torch.randn(12 * 12 * 9, 72)
     model = build(ModelSpec(generator="frozen"), generator_weight=weight)
-    assert torch.equal(model.csg.weight, weight)
-    assert not list(model.csg.parameters())
-    assert "csg.weight" in model.state_dict()
+    assert torch.equal(model.layer1[0].conv1.generator.weight, weight)
+    assert not list(model.layer1[0].conv1.generator.parameters())
+    assert "layer1.0.conv1.generator.weight" in model.state_dict()
     other = build(ModelSpec(generator="frozen"), generator_weight=weight + 1)
     assert manifest(model).fingerprint != manifest(other).fingerprint
 
@@ -106,3 +112,14 @@ def test_impossible_settings_are_refused_in_one_line(arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         SliceGenerator(**arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_a_draw_that_describes_no_generator_is_refused():
+    generator = SliceGenerator(kind="frozen")
+    with pytest.raises(ValueError, match="describes no generator"):
+        generator.load_state_dict({"draw": torch.tensor([9, 1, 1])})
+
+
+def test_a_learned_generator_starts_from_the_seed_of_the_build():
+    first, other = (build(ModelSpec(), seed=s).layer1[0].conv1.generator for s in (1, 2))
+    assert not torch.equal(first.weight, other.weight)

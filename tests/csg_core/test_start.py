@@ -24,6 +24,13 @@ def test_paper_start_gives_every_layer_the_same_deviation():
         assert float(layer.weight.detach().std()) == pytest.approx(math.sqrt(2), rel=0.25)
 
 
+def test_the_papers_start_without_a_generator_is_the_papers():
+    model = dense_network("resnet20")
+    generate_filters(model, start="paper")
+    std = float(model.layer2[0].conv2.weight.detach().std())
+    assert std == pytest.approx(math.sqrt(2), rel=0.25)
+
+
 def test_the_same_seed_gives_the_same_model_and_leaves_the_global_state_alone():
     state = torch.random.get_rng_state()
     first, same, other = (build(ModelSpec(), seed=s).state_dict() for s in (1, 1, 2))
@@ -32,10 +39,10 @@ def test_the_same_seed_gives_the_same_model_and_leaves_the_global_state_alone():
     assert not torch.equal(first["layer1.0.conv1.codes"], other["layer1.0.conv1.codes"])
 
 
-def _blocks_only(rank: int) -> nn.Module:
+def _of_rank(rank: int, layout: str) -> nn.Module:
     """A network whose slice matrix has no surplus and the given rank."""
     model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 16, 3))
-    generate_filters(model, SliceGenerator(4, rank))
+    generate_filters(model, SliceGenerator(4, rank), layout=layout)
     plain = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 16, 3))
     for source, target in zip(model, plain, strict=True):
         target.weight = nn.Parameter(source.weight.detach().clone())
@@ -43,9 +50,9 @@ def _blocks_only(rank: int) -> nn.Module:
     return plain
 
 
-@pytest.mark.parametrize("layout", ["block"])
+@pytest.mark.parametrize("layout", ["block", "flat"])
 def test_kernels_of_low_rank_are_fitted_exactly(layout):
-    model = _blocks_only(rank=5)
+    model = _of_rank(5, layout)
     x = torch.randn(2, 8, 9, 9)
     expected = model(x)
     report = generate_filters(model, SliceGenerator(4, 5), start="dense", layout=layout)
@@ -106,7 +113,7 @@ def test_fewer_slices_than_the_code_size_still_train_every_direction():
     model = nn.Sequential(nn.Conv2d(4, 4, 3))
     report = generate_filters(model, SliceGenerator(4, 6), start="dense")
     assert report.replaced[0].error < 1e-5
-    weight = model[0].csg.weight
+    weight = model[0].generator.weight
     assert torch.linalg.matrix_rank(weight) == 6
 
 

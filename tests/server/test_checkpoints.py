@@ -34,8 +34,10 @@ def test_a_frozen_generator_taken_from_elsewhere_is_restored(tmp_path):
     model = build(spec, generator_weight=torch.randn(1296, 72))
     write_checkpoint(tmp_path / "a.safetensors", model, spec)
     _, restored = read_checkpoint(tmp_path / "a.safetensors")
-    assert torch.equal(restored.csg.weight, model.csg.weight)
-    assert not list(restored.csg.parameters())
+    assert torch.equal(
+        restored.layer1[0].conv1.generator.weight, model.layer1[0].conv1.generator.weight
+    )
+    assert not list(restored.layer1[0].conv1.generator.parameters())
 
 
 def test_a_failed_write_keeps_the_checkpoint_that_was_there(tmp_path, monkeypatch):
@@ -87,7 +89,7 @@ def _truncated_zip(folder):
 def _nan(folder):
     model = build(ModelSpec())
     with torch.no_grad():
-        model.csg.weight[3, 4] = torch.nan
+        model.layer1[0].conv1.generator.weight[3, 4] = torch.nan
     write_checkpoint(folder / "a.t7", model, ModelSpec())
 
 
@@ -102,7 +104,7 @@ def _nan(folder):
         (_truncated_zip, "truncated or no checkpoint"),
         (_pickle_bomb, "none of it was executed"),
         (_torch_bomb, "none of it was executed"),
-        (_nan, "csg.weight holds NaN or infinity"),
+        (_nan, r"generator\.weight holds NaN or infinity"),
         (lambda f: torch.save([1, 2], f / "a.t7"), "holds no state_dict of tensors"),
         (lambda f: torch.save({"a": torch.zeros(1)}, f / "a.t7"), "no network this project knows"),
         (lambda f: write_checkpoint(f / "a.t7", build(ModelSpec()), ModelSpec(name="resnet32")),
