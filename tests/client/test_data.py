@@ -69,6 +69,7 @@ def test_digits_are_split_once_and_for_all():
         (lambda p, _: _write(p / "a.parquet", [b"noise"], [1]), "image that cannot be used"),
         (lambda p, x: _write(p / "a.parquet", [_png(x[0]), _png(x[1][:16])], [1, 2]),
          "image that cannot be used"),
+        (lambda p, x: _write(p / "a.parquet", [_png(x[0])], [1.5]), "cannot be read as parquet"),
         (lambda p, x: _write(p / "a.parquet", [_png(x[0])], [10]), "labels must lie in 0..9"),
     ],
 )  # fmt: skip
@@ -88,6 +89,20 @@ def _columns(path):
     return path
 
 
+def test_two_copies_of_a_split_are_refused(tmp_path, pixels):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        _write(tmp_path / folder / "train.parquet", map(_png, pixels), range(6))
+    with pytest.raises(DataError, match="holds several copies of train"):
+        load_split(tmp_path, "train")
+
+
+def test_other_files_that_begin_like_a_split_are_left_alone(tmp_path, pixels):
+    _write(tmp_path / "train.parquet", map(_png, pixels), range(6))
+    _write(tmp_path / "training-notes.parquet", map(_png, pixels), range(6))
+    assert len(load_split(tmp_path, "train")) == 6
+
+
 def test_a_folder_without_cifar10_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"has no train\*\.parquet"):
+    with pytest.raises(DataError, match=r"has no train\.parquet or train-\*-of-\*\.parquet"):
         load_split(tmp_path, "train")

@@ -36,7 +36,8 @@ def test_a_generated_network_learns_digits(precision):
     model, data = build(SPEC), load_digits(train=True)
     opt = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     rng = torch.Generator().manual_seed(0)
-    for _ in range(7):
+    for lr in (0.05, 0.05, 0.05, 0.05, 0.005, 0.005):
+        opt.param_groups[0]["lr"] = lr
         train_epoch(model, data, opt, batch_size=64, rng=rng, precision=precision, augment=False)
     assert evaluate(model, load_digits(train=False)).accuracy > 0.85
 
@@ -47,6 +48,28 @@ def test_evaluation_counts_every_image_whatever_the_batch():
     assert whole.examples == parts.examples == 101
     assert whole.accuracy == parts.accuracy
     assert whole.loss == pytest.approx(parts.loss, rel=1e-4)
+    assert model.training
+
+
+def test_batches_of_one_image_train_all_of_them():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
+    opt = torch.optim.SGD(model.parameters(), lr=0.01)
+    steps = []
+    data, rng = _first(5), torch.Generator()
+    train_epoch(model, data, opt, batch_size=1, rng=rng, after_step=lambda: steps.append(1))
+    assert len(steps) == 5
+
+
+def test_evaluation_leaves_every_module_in_its_mode_even_after_an_error():
+    model, data = build(SPEC), _first(20)
+    model.bn1.eval()
+    evaluate(model, data)
+    assert model.training
+    assert model.layer1.training
+    assert not model.bn1.training
+    model.fc = torch.nn.Linear(3, 10)
+    with pytest.raises(RuntimeError):
+        evaluate(model, data)
     assert model.training
 
 

@@ -1,8 +1,10 @@
 """Checkpoints come back as they were; files that are none are refused and never executed."""
 
+import json
 import pickle
 
 import pytest
+import safetensors.torch
 import torch
 
 from csg_core import build, pack
@@ -54,6 +56,41 @@ def test_a_failed_write_keeps_the_checkpoint_that_was_there(tmp_path, monkeypatc
         write_checkpoint(path, build(spec, seed=1), spec)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": "x"}, {"width": 1e300}, {"width": -1}, {"slice_size": "12"}, {"slice_size": 12.5},
+        {"slice_size": 10**9}, {"code_size": None}, {"classes": 10**15}, {"classes": -5},
+        {"generator_seed": "a"}, {"name": []}, {"name": "resnet20; rm"}, {"layout": 3},
+        {"start": "dense"}, {"generator": {}}, {"unknown": 1},
+    ],
+)  # fmt: skip
+def test_a_strangers_description_is_refused_in_one_line(tmp_path, change):
+    spec = ModelSpec(width=0.25, slice_size=4, code_size=8)
+    written = json.dumps(spec.to_dict() | change)
+    content = safetensors.torch.save(build(spec).state_dict(), {"csg_core.spec": written})
+    (tmp_path / "a.t7").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"a\.t7: ") as caught:
+        read_checkpoint(tmp_path / "a.t7")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {1: torch.zeros(1)},
+        {"CLG.weight": torch.zeros(0, 0)},
+        {"CLG.weight": torch.zeros(8, 0)},
+        {"CLG.weight": torch.zeros(8, 4), "conv_1_3x3.weight": torch.tensor(1.0)},
+    ],
+)
+def test_strange_tensors_are_refused_in_one_line(tmp_path, state):
+    torch.save({"net": state}, tmp_path / "a.t7")
+    with pytest.raises(CheckpointError, match=r"a\.t7: ") as caught:
+        read_checkpoint(tmp_path / "a.t7")
+    assert "\n" not in str(caught.value)
 
 
 class _Bomb:

@@ -6,6 +6,10 @@ import sys
 
 import pytest
 
+from client.data import load_digits
+from client.training import evaluate
+from csg_core import ModelSpec, build
+from server.checkpoints import read_checkpoint, write_checkpoint
 from simulations.cli import main
 
 
@@ -55,6 +59,29 @@ def test_train_then_compress_and_fine_tune(tmp_path, capsys):
     frozen = ["--generator-from", str(fitted), "--generator", "frozen", "--width", "0.5"]
     assert main(["train", *frozen, *common]) == 0
     assert json.loads(capsys.readouterr().out)["parameters"] < answer["parameters"]
+    for wrong, message in (
+        (["resnet56"], f"name resnet56: {dense} has resnet20"),
+        (["--width", "0.75"], f"width 0.75: {dense} has 0.5"),
+        (["--parametrization", "dense"], "a dense network is not fitted"),
+    ):
+        assert main(["train", "--fit-to", str(dense), *wrong, *common]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generator", ["learned", "frozen", "binary"])
+@pytest.mark.parametrize("start", ["fan_in", "paper"])
+def test_a_fitted_network_is_read_back_as_it_was_trained(tmp_path, capsys, generator, start):
+    dense, fitted = tmp_path / "dense.safetensors", tmp_path / "fitted.safetensors"
+    spec = ModelSpec(parametrization="dense", width=0.25, classes=10)
+    write_checkpoint(dense, build(spec), spec)
+    arguments = ["train", "--fit-to", str(dense), "--generator", generator, "--start", start,
+                 "--slice-size", "4", "--code-size", "20", "--epochs", "1", "--out", str(fitted),
+                 "--json"]  # fmt: skip
+    assert main(arguments) == 0
+    trained = json.loads(capsys.readouterr().out)["accuracy"]
+    _, model = read_checkpoint(fitted)
+    assert evaluate(model, load_digits(train=False)).accuracy == trained
 
 
 @pytest.mark.parametrize(
@@ -66,12 +93,16 @@ def test_train_then_compress_and_fine_tune(tmp_path, capsys):
         (["estimate", "--slice-size", "0"], "slice size 0 is too small"),
         (["estimate", "--slice-size", "x"], "invalid int value: 'x'"),
         (["estimate", "--code-size", "5000"], "code size 5000 is larger than the slice"),
-        (["estimate", "--width", "-1"], "width -1.0 is not positive"),
+        (["estimate", "--width", "-1"], "width -1.0 cannot be; use a number up to 16"),
         (["evaluate", "nowhere.t7", "--data", "x"], "nowhere.t7: no such file"),
-        (["train", "--data", "nowhere"], r"nowhere: has no train*.parquet"),
-        (["train", "--epochs", "0"], "epochs 0 is not positive"),
+        (["train", "--data", "nowhere"], "nowhere: has no train.parquet or"),
+        (["train", "--epochs", "0"], "epochs 0 is not a positive number"),
         (["train", "--device", "abacus"], "device 'abacus' cannot be used here"),
         (["train", "--fit-to", "nowhere"], "nowhere: no such file"),
+        (["train", "--device", "meta"], "device 'meta' cannot be used here"),
+        (["train", "--width", "inf"], "width inf cannot be; use a number up to 16"),
+        (["train", "--seed", "-1"], "seed -1 is out of range; use 0 to 2**63 - 1"),
+        (["train", "--momentum", "nan"], "momentum nan cannot be; use 0 or more"),
         (["train", "--out", "/dev/null/a"], "/dev/null/a: cannot be written"),
         (["train", "--out", "/"], "/: is a folder; name a file in it"),
     ],
@@ -90,3 +121,18 @@ def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     assert f"example: csg {command}" in capsys.readouterr().out
+
+
+def test_training_that_diverges_says_so(capsys):
+    assert main(["train", "--width", "0.25", "--epochs", "2", "--lr", "1e20"]) == 2
+    assert "lower lr 1e+20" in capsys.readouterr().err
+
+
+def test_a_reader_that_stops_reading_is_no_error():
+    command = (
+        f"{sys.executable} -m simulations.cli estimate --table | head -1; exit ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("network")
+    assert "Traceback" not in done.stderr
+    assert "Broken pipe" not in done.stderr
