@@ -65,19 +65,22 @@ class KernelBank:
 
     def kernel(self, layer: CodedLayer) -> Tensor:
         """The kernel of one layer, shape [out, in, k, k]."""
-        codes, weight = layer.codes, self.generator.weight
-        if _is_transformed() or not _are_own(codes, weight):
+        if _is_transformed():
             return self.make_alone(layer)
+        codes, weight = layer.codes, self.generator.weight
         made, key = self._made, id(layer)
         if (
-            made is None
-            or made.stamps.get(key) != _stamp(codes)
-            or made.weight_stamp != _stamp(weight)
-            or made.steps != _optimiser_steps().count
-            or (torch.is_grad_enabled() and not made.differentiable)
+            made is not None
+            and made.stamps.get(key) == _stamp(codes)
+            and made.weight_stamp == _stamp(weight)
+            and made.steps == _optimiser_steps().count
+            and (made.differentiable or not torch.is_grad_enabled())
         ):
-            made = self._made = self._make_all()
-        return made.kernels[key]
+            return made.kernels[key]
+        if not _are_own(codes, weight):
+            return self.make_alone(layer)
+        self._made = self._make_all()
+        return self._made.kernels[key]
 
     def make_alone(self, layer: CodedLayer) -> Tensor:
         """The kernel of one layer from its codes alone, without looking at or keeping any state."""
@@ -141,7 +144,8 @@ def _optimiser_steps() -> _StepCounter:
 
 def _stamp(tensor: Tensor) -> Stamp:
     """Changes whenever the values change in a way that autograd counts."""
-    return id(tensor), tensor._version, tensor.data_ptr(), tensor.requires_grad
+    version = 0 if tensor.is_inference() else tensor._version
+    return id(tensor), version, tensor.data_ptr(), tensor.requires_grad
 
 
 def _is_transformed() -> bool:
