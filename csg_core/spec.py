@@ -108,8 +108,8 @@ def restore(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
     """The model that ``spec`` describes, with the tensors of a ``state_dict()``.
 
     Raises:
-        ValueError: naming the first tensor that is missing, unknown, of another shape, or that
-            holds NaN or infinity.
+        ValueError: naming the first tensor that is missing, unknown, of another shape or kind, or
+            that holds NaN or infinity.
     """
     taken = None
     if spec.generator == "frozen":  # saved whole only if it was taken from elsewhere
@@ -123,6 +123,12 @@ def restore(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
             raise ValueError(
                 f"the checkpoint is not of {spec.name}: {name} is {here} in the network and "
                 f"{there} in the checkpoint"
+            )
+        floating = state[name].is_floating_point() == expected[name].is_floating_point()
+        if not floating or state[name].is_complex() or state[name].layout != torch.strided:
+            raise ValueError(
+                f"the checkpoint is not of {spec.name}: {name} is {expected[name].dtype} in the "
+                f"network and {state[name].dtype} {state[name].layout} in the checkpoint"
             )
         if not bool(torch.isfinite(state[name]).all()):
             raise ValueError(f"the checkpoint is damaged: {name} holds NaN or infinity")

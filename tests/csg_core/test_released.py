@@ -46,6 +46,9 @@ def test_the_other_spelling_and_half_precision_give_the_same_network(state):
         ({"module.fc_extra.weight": torch.zeros(1)}, "fc_extra.weight is absent in the network"),
         ({"module.stage_1.0.code": torch.zeros(2, 72)}, r"layer1\.0\.conv1\.codes is \(1, 72\)"),
         ({"module.bn_1.weight": torch.full((16,), torch.nan)}, r"bn1\.weight holds NaN"),
+        ({"module.bn_1.weight": torch.ones(16, dtype=torch.complex64)}, "complex64"),
+        ({"module.bn_1.weight": torch.ones(16, dtype=torch.int64)}, "torch.int64"),
+        ({"module.bn_1.weight": torch.ones(16).to_sparse()}, "torch.sparse_coo"),
         ({"module.CLG.weight": torch.zeros(3)}, "not of a CIFAR ResNet"),
     ],
 )
