@@ -37,9 +37,22 @@ def check_writable(path: Path) -> None:
 
 
 def write_checkpoint(path: Path, model: nn.Module, spec: ModelSpec) -> None:
-    """Write a safetensors checkpoint; a file already there is replaced whole or kept whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a safetensors checkpoint; a file already there is replaced whole or kept whole.
+
+    Raises:
+        CheckpointError: if it cannot be written, as on a full disk.
+    """
     content = to_safetensors(model, spec)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, content)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror}); a file that was there is unchanged"
+        ) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -52,7 +52,7 @@ def test_a_failed_write_keeps_the_checkpoint_that_was_there(tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: cannot be written \(No space left"):
         write_checkpoint(path, build(spec, seed=1), spec)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]

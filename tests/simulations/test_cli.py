@@ -128,6 +128,21 @@ def test_training_that_diverges_says_so(capsys):
     assert "lower lr 1e+20" in capsys.readouterr().err
 
 
+def test_a_checkpoint_that_cannot_be_written_keeps_the_one_before(tmp_path):
+    """A limit on file size stands for a full disk; the write itself is real."""
+    path, spec = tmp_path / "a.safetensors", ModelSpec(width=0.25)
+    write_checkpoint(path, build(spec), spec)
+    before = path.read_bytes()
+    train = f"{sys.executable} -m simulations.cli train --width 0.25 --epochs 1 --out {path}"
+    command = ["bash", "-c", f"ulimit -f 100; {train}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"{path}: cannot be written (File too large); a file that was there" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_reader_that_stops_reading_is_no_error():
     command = (
         f"{sys.executable} -m simulations.cli estimate --table | head -1; exit ${{PIPESTATUS[0]}}"
