@@ -126,9 +126,11 @@ def pack(model: nn.Module) -> NDArray[np.float32]:
 
 def split(packed: NDArray[np.float32], entries: Sequence[Entry]) -> dict[Entry, NDArray[Any]]:
     """Views of a packed array, one per entry, each in its entry's shape."""
-    bounds = np.cumsum([entry.size for entry in entries])[:-1]
-    parts = np.split(packed, bounds)
-    return {e: part.reshape(e.shape) for e, part in zip(entries, parts, strict=True)}
+    ends = np.cumsum([entry.size for entry in entries])
+    return {
+        entry: packed[end - entry.size : end].reshape(entry.shape)
+        for entry, end in zip(entries, ends, strict=True)
+    }
 
 
 def unpack(model: nn.Module, packed: NDArray[np.float32]) -> None:

@@ -167,3 +167,9 @@ def test_values_that_overflow_the_models_dtype_are_refused():
     with pytest.raises(ValueError, match="holds NaN or infinity; nothing was written"):
         unpack(model, np.full_like(before, 1e6))
     assert np.array_equal(pack(model), before)
+
+
+def test_a_model_with_nothing_to_exchange_packs_to_nothing():
+    model = nn.Linear(2, 2).requires_grad_(False)
+    assert pack(model).shape == (0,)
+    unpack(model, pack(model))
