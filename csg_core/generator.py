@@ -137,6 +137,8 @@ class SliceGenerator(nn.Module):
                 f"generator weight has shape {tuple(weight.shape)}; slice size {self.slice_size}, "
                 f"code size {self.code_size} and kernel size {self.kernel_size} need {expected}"
             )
+        if not bool(torch.isfinite(weight).all()):
+            raise ValueError("the generator's weight holds NaN or infinity; give a finite one")
         if self.kind == "binary":
             raise ValueError("a binary generator is drawn from its seed; use kind='frozen'")
         if self.kind == "learned":
@@ -160,14 +162,15 @@ class SliceGenerator(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if self.draw is not None:
-            kind, seed, bits = self.draw.tolist()
+        given: Tensor | None = state_dict.get(f"{prefix}draw")
+        if self.draw is not None and given is not None and given.shape == self.draw.shape:
+            kind, seed, bits = given.tolist()
             std = float(np.int64(bits).view(np.float64))
             if not (0 < kind < len(GENERATOR_KINDS) and seed >= 0 and 0 < std < math.inf):
-                raise ValueError(f"{prefix}draw {self.draw.tolist()} describes no generator")
+                raise ValueError(f"{prefix}draw {given.tolist()} describes no generator")
             self.kind, self.std = GENERATOR_KINDS[kind], std
             self.weight = self._draw(seed).to(self.weight)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _check_sizes(slice_size: int, code_size: int, kernel_size: int) -> None:

@@ -105,6 +105,7 @@ def test_learned_generators_differ_by_seed_and_agree_on_the_same():
         ({"seed": -3}, "seed -3 is out of range"),
         ({"std": 0.0}, "std 0.0 is no standard deviation"),
         ({"weight": torch.zeros(3, 4)}, r"has shape \(3, 4\).* need \(1296, 72\)"),
+        ({"weight": torch.full((1296, 72), torch.nan)}, "holds NaN or infinity; give a finite"),
         ({"kind": "binary", "weight": torch.zeros(1296, 72)}, "drawn from its seed"),
     ],
 )
@@ -116,8 +117,11 @@ def test_impossible_settings_are_refused_in_one_line(arguments, message):
 
 def test_a_draw_that_describes_no_generator_is_refused():
     generator = SliceGenerator(kind="frozen")
+    before = generator.draw.clone(), generator.weight.clone()
     with pytest.raises(ValueError, match="describes no generator"):
         generator.load_state_dict({"draw": torch.tensor([9, 1, 1])})
+    assert torch.equal(generator.draw, before[0])
+    assert torch.equal(generator.weight, before[1])
 
 
 def test_a_learned_generator_starts_from_the_seed_of_the_build():
