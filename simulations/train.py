@@ -116,6 +116,10 @@ def first_model(options: argparse.Namespace, *, classes: int) -> tuple[ModelSpec
     spec = spec_from(options, classes=classes)
     weight = None
     if options.generator_from is not None:
+        if spec.parametrization != "csg":
+            raise ValueError(
+                f"{options.generator_from}: a dense network has no use for a generator"
+            )
         donor_spec, donor = read_checkpoint(options.generator_from)
         if donor_spec.parametrization != "csg":
             raise ValueError(f"{options.generator_from}: is a dense network without a generator")

@@ -56,7 +56,9 @@ def main() -> None:
                     "epochs": epochs,
                 }
                 path.parent.mkdir(exist_ok=True)
-                path.write_text(json.dumps(result, indent=1) + "\n")
+                partial = path.with_suffix(".partial")
+                partial.write_text(json.dumps(result, indent=1) + "\n")
+                partial.replace(path)
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     if not results:
         sys.exit("central: no results yet; name the images with --data")
