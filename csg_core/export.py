@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Mapping
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
