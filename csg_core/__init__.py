@@ -22,6 +22,7 @@ from csg_core.exchange import split as split
 from csg_core.exchange import unpack as unpack
 
 # Out of the method again
+from csg_core.export import extra_in as extra_in
 from csg_core.export import from_safetensors as from_safetensors
 from csg_core.export import to_onnx as to_onnx
 from csg_core.export import to_safetensors as to_safetensors

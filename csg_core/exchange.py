@@ -7,7 +7,7 @@ that do not train, other buffers, and the norms' counters of batches.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -91,19 +91,23 @@ class Manifest:
             raise ValueError(f"the models do not match: {difference}")
 
 
-def exchanged(model: nn.Module) -> dict[Entry, Tensor]:
-    """The tensors to exchange, in order; the tensors are the model's own, not copies."""
+def exchanged(model: nn.Module, groups: Collection[Group] = GROUPS) -> dict[Entry, Tensor]:
+    """The tensors to exchange, in order; the tensors are the model's own, not copies.
+
+    ``groups`` narrows the exchange, as to leave norms with the clients (FedBN).
+    """
     found = list(_walk(unwrap(model)))
     return {
         Entry(name, group, tuple(tensor.shape)): tensor
         for wanted in GROUPS
+        if wanted in groups
         for name, group, tensor in found
         if group == wanted
     }
 
 
-def manifest(model: nn.Module) -> Manifest:
-    """What ``model`` exchanges."""
+def manifest(model: nn.Module, groups: Collection[Group] = GROUPS) -> Manifest:
+    """What ``model`` exchanges, of the given groups."""
     model = unwrap(model)
     made_by = {id(generator): name for name, generator in generators(model).items()}
     grounds = [
@@ -114,12 +118,13 @@ def manifest(model: nn.Module) -> Manifest:
         shape = f"{layer.out_channels} x {layer.in_channels}"
         maker = made_by.get(id(layer.bank.generator), "a generator outside the model")
         grounds.append((f"kernel {name}", f"{shape} {layer.bank.layout} by {maker}"))
-    return Manifest(tuple(exchanged(model)), tuple(grounds))
+    return Manifest(tuple(exchanged(model, groups)), tuple(grounds))
 
 
-def pack(model: nn.Module) -> NDArray[np.float32]:
-    """All values to exchange as one flat array, float32 [manifest(model).size]."""
-    flat = [t.detach().to("cpu", torch.float32).reshape(-1) for t in exchanged(model).values()]
+def pack(model: nn.Module, groups: Collection[Group] = GROUPS) -> NDArray[np.float32]:
+    """All values to exchange as one flat array, float32 [manifest(model, groups).size]."""
+    tensors = exchanged(model, groups).values()
+    flat = [t.detach().to("cpu", torch.float32).reshape(-1) for t in tensors]
     packed: NDArray[np.float32] = torch.cat(flat).numpy() if flat else np.zeros(0, np.float32)
     return packed
 
@@ -133,14 +138,16 @@ def split(packed: NDArray[np.float32], entries: Sequence[Entry]) -> dict[Entry, 
     }
 
 
-def unpack(model: nn.Module, packed: NDArray[np.float32]) -> None:
+def unpack(
+    model: nn.Module, packed: NDArray[np.float32], groups: Collection[Group] = GROUPS
+) -> None:
     """Write a packed array into ``model``; either everything is written or nothing.
 
     Raises:
         ValueError: if the size or the type is not this model's, or a value is NaN or infinite; the
             tensor is named.
     """
-    tensors = exchanged(model)
+    tensors = exchanged(model, groups)
     size = sum(entry.size for entry in tensors)
     if packed.dtype != np.float32 or packed.shape != (size,):
         raise ValueError(

@@ -3,8 +3,10 @@
 For a plain network call ``fold`` first; its ``state_dict()`` then has ordinary ``weight`` tensors.
 """
 
+import hashlib
 import io
 import json
+import warnings
 from collections.abc import Mapping
 
 import safetensors.torch
@@ -16,16 +18,23 @@ from csg_core.modules import unwrap
 from csg_core.spec import ModelSpec, restore
 
 _SPEC_KEY = "csg_core.spec"
+_DIGEST_KEY = "csg_core.digest"
+_EXTRA = "extra/"
 
 
-def to_safetensors(model: nn.Module, spec: ModelSpec | None = None) -> bytes:
+def to_safetensors(
+    model: nn.Module, spec: ModelSpec | None = None, extra: Mapping[str, Tensor] | None = None
+) -> bytes:
     """The model's ``state_dict()`` in the safetensors format.
 
     ``spec``, if given, is stored in the metadata, so that ``from_safetensors`` can rebuild it.
+    ``extra`` tensors go along under names of their own; ``extra_in`` finds them again.
     """
     tensors = unwrap(model).state_dict().items()
     state = {name: t.detach().cpu().clone().contiguous() for name, t in tensors}
-    metadata = {"format": "pt"}
+    for name, tensor in (extra or {}).items():
+        state[_EXTRA + name] = tensor.detach().cpu().contiguous()
+    metadata = {"format": "pt", _DIGEST_KEY: _digest(state)}
     if spec is not None:
         metadata[_SPEC_KEY] = json.dumps(spec.to_dict(), sort_keys=True)
     return safetensors.torch.save(state, metadata)
@@ -37,15 +46,23 @@ def from_safetensors(
     """The description and the model that ``to_safetensors`` wrote with a spec.
 
     Raises:
-        ValueError: if there is no usable spec, or the tensors are not those of its model.
+        ValueError: if there is no usable spec, the tensors are not those of its model, or they are
+            not the ones that were written.
     """
+    if metadata.get(_DIGEST_KEY, "") not in ("", _digest(state)):
+        raise ValueError("the checkpoint is damaged: its digest is not that of its tensors")
     if _SPEC_KEY not in metadata:
         raise ValueError("the file does not say which network it holds (no csg_core.spec)")
     try:
         spec = ModelSpec(**json.loads(metadata[_SPEC_KEY]))
     except (TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"the network's description cannot be read ({error})") from error
-    return spec, restore(spec, state)
+    return spec, restore(spec, {n: t for n, t in state.items() if not n.startswith(_EXTRA)})
+
+
+def extra_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that were written along with a model."""
+    return {n.removeprefix(_EXTRA): t for n, t in state.items() if n.startswith(_EXTRA)}
 
 
 def to_onnx(model: nn.Module, *, image_size: tuple[int, int] = (32, 32)) -> bytes:
@@ -58,16 +75,28 @@ def to_onnx(model: nn.Module, *, image_size: tuple[int, int] = (32, 32)) -> byte
         ModuleNotFoundError: if the extra ``onnx`` is not installed.
     """
     folded = fold(model).eval().float().cpu()
-    program = torch.onnx.export(
-        folded,
-        (torch.zeros(2, 3, *image_size),),
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        dynamo=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, of torch's own code
+        program = torch.onnx.export(
+            folded,
+            (torch.zeros(2, 3, *image_size),),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     buffer = io.BytesIO()
     program.save(buffer)  # type: ignore[arg-type]
     return buffer.getvalue()
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """Stands for names, types, shapes and values of all tensors."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(state):
+        tensor = state[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from csg_core import (
     ModelSpec,
+    extra_in,
     from_released,
     from_safetensors,
     is_released,
@@ -36,23 +37,28 @@ def check_writable(path: Path) -> None:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def write_checkpoint(path: Path, model: nn.Module, spec: ModelSpec) -> None:
+def write_checkpoint(
+    path: Path, model: nn.Module, spec: ModelSpec, extra: Mapping[str, Tensor] | None = None
+) -> None:
     """Write a safetensors checkpoint; a file already there is replaced whole or kept whole.
+
+    ``extra`` tensors are written along with the model's.
 
     Raises:
         CheckpointError: if it cannot be written, as on a full disk.
     """
-    content = to_safetensors(model, spec)
+    content = to_safetensors(model, spec, extra)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, content)
+        replace_file(path, content)
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be written ({error.strerror}); a file that was there is unchanged"
         ) from error
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all, whenever the process ends."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -87,6 +93,16 @@ def read_checkpoint(path: Path) -> tuple[ModelSpec, nn.Module]:
     except Exception as error:  # whatever else a stranger's tensors and description may bring about
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(f"{path}: is no usable checkpoint ({reason})") from error
+
+
+def read_with_extra(path: Path) -> tuple[ModelSpec, nn.Module, dict[str, Tensor]]:
+    """One of this project's checkpoints, with the tensors that were written along.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated or damaged.
+    """
+    spec, model = read_checkpoint(path)
+    return spec, model, extra_in(_read_safetensors(path)[0])
 
 
 def _is_pickle(path: Path) -> bool:

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from client.training import Precision, autocast
 from csg_core import GeneratedConv2d, ModelSpec, build, fold
+from csg_core.evaluation import Precision, autocast
 from simulations.machine import machine
 
 RESULTS = Path(__file__).parent / "studies" / "bench.json"

@@ -9,7 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from client.training import Precision, evaluate, train_epoch
+from client.training import train_epoch
+from csg_core.evaluation import Precision, evaluate
 from csg_core.images import ImageSet
 
 Schedule = Literal["cosine", "step"]

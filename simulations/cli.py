@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from simulations import estimate, evaluate, train
+from simulations import compare, estimate, evaluate, export, report, resume, run, train
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="CNNs whose kernels a small shared generator makes from short codes.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (train, estimate, evaluate):
+    for module in (run, resume, estimate, compare, report, export, evaluate, train):
         name = module.__name__.rpartition(".")[2]
         sub = commands.add_parser(
             name,
@@ -33,10 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         module.add_arguments(sub)
-        sub.set_defaults(run=module.run)
+        sub.set_defaults(execute=module.run)
     options = parser.parse_args(arguments)
     try:
-        options.run(options)
+        return int(options.execute(options) or 0)
     except ValueError as error:
         print(f"csg {options.command}: {error}", file=sys.stderr)
         return 2
@@ -49,7 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"csg {options.command}: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Print how many parameters a network has, dense and generated, before anything is trained."""
+"""Print what a recipe will cost: parameters, and payload bytes, before anything is trained."""
 
 import argparse
 import json
@@ -6,10 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from csg_core import ModelSpec, build, count_trainable, manifest
-from simulations.model_options import add_model_options, spec_from
+from csg_core.codecs import codec_named
+from csg_core.payload import payload_bytes
+from federation.recipe import Recipe
+from simulations.progress import megabytes
+from simulations.recipe_names import add_recipe_options, recipe_from
 
-HELP = "parameters of a network, or the paper's table"
-EXAMPLE = "csg estimate resnet56 --slice-size 16 --code-size 128   (or: csg estimate --table)"
+HELP = "parameters and bytes of a recipe, or the paper's table"
+EXAMPLE = "csg estimate cifar10-resnet56 --set train.rounds=20   (or: csg estimate --table)"
 
 # The rows of the paper's tables: networks with the slice and code sizes used for them.
 PAPER_ROWS: dict[str, tuple[tuple[int, int], ...]] = {
@@ -25,52 +29,96 @@ PAPER_ROWS: dict[str, tuple[tuple[int, int], ...]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_options(parser)
+    add_recipe_options(parser, required=False)
     parser.add_argument("--table", action="store_true", help="print every row of the paper")
     parser.add_argument("--json", action="store_true", help="machine-readable answer")
 
 
 def run(options: argparse.Namespace) -> None:
     if options.table:
-        specs = [
-            ModelSpec(name=name, slice_size=s, code_size=d)
-            for name, sizes in PAPER_ROWS.items()
-            for s, d in sizes
-        ]
-    else:
-        specs = [spec_from(options)]
-    rows = [estimate(spec) for spec in specs]
+        _print_table(as_json=options.json)
+        return
+    if options.recipe is None:
+        raise ValueError("RECIPE is missing; name one, as cifar10-resnet20, or give --table")
+    name, recipe = recipe_from(options)
+    found = estimate(recipe)
     if options.json:
-        print(json.dumps(rows if options.table else rows[0]))
+        print(json.dumps(found))
+        return
+    counts, train = found["parameters"], recipe.train
+    each = found["payload_bytes_up"] + found["payload_bytes_down"]
+    print(f"{name}: {recipe.model.name}, {train.rounds:,} rounds of {recipe.cohort:,} clients")
+    print(f"parameters  {counts['total']:,} (generator {counts['generator']:,}, "
+          f"codes {counts['codes']:,}, other {counts['other']:,}); "
+          f"dense twin {counts['dense']:,}")  # fmt: skip
+    print(f"payload     {megabytes(found['payload_bytes_up'])} up ({recipe.wire.uplink}), "
+          f"{megabytes(found['payload_bytes_down'])} down ({recipe.wire.downlink}) per client and "
+          f"round; {megabytes(each * recipe.cohort)} per round")  # fmt: skip
+    print(f"run         {megabytes(found['total_bytes'])} in all, {found['ratio_to_dense']:.2f} "
+          "times fewer than the dense twin; Flower's own protocol comes on top")  # fmt: skip
+
+
+def estimate(recipe: Recipe) -> dict[str, Any]:
+    """Trainable parameters, and payload bytes if every client of every round answers."""
+    total = _total_bytes(recipe)
+    return {
+        "parameters": parameters(recipe.model),
+        "payload_bytes_up": _one_way(recipe, recipe.wire.uplink),
+        "payload_bytes_down": _one_way(recipe, recipe.wire.downlink),
+        "total_bytes": total,
+        "ratio_to_dense": _total_bytes(recipe.dense_twin()) / total,
+    }
+
+
+def parameters(spec: ModelSpec) -> dict[str, int]:
+    """Trainable parameters of a model and of its dense twin, counted on the models themselves."""
+    model = build(spec)
+    counts = manifest(model)
+    return {
+        "total": count_trainable(model),
+        "generator": counts.count("generator"),
+        "codes": counts.count("codes"),
+        "other": counts.count("norms", "other"),
+        "dense": count_trainable(build(replace(spec, parametrization="dense"))),
+    }
+
+
+def _total_bytes(recipe: Recipe) -> int:
+    up, down = (_one_way(recipe, codec) for codec in (recipe.wire.uplink, recipe.wire.downlink))
+    rounds = recipe.train.rounds
+    every = recipe.run.eval_every
+    evaluations = -(-rounds // every) if recipe.data.holdout else 0  # models that clients evaluate
+    return recipe.cohort * (rounds * (up + down) + evaluations * down)
+
+
+def _one_way(recipe: Recipe, codec: str) -> int:
+    size = manifest(build(recipe.model), recipe.train.travelling()).size
+    return payload_bytes(size, codec_named(codec))
+
+
+def _print_table(*, as_json: bool) -> None:
+    specs = [
+        ModelSpec(name=name, slice_size=s, code_size=d)
+        for name, sizes in PAPER_ROWS.items()
+        for s, d in sizes
+    ]
+    rows: list[dict[str, Any]] = [
+        {
+            "network": spec.name,
+            "slice_size": spec.slice_size,
+            "code_size": spec.code_size,
+            "parameters": parameters(spec),
+        }
+        for spec in specs
+    ]
+    if as_json:
+        print(json.dumps(rows))
         return
     print(f"{'network':<14}{'dense':>12}  {'generated':<14}{'total':>12}{'generator':>11}"
           f"{'codes':>9}{'other':>12}{'ratio':>7}")  # fmt: skip
     for row in rows:
         counts = row["parameters"]
         sizes = f"s={row['slice_size']} d={row['code_size']}"
-        label = sizes if row["parametrization"] == "csg" else "dense"
-        print(f"{row['network']:<14}{counts['dense']:>12,}  {label:<14}{counts['total']:>12,}"
+        print(f"{row['network']:<14}{counts['dense']:>12,}  {sizes:<14}{counts['total']:>12,}"
               f"{counts['generator']:>11,}{counts['codes']:>9,}{counts['other']:>12,}"
-              f"{row['ratio_to_dense']:>7.2f}")  # fmt: skip
-
-
-def estimate(spec: ModelSpec) -> dict[str, Any]:
-    """Trainable parameters of a model and of its dense twin, counted on the models themselves."""
-    model = build(spec)
-    counts = manifest(model)
-    dense = count_trainable(build(replace(spec, parametrization="dense")))
-    total = count_trainable(model)
-    return {
-        "network": spec.name,
-        "parametrization": spec.parametrization,
-        "slice_size": spec.slice_size,
-        "code_size": spec.code_size,
-        "parameters": {
-            "total": total,
-            "generator": counts.count("generator"),
-            "codes": counts.count("codes"),
-            "other": counts.count("norms", "other"),
-            "dense": dense,
-        },
-        "ratio_to_dense": dense / total,
-    }
+              f"{counts['dense'] / counts['total']:>7.2f}")  # fmt: skip

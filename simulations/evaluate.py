@@ -4,9 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
-from client.data import load_parquet
-from client.training import evaluate
+from csg_core.evaluation import evaluate
 from csg_core.networks import usual_classes
+from federation.sources import load_parquet
 from server.checkpoints import read_checkpoint
 
 HELP = "accuracy of a checkpoint"

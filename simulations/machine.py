@@ -2,10 +2,18 @@
 
 import os
 import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from federation.devices import device_of, precision_of
+from federation.recipe import Recipe
+
+_PACKAGES = ("csg-fl", "flwr", "numpy", "torch")
 
 
 def machine() -> dict[str, Any]:
@@ -18,6 +26,37 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def environment(recipe: Recipe) -> dict[str, Any]:
+    """What a run runs on: machine, versions, device and precision, seed, commit and date."""
+    return {
+        "machine": machine(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "device": str(device_of(recipe)),
+        "precision": precision_of(recipe),
+        "seed": recipe.run.seed,
+        "commit": _commit(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit that this package was checked out from; None if it was installed."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def _cpu_name() -> str:

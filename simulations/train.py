@@ -11,8 +11,6 @@ from typing import get_args
 import torch
 from torch import nn
 
-from client.data import load_digits, load_split
-from client.training import Precision
 from csg_core import (
     ModelSpec,
     build,
@@ -21,9 +19,11 @@ from csg_core import (
     generators,
     manifest,
 )
+from csg_core.evaluation import Precision
 from csg_core.images import ImageSet
 from csg_core.networks import usual_classes
 from csg_core.spec import generator_of
+from federation.sources import load_digits, load_split
 from server.checkpoints import check_writable, read_checkpoint, write_checkpoint
 from simulations.central import SCHEDULES, Epoch, Settings, train_centrally
 from simulations.model_options import add_model_options, spec_from

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from client.data import load_digits
-from client.training import evaluate, train_epoch
+from client.training import train_epoch
 from csg_core import build, pack
+from csg_core.evaluation import evaluate
 from csg_core.images import ImageSet
 from csg_core.spec import ModelSpec
+from federation.sources import load_digits
 
 SPEC = ModelSpec(width=0.5, slice_size=8, code_size=24)
 

@@ -71,7 +71,7 @@ def test_networks_that_do_not_exist_are_refused(arguments, message):
 
 def test_torchvision_is_imported_only_where_it_is_used():
     script = (
-        "import sys, csg_core, client.training, client.data, server.checkpoints\n"
+        "import sys, csg_core, client.training, federation.sources, server.checkpoints\n"
         "csg_core.build(csg_core.ModelSpec())\n"
         "sys.exit('torchvision' in sys.modules or 'sklearn' in sys.modules)"
     )

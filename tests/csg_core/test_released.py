@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from client.data import load_parquet
-from client.training import evaluate
 from csg_core import from_released, is_released
+from csg_core.evaluation import evaluate
+from federation.sources import load_parquet
 
 
 @pytest.fixture

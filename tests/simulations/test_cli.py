@@ -6,15 +6,15 @@ import sys
 
 import pytest
 
-from client.data import load_digits
-from client.training import evaluate
 from csg_core import ModelSpec, build
+from csg_core.evaluation import evaluate
+from federation.sources import load_digits
 from server.checkpoints import read_checkpoint, write_checkpoint
 from simulations.cli import main
 
 
-def test_estimate_prints_the_counts_of_one_network(capsys):
-    assert main(["estimate", "resnet20", "--json"]) == 0
+def test_estimate_prints_the_costs_of_a_recipe(capsys):
+    assert main(["estimate", "cifar10-resnet20", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["parameters"] == {
         "total": 115_426,
@@ -23,7 +23,10 @@ def test_estimate_prints_the_counts_of_one_network(capsys):
         "other": 2_458,
         "dense": 269_722,
     }
-    assert answer["ratio_to_dense"] == pytest.approx(2.3368, abs=1e-4)
+    one_way = 48 + 4 * (115_426 + 2 * 688)  # a header, and running means and variances as well
+    assert (answer["payload_bytes_up"], answer["payload_bytes_down"]) == (one_way, one_way)
+    assert answer["total_bytes"] == 20 * 10 * 2 * one_way
+    assert answer["ratio_to_dense"] == pytest.approx(2.3209, abs=1e-4)
 
 
 def test_estimate_prints_the_papers_table(capsys):
@@ -89,13 +92,26 @@ def test_a_fitted_network_is_read_back_as_it_was_trained(tmp_path, capsys, gener
     [
         ([], "the following arguments are required: COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
-        (["estimate", "resnet21"], "network 'resnet21' is unknown; use one of resnet20"),
-        (["estimate", "--slice-size", "0"], "slice size 0 is too small"),
-        (["estimate", "--slice-size", "x"], "invalid int value: 'x'"),
-        (["estimate", "--code-size", "5000"], "code size 5000 is larger than the slice"),
-        (["estimate", "--width", "-1"], "width -1.0 cannot be; use a number up to 16"),
+        (["estimate"], "RECIPE is missing; name one, as cifar10-resnet20"),
+        (["estimate", "resnet20"], "recipe 'resnet20' is unknown; use one of cifar10-densenet40"),
+        (["estimate", "a/b.toml"], "a/b.toml: no such file"),
+        (["estimate", "demo", "--set", "model.slice_size=0"], "slice size 0 is too small"),
+        (["estimate", "demo", "--set", "model.slice_size=x"], "model.slice_size = 'x'"),
+        (["estimate", "demo", "--set", "model.code_size=5000"], "code size 5000 is larger than"),
+        (["estimate", "demo", "--set", "model.width=-1"], "width -1.0 cannot be"),
+        (["run", "demo", "--set", "train.rounds=0"], "train.rounds = 0"),
+        (["run", "demo", "--set", "server.options.eta=1"], "nothing that fedavg takes"),
+        (
+            ["run", "demo", "--set", "run.client_app=nowhere:app"],
+            "'nowhere:app' cannot be imported",
+        ),
+        (["run", "cifar10-resnet20", "--set", "data.dir=nowhere"], "nowhere: no such folder"),
+        (["resume", "nowhere"], "nowhere: holds no run (no config.toml)"),
+        (["compare", "nowhere"], "nowhere: holds no run"),
+        (["report", "nowhere"], "nowhere: holds no run"),
+        (["export", "nowhere"], "nowhere: holds no run"),
         (["evaluate", "nowhere.t7", "--data", "x"], "nowhere.t7: no such file"),
-        (["train", "--data", "nowhere"], "nowhere: has no train.parquet or"),
+        (["train", "--data", "nowhere"], "nowhere: no such folder"),
         (["train", "--epochs", "0"], "epochs 0 is not a positive number"),
         (["train", "--device", "abacus"], "device 'abacus' cannot be used here"),
         (["train", "--fit-to", "nowhere"], "nowhere: no such file"),
@@ -108,16 +124,19 @@ def test_a_fitted_network_is_read_back_as_it_was_trained(tmp_path, capsys, gener
         (["train", "--out", "/"], "/: is a folder; name a file in it"),
     ],
 )
-def test_mistakes_get_one_line_and_status_2(arguments, message):
+def test_mistakes_get_one_line_and_status_2(arguments, message, tmp_path):
     command = [sys.executable, "-m", "simulations.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+    assert not list(tmp_path.rglob("*")), "a mistake leaves nothing behind"
 
 
-@pytest.mark.parametrize("command", ["train", "estimate", "evaluate"])
+@pytest.mark.parametrize(
+    "command", ["run", "resume", "estimate", "compare", "report", "export", "evaluate", "train"]
+)
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

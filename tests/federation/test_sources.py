@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from client.data import DataError, load_digits, load_parquet, load_split
+from federation.sources import DataError, load_digits, load_parquet, load_split
 
 
 def _png(array: np.ndarray) -> bytes:
@@ -104,5 +104,5 @@ def test_other_files_that_begin_like_a_split_are_left_alone(tmp_path, pixels):
 
 
 def test_a_folder_without_cifar10_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"has no train\.parquet or train-\*-of-\*\.parquet"):
+    with pytest.raises(DataError, match=r"has no train images; name a folder that holds"):
         load_split(tmp_path, "train")

@@ -1,0 +1,99 @@
+"""The ClientApp, the same in simulation and deployment."""
+
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+
+from client.local import LocalClient
+from client.shard import Shard, Shards, own_folder, partition_of
+from federation.messages import RECIPE, payload_in, reply
+from federation.recipe import Recipe
+
+_KEPT = "kept"  # key of what a client keeps between rounds, in its context's state
+
+
+def make_app() -> ClientApp:
+    """A ClientApp that keeps its model and images in memory between messages.
+
+    Its run config holds the recipe as JSON. Its node config holds ``partition-id``, and may hold
+    ``data-dir``, where CIFAR-10 lies on this machine, or ``data-folder``, a folder of its own
+    pictures in place of a partition.
+    """
+    app = ClientApp()
+    worker = _Worker()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        client, shard, partition = worker.ready(context)
+        config = message.content.config_records["config"]
+        trained = client.train(
+            payload_in(message.content),
+            shard,
+            round_=int(_number(config["server-round"])),
+            partition=partition,
+            kept=_kept(context),
+            proximal_mu=_number(config.get("proximal-mu", 0.0)),
+        )
+        if trained.kept.size:
+            context.state[_KEPT] = ArrayRecord({_KEPT: Array(trained.kept)})
+        return Message(reply(trained.payload, trained.report), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        client, shard, partition = worker.ready(context)
+        report = client.evaluate(
+            payload_in(message.content),
+            shard,
+            round_=int(_number(message.content.config_records["config"]["server-round"])),
+            partition=partition,
+            kept=_kept(context),
+        )
+        return Message(reply(None, report), reply_to=message)
+
+    return app
+
+
+class _Worker:
+    """The model and the images of the run that this process last worked for."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._client: LocalClient | None = None
+        self._shards: Shards | None = None
+        self._own: tuple[str, Shard] | None = None
+
+    def ready(self, context: Context) -> tuple[LocalClient, Shard, int]:
+        text = str(context.run_config[RECIPE])
+        if self._client is None or text != self._text:
+            recipe = Recipe.model_validate_json(text)
+            self._client, self._text = LocalClient(recipe), text
+            self._shards = self._own = None
+        client, partition = self._client, partition_of(context.node_config)
+        own = context.node_config.get("data-folder")
+        if own is not None:
+            if self._own is None or self._own[0] != own:
+                shard = own_folder(client.recipe, client.device, str(own), partition)
+                self._own = (str(own), shard)
+            return client, self._own[1], partition
+        if self._shards is None:
+            place = context.node_config.get("data-dir")
+            folder = None if place is None else str(place)
+            self._shards = Shards(client.recipe, client.device, folder)
+        return client, self._shards[partition], partition
+
+
+def _kept(context: Context) -> NDArray[np.float32] | None:
+    record = context.state.array_records.get(_KEPT)
+    return None if record is None else record[_KEPT].numpy()
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"the server sent {value!r} where a number is needed")
+    return value
+
+
+app = make_app()

@@ -1,0 +1,29 @@
+"""The device and the precision that a recipe comes to on this machine."""
+
+import torch
+
+from csg_core.evaluation import Precision, fastest_precision
+from federation.recipe import Recipe, RecipeError
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    """The recipe's device, usable here.
+
+    Raises:
+        RecipeError: if it is not.
+    """
+    name = recipe.run.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        float(torch.zeros((), device=device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RecipeError(f"run.device {name!r} cannot be used here; use cpu") from error
+    return device
+
+
+def precision_of(recipe: Recipe) -> Precision:
+    """The recipe's precision, ``auto`` resolved for its device."""
+    precision = recipe.train.precision
+    return fastest_precision(device_of(recipe)) if precision == "auto" else precision

@@ -1,0 +1,121 @@
+"""Which images belong to which client: flwr-datasets' partitioners over the labels.
+
+Shards depend on the labels, the rule and the seed alone, so any process finds the same ones; they
+are kept in the cache, because the partitioners take a second to import.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from federation.cache import cache_folder
+from federation.recipe import DataConfig
+from federation.sources import DataError
+
+_VERSION = 1
+
+
+def shard_rows(config: DataConfig, labels: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
+    """The rows of every client's images, sorted, client by client.
+
+    Raises:
+        DataError: if the rule cannot be met, or flwr-datasets is not installed.
+    """
+    rule = config.rule()
+    content = json.dumps([_VERSION, rule, seed]).encode() + np.ascontiguousarray(labels).tobytes()
+    path = cache_folder() / f"shards-{hashlib.sha256(content).hexdigest()[:24]}.npz"
+    found = _read(path, config.clients, len(labels))
+    if found is not None:
+        return found
+    shards = _make(rule, labels, seed)
+    _write(path, shards)
+    return shards
+
+
+def class_spread(
+    shards: list[NDArray[np.int64]], labels: NDArray[np.int64], classes: int
+) -> NDArray[np.int64]:
+    """Images of every client and class, int64 [clients, classes]."""
+    counts = [np.bincount(labels[rows], minlength=classes) for rows in shards]
+    return np.stack(counts)
+
+
+def _make(rule: dict[str, Any], labels: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
+    try:
+        import datasets
+        from flwr_datasets import partitioner as partitioners
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"making shards needs {error.name}; install the extra csg-fl[shards]"
+        ) from error
+    clients = rule["clients"]
+    if clients > len(labels):
+        raise DataError(f"data.clients {clients:,}: there are only {len(labels):,} images to share")
+    order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(labels))
+    if rule["partition"] == "iid":
+        partitioner = partitioners.IidPartitioner(clients)
+    elif rule["partition"] == "dirichlet":
+        partitioner = partitioners.DirichletPartitioner(
+            num_partitions=clients,
+            partition_by="label",
+            alpha=rule["alpha"],
+            min_partition_size=rule["min_images"],
+            self_balancing=True,
+            seed=seed,
+        )
+    else:
+        partitioner = partitioners.PathologicalPartitioner(
+            num_partitions=clients,
+            partition_by="label",
+            num_classes_per_partition=rule["classes_per_client"],
+            class_assignment_mode="first-deterministic",
+            seed=seed,
+        )
+    partitioner.dataset = datasets.Dataset.from_dict({"label": labels[order], "row": order})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of each further try to meet min_images
+            return [
+                np.sort(np.asarray(partitioner.load_partition(c)["row"], np.int64))
+                for c in range(clients)
+            ]
+    except ValueError as error:
+        raise DataError(
+            f"data.partition {rule['partition']} over {clients:,} clients cannot be made "
+            f"({str(error).splitlines()[0]}); use fewer clients or a larger alpha"
+        ) from error
+
+
+def _read(path: Path, clients: int, images: int) -> list[NDArray[np.int64]] | None:
+    try:
+        with path.open("rb") as file, np.load(file) as content:
+            rows, ends = content["rows"], content["ends"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    whole = rows.dtype == np.int64 and len(ends) == clients and len(rows) <= images
+    if not whole or (len(rows) and not 0 <= rows.min() <= rows.max() < images):
+        return None
+    return np.split(rows, ends[:-1])
+
+
+def _write(path: Path, shards: list[NDArray[np.int64]]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                ends = np.cumsum([len(rows) for rows in shards])
+                np.savez(file, rows=np.concatenate(shards), ends=ends)
+            os.replace(partial, path)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+    except OSError:
+        return  # made anew next time

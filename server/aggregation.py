@@ -1,0 +1,142 @@
+"""Updates made one: a streaming weighted mean, or one of Flower's strategies on decoded arrays."""
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import (
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedProx,
+    FedTrimmedAvg,
+    FedYogi,
+    Krum,
+)
+from numpy.typing import NDArray
+
+from csg_core.averaging import WeightedMean
+
+STRATEGIES: dict[str, type[FedAvg]] = {
+    "fedavg": FedAvg,
+    "fedavgm": FedAvgM,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+    "fedmedian": FedMedian,
+    "fedtrimmedavg": FedTrimmedAvg,
+    "krum": Krum,
+    "fedprox": FedProx,
+}
+# These step along the mean update; a step past it may make a running variance negative, so
+# statistics are averaged beside them. The robust ones see everything.
+_OPTIMIZERS = (FedAvgM, FedAdam, FedYogi)
+_STATE = ("momentum_vector", "m_t", "v_t")
+_KEY = "model"
+
+Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """A client's decoded update, trained minus received, and the examples behind it."""
+
+    partition: int
+    examples: int
+    values: Values
+
+
+class Aggregation:
+    """The recipe's strategy: ``trained`` is the number of values that are no running statistics."""
+
+    def __init__(self, name: str, options: dict[str, float], *, trained: int) -> None:
+        self._flower = _flower_strategy(name, options)
+        self._trained = trained
+
+    def configure(self, round_: int, current: Values, grid: Grid) -> ConfigRecord:
+        """Tell Flower's strategy of the model; what it wants clients to know (proximal-mu)."""
+        config = ConfigRecord()
+        # fraction_train is 0: the strategy notes the model and samples nobody
+        self._flower.configure_train(round_, self._record(current), config, grid)
+        return config
+
+    def __call__(self, round_: int, current: Values, updates: Iterable[Update]) -> Values:
+        """The next model, from the current one and at least one update.
+
+        Raises:
+            ValueError: if Flower's strategy cannot make one of so few updates.
+        """
+        if type(self._flower).aggregate_train is FedAvg.aggregate_train:
+            return current + _mean(updates, current.size)
+        kept = list(updates)
+        if not kept:
+            raise ValueError("there is no update to aggregate")
+        replies = [self._reply(current + update.values, update.examples) for update in kept]
+        try:
+            arrays, _ = self._flower.aggregate_train(round_, replies)
+        except Exception as error:  # Flower's own kinds, and numpy's
+            raise ValueError(f"{type(self._flower).__name__} failed: {error}") from error
+        assert arrays is not None
+        head = np.asarray(arrays[_KEY].numpy(), np.float32)
+        if not isinstance(self._flower, _OPTIMIZERS):
+            return head
+        tail = current + _mean(kept, current.size)
+        return np.concatenate([head, tail[self._trained :]])
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What an adaptive strategy carries from round to round, for a checkpoint."""
+        found: dict[str, NDArray[Any]] = {}
+        for name in _STATE:
+            held = getattr(self._flower, name, None)
+            if held:
+                found[name] = np.asarray(held[_KEY] if isinstance(held, dict) else held[0])
+        return found
+
+    def restore(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take up what ``state`` gave."""
+        for name in _STATE:
+            if name in state:
+                as_list = name == "momentum_vector"
+                setattr(self._flower, name, [state[name]] if as_list else {_KEY: state[name]})
+
+    def _record(self, values: Values) -> ArrayRecord:
+        if isinstance(self._flower, _OPTIMIZERS):
+            values = values[: self._trained]
+        return ArrayRecord({_KEY: Array(np.ascontiguousarray(values))})
+
+    def _reply(self, values: Values, examples: int) -> Message:
+        metrics = MetricRecord({"num-examples": examples})
+        content = RecordDict({"arrays": self._record(values), "metrics": metrics})
+        return Message(content, dst_node_id=0, message_type="train")
+
+
+def _mean(updates: Iterable[Update], size: int) -> Values:
+    mean = WeightedMean(size)
+    for update in updates:
+        mean.add(update.values, update.examples)
+    return mean.mean()
+
+
+def _flower_strategy(name: str, options: dict[str, float]) -> FedAvg:
+    kind = STRATEGIES[name]
+    base = inspect.signature(FedAvg.__init__).parameters
+    own = [key for key in inspect.signature(kind.__init__).parameters if key not in base]
+    for key in options:
+        if key not in own:
+            raise ValueError(
+                f"server.options.{key} is nothing that {name} takes; "
+                f"it takes {', '.join(own) or 'no options'}"
+            )
+    whole: dict[str, Any] = {
+        k: int(v) if k == "num_malicious_nodes" else v for k, v in options.items()
+    }
+    try:
+        strategy = kind(**whole)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"server.options for {name}: {error}") from error
+    strategy.fraction_train = 0.0  # it aggregates; nodes are sampled here
+    return strategy

@@ -1,0 +1,118 @@
+"""The ServerApp, the same in simulation and deployment."""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from csg_core import build, manifest
+from csg_core.codecs import codec_named
+from csg_core.payload import payload_bytes
+from federation.devices import device_of
+from federation.messages import RECIPE
+from federation.recipe import Recipe, RecipeError
+from federation.sources import load_images
+from server.checkpoints import CheckpointError
+from server.record import RoundRow, RunFolder
+from server.rounds import Rounds, summary_of
+from server.strategy import CsgStrategy, RunError
+
+_log = logging.getLogger(__name__)
+
+
+def make_app(on_round: Callable[[RoundRow], None] | None = None) -> ServerApp:
+    """A ServerApp that runs the recipe in its run config, JSON under ``recipe``.
+
+    ``run.dir`` of the recipe is the run's folder; if it holds checkpoints, the run goes on from
+    the newest. ``on_round`` is told of every row as it is recorded.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        recipe = Recipe.model_validate_json(str(context.run_config[RECIPE]))
+        serve(recipe, grid, on_round or _log_row)
+
+    return app
+
+
+def serve(recipe: Recipe, grid: Grid, on_round: Callable[[RoundRow], None]) -> None:
+    """Run a recipe to its end over ``grid``, and write the summary however it ends.
+
+    Raises:
+        RunError: if the quorum is missed.
+        CheckpointError: if the disk does not take the record or a checkpoint.
+        DataError: if the test images cannot be used.
+    """
+    if recipe.run.dir is None:
+        raise RecipeError("run.dir is not set; name the folder of the run")
+    folder = RunFolder(Path(recipe.run.dir))
+    test = load_images(recipe.data.name, recipe.data.dir, "test")
+    rounds = Rounds(recipe, grid, folder, test)
+    rounds.resume()
+    outcome = "completed"
+    try:
+        with _terminate_as_interrupt():
+            rounds.run(on_round)
+    except KeyboardInterrupt:
+        outcome = f"interrupted after round {rounds.state.round}"
+        raise
+    except (RunError, CheckpointError) as error:
+        outcome = f"stopped: {error}"
+        raise
+    except BaseException as error:
+        outcome = f"failed: {type(error).__name__}: {error}"
+        raise
+    finally:
+        try:
+            folder.write_summary(summary_of(rounds.rows, outcome, dense_twin_bytes(recipe)))
+        except OSError as error:
+            _log.warning("%s: no summary could be written (%s)", folder.path, error.strerror)
+
+
+def check(recipe: Recipe) -> None:
+    """Find out before anything is written whether a server could run this recipe here.
+
+    Raises:
+        ValueError: naming the value that cannot be.
+    """
+    device_of(recipe)
+    model = build(recipe.model)
+    CsgStrategy(recipe, manifest(model, recipe.train.travelling()))
+
+
+def dense_twin_bytes(recipe: Recipe) -> int:
+    """Payload bytes of the recipe's dense twin for one client and round, both directions."""
+    size = manifest(build(recipe.dense_twin().model), recipe.train.travelling()).size
+    codecs = (recipe.wire.uplink, recipe.wire.downlink)
+    return sum(payload_bytes(size, codec_named(codec)) for codec in codecs)
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does, with a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _log_row(row: RoundRow) -> None:
+    _log.info("round %d: test accuracy %s", row.round, row.test_accuracy)
+
+
+app = make_app()

@@ -1,0 +1,153 @@
+"""The folder of a run: the one place that names its files, writes them and reads them back.
+
+``config.toml`` (the recipe, resolved), ``environment.json``, ``rounds.jsonl``, ``summary.json``,
+``checkpoints/*.safetensors``.
+"""
+
+import json
+import os
+import tomllib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from federation.recipe import Recipe, RecipeError, recipe_of
+from server.checkpoints import replace_file
+
+
+class RunFolderError(ValueError):
+    """A run's folder that cannot be used; the message names it and the remedy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRow:
+    """A line of ``rounds.jsonl``. Bytes are sums over the round's clients, accuracies fractions.
+
+    Attributes:
+        round: from 1 on.
+        clients: good updates, ``failures`` those that came to nothing.
+        train_loss: mean over the clients by examples, nats.
+        test_loss, test_accuracy: of the averaged model; None in rounds without evaluation.
+        payload_bytes_up, payload_bytes_down: of payloads, header included.
+        wire_bytes_up, wire_bytes_down: at the network interface; None where not measured.
+        seconds: from the first message to the evaluation, without record and checkpoint.
+        contributions: by client, ``partition, examples, loss_before, loss_after, seconds``.
+        failed: by client, the reason.
+    """
+
+    round: int
+    clients: int
+    failures: int
+    train_loss: float
+    test_loss: float | None
+    test_accuracy: float | None
+    payload_bytes_up: int
+    payload_bytes_down: int
+    wire_bytes_up: int | None = None
+    wire_bytes_down: int | None = None
+    seconds: float
+    contributions: list[dict[str, Any]] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+class RunFolder:
+    """Reads and writes a run's files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.log = path / "run.log"
+
+    def create(self, recipe: Recipe, environment: dict[str, Any], spread: list[list[int]]) -> None:
+        """Begin a run: its recipe, its environment with the images by client and class.
+
+        Raises:
+            RunFolderError: if the folder holds a run, or cannot be written.
+        """
+        if (self.path / "config.toml").exists():
+            raise RunFolderError(
+                f"{self.path}: holds a run already; csg resume {self.path} continues it, "
+                "--set run.dir=... names another folder"
+            )
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            content = json.dumps({**environment, "spread": spread}, indent=1)
+            replace_file(self.path / "environment.json", content.encode())
+            replace_file(self.path / "config.toml", recipe.to_toml().encode())
+        except OSError as error:
+            raise RunFolderError(f"{self.path}: cannot be written ({error.strerror})") from error
+
+    def recipe(self) -> Recipe:
+        """The run's recipe.
+
+        Raises:
+            RunFolderError: if the folder holds no run.
+        """
+        path = self.path / "config.toml"
+        try:
+            return recipe_of(tomllib.loads(path.read_text()), str(path))
+        except FileNotFoundError as error:
+            raise RunFolderError(
+                f"{self.path}: holds no run (no config.toml); name a run's folder"
+            ) from error
+        except (OSError, ValueError) as error:
+            if isinstance(error, RecipeError):
+                raise
+            raise RunFolderError(f"{path}: cannot be read ({error})") from error
+
+    def environment(self) -> dict[str, Any]:
+        """What the run ran on, or nothing if that was lost."""
+        return _json(self.path / "environment.json")
+
+    def summary(self) -> dict[str, Any]:
+        """How the run ended, or nothing if it has not."""
+        return _json(self.path / "summary.json")
+
+    def rows(self) -> list[RoundRow]:
+        """All complete lines of ``rounds.jsonl``; one cut short by a kill is left out.
+
+        Raises:
+            RunFolderError: if a line before the last is damaged.
+        """
+        path = self.path / "rounds.jsonl"
+        try:
+            lines = path.read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunFolderError(f"{path}: cannot be read ({error})") from error
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(RoundRow(**json.loads(line)))
+            except (ValueError, TypeError) as error:
+                if number == len(lines):
+                    break
+                raise RunFolderError(f"{path}: line {number} is damaged ({error})") from error
+        return rows
+
+    def append(self, row: RoundRow) -> None:
+        """Add a line, on the disk when this returns."""
+        with (self.path / "rounds.jsonl").open("a") as file:
+            file.write(json.dumps(asdict(row)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def cut(self, last: int) -> list[RoundRow]:
+        """Drop the rows after round ``last``, and any line cut short; the rows that stay."""
+        rows = [row for row in self.rows() if row.round <= last]
+        content = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
+        replace_file(self.path / "rounds.jsonl", content.encode())
+        return rows
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Say how the run ended."""
+        replace_file(self.path / "summary.json", json.dumps(summary, indent=1).encode())
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,195 @@
+"""The rounds of a run, each on one screen: encode, send, decode, average, evaluate, record."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from csg_core import build, manifest, pack, unpack
+from csg_core.evaluation import evaluate
+from csg_core.images import ImageSet
+from federation.devices import device_of, precision_of
+from federation.recipe import Recipe
+from server.checkpoints import CheckpointError, write_checkpoint
+from server.record import RoundRow, RunFolder
+from server.state import ServerState, load_state, save_state
+from server.strategy import CsgStrategy, RunError, model_in, model_record
+
+
+@runtime_checkable
+class SimulatedGrid(Protocol):
+    """A Grid whose clients live in this process, so that a checkpoint can hold their state."""
+
+    partitions: Mapping[int, int]  # of every node
+
+    def kept(self) -> dict[int, NDArray[np.uint8]]:
+        """What clients keep between rounds, by partition."""
+
+    def restore(self, kept: Mapping[int, NDArray[np.uint8]]) -> None:
+        """Take up what ``kept`` gave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best evaluated round so far."""
+
+    round: int
+    accuracy: float
+
+
+class Rounds:
+    """A run's server: state, strategy and record."""
+
+    def __init__(self, recipe: Recipe, grid: Grid, folder: RunFolder, test: ImageSet) -> None:
+        self.recipe, self.grid, self.folder = recipe, grid, folder
+        self._simulated = grid if isinstance(grid, SimulatedGrid) else None
+        self._device = device_of(recipe)
+        self._test = test.to(self._device)
+        self._model = build(recipe.model, seed=recipe.run.seed).to(self._device)
+        self._groups = recipe.train.travelling()
+        partitions = self._simulated.partitions if self._simulated else None
+        self.strategy = CsgStrategy(recipe, manifest(self._model, self._groups), partitions)
+        self.state = ServerState(0, pack(self._model, self._groups))
+        self._saved = -1
+        self.rows: list[RoundRow] = []
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint of the folder, if there is one.
+
+        Raises:
+            CheckpointError: if all of them are damaged.
+        """
+        if not any(self.folder.checkpoints.glob("round-*")):
+            return
+        self.state = load_state(self.folder.checkpoints, self.recipe.model, self._groups)
+        self._saved = self.state.round
+        self.strategy.aggregation.restore(self.state.strategy)
+        if self._simulated:
+            self._simulated.restore(self.state.clients)
+        self.rows = self.folder.cut(self.state.round)
+
+    def run(self, on_round: Callable[[RoundRow], None]) -> None:
+        """Every round that is left; ``on_round`` is told of each.
+
+        Whatever ends the run early, the state after the last complete round is saved.
+
+        Raises:
+            RunError: if the quorum is missed.
+            CheckpointError: if the disk does not take the record or a checkpoint.
+        """
+        try:
+            if self._saved < 0:
+                self._save()
+            for round_ in range(self.state.round + 1, self.recipe.train.rounds + 1):
+                on_round(self._round(round_))
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder.path}: cannot be written ({error.strerror}); "
+                f"the checkpoint of round {self._saved} is whole: csg resume goes on from there"
+            ) from error
+        except (RunError, KeyboardInterrupt):
+            self._save()
+            raise
+
+    def _round(self, round_: int) -> RoundRow:
+        started = time.perf_counter()
+        timeout, strategy = self.recipe.server.round_timeout, self.strategy
+        arrays = model_record(self.state.values)
+        messages = strategy.configure_train(round_, arrays, ConfigRecord(), self.grid)
+        replies = self.grid.send_and_receive(messages, timeout=timeout)
+        arrays, metrics = strategy.aggregate_train(round_, replies)
+        loss, accuracy = self._evaluate(round_, arrays)
+        kept = self._simulated.kept() if self._simulated else {}
+        state = ServerState(round_, model_in(arrays), strategy.aggregation.state(), kept)
+        outcome = strategy.outcome
+        row = RoundRow(
+            round=round_,
+            clients=len(outcome.reports),
+            failures=len(outcome.failures),
+            train_loss=float(metrics["train-loss"]),  # type: ignore[arg-type]
+            test_loss=loss,
+            test_accuracy=accuracy,
+            payload_bytes_up=outcome.bytes_up,
+            payload_bytes_down=outcome.bytes_down,
+            seconds=time.perf_counter() - started,
+            contributions=[asdict(report) for report in outcome.reports],
+            failed=dict(outcome.failures),
+        )
+        self._record(row, state)
+        return row
+
+    def _evaluate(self, round_: int, arrays: ArrayRecord) -> tuple[float | None, float | None]:
+        if round_ % self.recipe.run.eval_every and round_ != self.recipe.train.rounds:
+            return None, None
+        if self.recipe.data.holdout:
+            messages = self.strategy.configure_evaluate(round_, arrays, ConfigRecord(), self.grid)
+            timeout = self.recipe.server.round_timeout
+            replies = self.grid.send_and_receive(messages, timeout=timeout)
+            found = self.strategy.aggregate_evaluate(round_, replies)
+            return (float(found["loss"]), float(found["accuracy"])) if found else (None, None)  # type: ignore[arg-type]
+        unpack(self._model, model_in(arrays), self._groups)
+        result = evaluate(self._model, self._test, precision=precision_of(self.recipe))
+        return result.loss, result.accuracy
+
+    def _record(self, row: RoundRow, state: ServerState) -> None:
+        """Row first: a resumed run drops rows that are newer than its checkpoint."""
+        best = best_of(self.rows)
+        self.folder.append(row)
+        self.rows.append(row)
+        self.state = state
+        if row.test_accuracy is not None and (best is None or row.test_accuracy > best.accuracy):
+            unpack(self._model, self.state.values, self._groups)
+            path = self.folder.checkpoints / "best.safetensors"
+            write_checkpoint(path, self._model, self.recipe.model)
+        due = row.round % self.recipe.run.checkpoint_every == 0
+        if due or row.round == self.recipe.train.rounds:
+            self._save()
+
+    def _save(self) -> None:
+        if self._saved != self.state.round:
+            recipe, folder = self.recipe, self.folder.checkpoints
+            save_state(folder, self.state, self._model, recipe.model, self._groups)
+            self._saved = self.state.round
+
+
+def best_of(rows: list[RoundRow]) -> Best | None:
+    """The row of the highest accuracy, the first one of equals."""
+    found = None
+    for row in rows:
+        accuracy = row.test_accuracy
+        if accuracy is not None and (found is None or accuracy > found.accuracy):
+            found = Best(row.round, accuracy)
+    return found
+
+
+def summary_of(rows: list[RoundRow], outcome: str, dense_twin_bytes: int) -> dict[str, Any]:
+    """``summary.json``: the outcome, accuracies, and bytes against the dense twin's.
+
+    ``dense_twin_bytes`` are the twin's for one client and round; what the twin would exchange is
+    reckoned for the clients that answered.
+    """
+    best = best_of(rows)
+    evaluated = [row for row in rows if row.test_accuracy is not None]
+    up = sum(row.payload_bytes_up for row in rows)
+    down = sum(row.payload_bytes_down for row in rows)
+    twin = sum(row.clients for row in rows) * dense_twin_bytes
+    return {
+        "outcome": outcome,
+        "rounds": len(rows),
+        "accuracy": evaluated[-1].test_accuracy if evaluated else None,
+        "best_accuracy": best.accuracy if best else None,
+        "best_round": best.round if best else None,
+        "payload_bytes_up": up,
+        "payload_bytes_down": down,
+        "payload_bytes": up + down,
+        "dense_twin_payload_bytes": twin,
+        "ratio_to_dense": twin / (up + down) if up + down else None,
+        "wire_bytes": None,
+        "failures": sum(row.failures for row in rows),
+        "seconds": sum(row.seconds for row in rows),
+    }

@@ -1,0 +1,286 @@
+"""The server's half of a round: sample, encode, and then decode, check and average."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from csg_core import Manifest
+from csg_core.codecs import codec_named
+from csg_core.payload import Label, PayloadError, decode, encode
+from federation.messages import (
+    EvaluationReport,
+    ReplyError,
+    TrainReport,
+    evaluation_report_in,
+    instruction,
+    payload_bytes_in,
+    payload_in,
+    train_report_in,
+)
+from federation.recipe import Recipe
+from federation.seeds import derived_seed
+from server.aggregation import Aggregation, Update
+
+_log = logging.getLogger(__name__)
+_KEY = "model"
+_POLL_S = 1.0
+
+Values = NDArray[np.float32]
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; the message says in which round and why."""
+
+
+@dataclass(slots=True)
+class RoundOutcome:
+    """What came of the clients of a round; bytes are sums of payloads."""
+
+    cohort: int
+    bytes_down: int
+    bytes_up: int = 0
+    reports: list[TrainReport] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)  # client and reason
+
+
+class CsgStrategy(Strategy):
+    """FedAvg, or another of Flower's strategies, over payloads of one byte array.
+
+    Works under any Grid, by ``strategy.start`` or round by round. ``outcome`` tells of the last
+    round. The model is an ArrayRecord with one float32 array, as ``pack`` makes it.
+    ``partitions`` tells the partition of nodes, where that is known before they answer.
+    """
+
+    def __init__(
+        self, recipe: Recipe, manifest: Manifest, partitions: Mapping[int, int] | None = None
+    ) -> None:
+        self.recipe = recipe
+        self.manifest = manifest
+        self.aggregation = Aggregation(
+            recipe.server.strategy,
+            recipe.server.options,
+            trained=manifest.size - manifest.count("statistics"),
+        )
+        self.outcome = RoundOutcome(0, 0)
+        self._current: Values = np.zeros(0, np.float32)
+        self._asked: list[int] = []
+        self._waiting: set[int] = set()
+        self._partitions = dict(partitions or {})
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Messages to a cohort, drawn from (seed, round), in the order of node ids.
+
+        Raises:
+            RunError: if fewer clients than the quorum are there.
+        """
+        self._current = model_in(arrays)
+        nodes = self._sample(server_round, grid)
+        wanted = self.aggregation.configure(server_round, self._current, grid)
+        messages, sent = self._messages(
+            MessageType.TRAIN, server_round, nodes, ConfigRecord({**config, **wanted})
+        )
+        self.outcome = RoundOutcome(len(nodes), sent)
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """The next model from all good replies, in the order of partitions.
+
+        Raises:
+            RunError: if fewer good updates than the quorum came back.
+        """
+        try:
+            updates = self._updates(server_round, replies)
+            new = self.aggregation(server_round, self._current, updates)
+        except ValueError as error:
+            self._check_quorum(server_round)
+            raise RunError(f"round {server_round}: {error}") from error
+        self._check_quorum(server_round)
+        if not np.isfinite(new).all():
+            raise RunError(f"round {server_round}: the averaged model is no longer finite")
+        reports = self.outcome.reports
+        weights = [report.examples for report in reports]
+        loss = float(np.average([report.train_loss for report in reports], weights=weights))
+        return model_record(new), MetricRecord({"train-loss": loss, "clients": len(reports)})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Messages to the cohort of the round, where clients keep what a whole model needs."""
+        if not self.recipe.data.holdout:
+            return []
+        self._current = model_in(arrays)
+        present = set(grid.get_node_ids())
+        nodes = [node for node in self._asked if node in present]
+        messages, sent = self._messages(MessageType.EVALUATE, server_round, nodes, config)
+        self.outcome.bytes_down += sent
+        return messages
+
+    def aggregate_evaluate(
+        self,
+        server_round: int,  # noqa: ARG002
+        replies: Iterable[Message],
+    ) -> MetricRecord | None:
+        """Loss and accuracy over the clients' held-out images, weighted by their number."""
+        reports: list[EvaluationReport] = []
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            try:
+                if reply.has_error():
+                    raise ReplyError(_one_line(reply.error.reason))
+                reports.append(
+                    evaluation_report_in(
+                        reply.content, most_examples=self.recipe.server.max_examples
+                    )
+                )
+            except ReplyError as error:
+                self._fail(node, f"evaluation: {error}")
+        if not reports:
+            return None
+        weights = [report.examples for report in reports]
+        loss = float(np.average([report.loss for report in reports], weights=weights))
+        accuracy = float(np.average([report.accuracy for report in reports], weights=weights))
+        return MetricRecord({"loss": loss, "accuracy": accuracy})
+
+    def summary(self) -> None:
+        """Log what this strategy is."""
+        _log.info("strategy %s, quorum %d", self.recipe.server.strategy, self.recipe.quorum)
+
+    def _messages(
+        self, kind: str, round_: int, nodes: list[int], config: ConfigRecord
+    ) -> tuple[list[Message], int]:
+        label = self._label(round_, "model")
+        payload = encode(self._current, label, codec_named(self.recipe.wire.downlink))
+        timeout = self.recipe.server.round_timeout
+        messages = [
+            Message(
+                instruction(payload, round_, config),
+                dst_node_id=node,
+                message_type=kind,
+                ttl=timeout,
+                group_id=str(round_),
+            )
+            for node in nodes
+        ]
+        return messages, len(payload) * len(nodes)
+
+    def _sample(self, round_: int, grid: Grid) -> list[int]:
+        cohort, quorum = self.recipe.cohort, self.recipe.quorum
+        wanted = self.recipe.data.clients if round_ == 1 else quorum
+        until = time.monotonic() + self.recipe.server.round_timeout
+        while len(nodes := sorted(grid.get_node_ids())) < wanted and time.monotonic() < until:
+            time.sleep(_POLL_S)
+        if len(nodes) < quorum:
+            raise RunError(
+                f"round {round_}: {len(nodes)} clients are connected after "
+                f"{self.recipe.server.round_timeout:g} s and the quorum is {quorum}; "
+                "start more, or lower server.min_clients"
+            )
+        rng = np.random.Generator(
+            np.random.Philox(key=derived_seed(self.recipe.run.seed, "cohort", round_))
+        )
+        chosen = rng.choice(len(nodes), size=min(cohort, len(nodes)), replace=False)
+        self._asked = [nodes[place] for place in sorted(chosen)]
+        return self._asked
+
+    def _updates(self, round_: int, replies: Iterable[Message]) -> Iterator[Update]:
+        """Decoded and checked updates, one at a time; whatever is wrong with a reply is noted."""
+        self._waiting = set(self._asked)
+        for reply in _in_order(replies):
+            node = reply.metadata.src_node_id
+            if node not in self._waiting:
+                _log.warning("a reply of node %d, which was not asked, is left out", node)
+                continue
+            self._waiting.remove(node)
+            try:
+                update, report = self._read(round_, reply)
+            except (ReplyError, PayloadError) as error:
+                self._fail(node, str(error))
+                continue
+            self._partitions[node] = report.partition
+            self.outcome.reports.append(report)
+            yield update
+
+    def _read(self, round_: int, reply: Message) -> tuple[Update, TrainReport]:
+        if reply.has_error():
+            raise ReplyError(_one_line(reply.error.reason))
+        self.outcome.bytes_up += payload_bytes_in(reply.content)
+        report = train_report_in(reply.content, most_examples=self.recipe.server.max_examples)
+        uplink = codec_named(self.recipe.wire.uplink)
+        values = decode(payload_in(reply.content), self._label(round_, "update"), uplink)
+        return Update(report.partition, report.examples, values), report
+
+    def _check_quorum(self, round_: int) -> None:
+        for node in sorted(self._waiting):
+            timeout = self.recipe.server.round_timeout
+            self._fail(node, f"did not answer within {timeout:g} s")
+        good = len(self.outcome.reports)
+        if good < self.recipe.quorum:
+            raise RunError(self._too_few(round_, good))
+
+    def _fail(self, node: int, reason: str) -> None:
+        self.outcome.failures[self._name(node)] = reason
+        _log.warning("%s failed: %s", self._name(node), reason)
+
+    def _name(self, node: int) -> str:
+        return f"client {self._partitions[node]}" if node in self._partitions else f"node {node}"
+
+    def _too_few(self, round_: int, good: int) -> str:
+        reasons = "; ".join(f"{who} {why}" for who, why in list(self.outcome.failures.items())[:3])
+        more = len(self.outcome.failures) - 3
+        return (
+            f"round {round_}: {good} of {self.outcome.cohort} clients answered usefully, the "
+            f"quorum is {self.recipe.quorum} (server.min_clients): {reasons}"
+            + (f"; and {more} more" if more > 0 else "")
+        )
+
+    def _label(self, round_: int, kind: str) -> Label:
+        return Label(
+            fingerprint=self.manifest.fingerprint,
+            size=self.manifest.size,
+            round=round_,
+            kind="model" if kind == "model" else "update",
+        )
+
+
+def model_record(values: Values) -> ArrayRecord:
+    """A packed model as Flower's strategies pass it on."""
+    return ArrayRecord({_KEY: Array(values)})
+
+
+def model_in(arrays: ArrayRecord) -> Values:
+    """The packed model of ``model_record``."""
+    return np.asarray(arrays[_KEY].numpy(), np.float32)
+
+
+def _in_order(replies: Iterable[Message]) -> Iterable[Message]:
+    """Replies in the order of partitions; an iterator is taken as it comes.
+
+    A Grid that gives an iterator hands replies over one at a time, in the order of the messages.
+    """
+    if isinstance(replies, Iterator):
+        return replies
+    return sorted(replies, key=_claimed_partition)
+
+
+def _claimed_partition(reply: Message) -> tuple[float, int]:
+    try:
+        metrics = next(iter(reply.content.metric_records.values()))
+        return float(metrics["partition"]), reply.metadata.src_node_id  # type: ignore[arg-type]
+    except (ValueError, KeyError, TypeError, StopIteration):
+        return float("inf"), reply.metadata.src_node_id
+
+
+def _one_line(reason: str | None) -> str:
+    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
+    return lines[-1] if lines else "an error without a reason"

@@ -1,0 +1,83 @@
+"""Runs as numbers to show: what the table and the pictures of report and compare are made of."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from federation.recipe import Recipe
+from server.record import RoundRow, RunFolder, RunFolderError
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """A run as its files tell it."""
+
+    name: str
+    folder: RunFolder
+    recipe: Recipe
+    environment: dict[str, Any]
+    summary: dict[str, Any]
+    rows: list[RoundRow]
+
+    @property
+    def evaluated(self) -> list[RoundRow]:
+        """The rounds with an accuracy."""
+        return [row for row in self.rows if row.test_accuracy is not None]
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Test accuracies in percent, of evaluated rounds."""
+        return [100 * (row.test_accuracy or 0.0) for row in self.evaluated]
+
+    def megabytes_until(self, round_: int) -> float:
+        """Payload of both directions and all clients up to and with a round, MB."""
+        rows = [row for row in self.rows if row.round <= round_]
+        return sum(row.payload_bytes_up + row.payload_bytes_down for row in rows) / 1e6
+
+    def reaching(self, accuracy: float) -> RoundRow | None:
+        """The first round of at least this accuracy, a fraction."""
+        return next((r for r in self.evaluated if (r.test_accuracy or 0.0) >= accuracy), None)
+
+
+def read_run(path: Path) -> RunData:
+    """The run in a folder.
+
+    Raises:
+        RunFolderError: if there is none, it is damaged, or it has no complete round.
+    """
+    folder = RunFolder(path)
+    recipe, rows = folder.recipe(), folder.rows()
+    if not rows:
+        raise RunFolderError(f"{path}: has no complete round yet; csg resume {path} goes on")
+    return RunData(
+        path.resolve().name, folder, recipe, folder.environment(), folder.summary(), rows
+    )
+
+
+def table(runs: list[RunData], targets: list[float]) -> list[dict[str, Any]]:
+    """A row for each run; bytes are payload, both directions, all clients."""
+    found = []
+    for run in runs:
+        last = run.evaluated[-1] if run.evaluated else None
+        best = max((row.test_accuracy or 0.0 for row in run.evaluated), default=None)
+        reached = {}
+        for target in targets:
+            row = run.reaching(target)
+            reached[f"{target:g}"] = row and {
+                "rounds": row.round,
+                "megabytes": run.megabytes_until(row.round),
+            }
+        found.append(
+            {
+                "run": run.name,
+                "rounds": run.rows[-1].round,
+                "accuracy": last.test_accuracy if last else None,
+                "best_accuracy": best,
+                "megabytes": run.megabytes_until(run.rows[-1].round),
+                "reached": reached,
+                "seconds": sum(row.seconds for row in run.rows),
+                "failures": sum(row.failures for row in run.rows),
+                "outcome": run.summary.get("outcome", "not finished"),
+            }
+        )
+    return found

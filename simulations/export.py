@@ -1,0 +1,103 @@
+"""Export the model of a run as a plain CNN, with a card that says where it comes from."""
+
+import argparse
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from csg_core import fold, to_onnx, to_safetensors
+from server.checkpoints import check_writable, read_checkpoint, replace_file
+from server.record import RunFolderError
+from simulations.curves import RunData, read_run
+
+HELP = "the folded model of a run: state_dict, safetensors, ONNX, model card"
+EXAMPLE = "csg export runs/cifar10-resnet20-20261124-120000 --which best --out exported/"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    parser.add_argument("--which", choices=("best", "last"), default="best", help="round to export")
+    parser.add_argument("--out", type=Path, metavar="DIR",
+                        help="folder for the files; none: export/ in the run's folder")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="machine-readable answer")
+
+
+def run(options: argparse.Namespace) -> None:
+    data = read_run(options.run)
+    checkpoint = _checkpoint(data, options.which)
+    spec, model = read_checkpoint(checkpoint)
+    out = options.out or options.run / "export"
+    plain = fold(model).eval()
+    buffer = io.BytesIO()
+    torch.save(plain.state_dict(), buffer)
+    files = {
+        "model.pt": buffer.getvalue(),
+        "model.safetensors": to_safetensors(plain),
+        "README.md": card(data, checkpoint, options.which).encode(),
+    }
+    try:
+        files["model.onnx"] = to_onnx(plain)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"ONNX needs {error.name}; install the extra csg-fl[onnx]") from error
+    for name in files:
+        check_writable(out / name)
+    for name, content in files.items():
+        replace_file(out / name, content)
+    if options.json:
+        print(json.dumps({"export": str(out), "files": sorted(files), "network": spec.name}))
+        return
+    print(f"{spec.name} of {checkpoint.name}, folded: {out}")
+    for name, content in sorted(files.items()):
+        print(f"  {name:<18} {len(content):>11,} bytes")
+
+
+def card(run: RunData, checkpoint: Path, which: str) -> str:
+    """The model card, Markdown."""
+    recipe, best = run.recipe, run.summary.get("best_round")
+    row = next((r for r in run.rows if r.round == best), run.rows[-1])
+    row = row if which == "best" else run.rows[-1]
+    images = sum(map(sum, run.environment.get("spread", [])))
+    facts: dict[str, Any] = {
+        "Network": f"{recipe.model.name}, generated filters folded into ordinary ones"
+        if recipe.model.parametrization == "csg"
+        else f"{recipe.model.name}, dense",
+        "Data": f"{recipe.data.name}, {images:,} training images, {recipe.data.partition} over "
+        f"{recipe.data.clients:,} clients" + (f", from {recipe.data.dir}" * bool(recipe.data.dir)),
+        "Rounds": f"{row.round} of {recipe.train.rounds}, {recipe.cohort:,} clients a round, "
+        f"{recipe.train.local_epochs} local epochs",
+        "Test accuracy": "not evaluated"
+        if row.test_accuracy is None
+        else f"{100 * row.test_accuracy:.2f} %",
+        "Payload exchanged until then": f"{run.megabytes_until(row.round):.2f} MB, all clients, "
+        "both directions",
+        "Seed": recipe.run.seed,
+        "Checkpoint": f"{run.name}/checkpoints/{checkpoint.name}",
+        "Made with": json.dumps(run.environment.get("versions", {})),
+    }
+    lines = [f"# {recipe.model.name} trained federatedly on {recipe.data.name}", ""]
+    lines += [f"- **{what}**: {fact}" for what, fact in facts.items()]
+    if recipe.train.batch_norm != "average":
+        lines.append("- **Norms** stayed with the clients; those in here are the first ones.")
+    lines += [
+        "",
+        "Input: float32 [N, 3, 32, 32], RGB scaled to 0..1, then normalised by the data set's mean "
+        "and deviation. Output: logits [N, classes].",
+        "`model.pt` and `model.safetensors` hold the plain network's state_dict, `model.onnx` the "
+        "graph in evaluation mode.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _checkpoint(run: RunData, which: str) -> Path:
+    folder = run.folder.checkpoints
+    if which == "best":
+        found = [folder / "best.safetensors"]
+    else:
+        found = sorted(folder.glob("round-*.safetensors"))
+    if not found or not found[-1].is_file():
+        raise RunFolderError(f"{folder}: has no {which} checkpoint; use --which last, or resume")
+    return found[-1]

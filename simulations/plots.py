@@ -1,0 +1,149 @@
+"""Pictures of runs, by matplotlib."""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simulations.curves import RunData
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers and on light and dark grounds
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+_DASHES = ("-", "--", "-.", ":")
+_INK = {"light": "#222222", "dark": "#dddddd"}
+_SIZE = (4.4, 3.0)
+
+Draw = Callable[["Axes"], None]
+
+
+def svg(draw: Draw, theme: str) -> str:
+    """A picture as an ``svg`` element on a transparent ground, for ``light`` or ``dark``."""
+    with _figure(theme) as figure:
+        draw(figure.add_subplot())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def save(draw: Draw, path: Path) -> None:
+    """A picture as a file, in the format of its ending.
+
+    Raises:
+        ValueError: if there is no such format.
+    """
+    with _figure("light") as figure:
+        figure.set_size_inches(7, 4.2)
+        draw(figure.add_subplot())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def accuracy_by_round(runs: list[RunData]) -> Draw:
+    """Test accuracy against the round."""
+
+    def draw(axes: "Axes") -> None:
+        for run, look in _styled(runs):
+            axes.plot([row.round for row in run.evaluated], run.accuracies, **look)
+        _finish(axes, "round", "test accuracy, %", runs)
+
+    return draw
+
+
+def accuracy_by_megabytes(runs: list[RunData]) -> Draw:
+    """Test accuracy against cumulative payload."""
+
+    def draw(axes: "Axes") -> None:
+        for run, look in _styled(runs):
+            sent = [run.megabytes_until(row.round) for row in run.evaluated]
+            axes.plot(sent, run.accuracies, **look)
+        _finish(axes, "payload so far, MB, all clients, up and down", "test accuracy, %", runs)
+
+    return draw
+
+
+def losses(runs: list[RunData]) -> Draw:
+    """Test loss, and thinner the clients' training loss, against the round."""
+
+    def draw(axes: "Axes") -> None:
+        for run, look in _styled(runs):
+            axes.plot(
+                [r.round for r in run.evaluated],
+                [r.test_loss or 0.0 for r in run.evaluated],
+                **look,
+            )
+            look |= {"linewidth": 0.8, "alpha": 0.7, "label": None}
+            axes.plot([r.round for r in run.rows], [r.train_loss for r in run.rows], **look)
+        _finish(axes, "round", "loss: test thick, training thin", runs)
+
+    return draw
+
+
+def payload_by_round(runs: list[RunData]) -> Draw:
+    """Payload of a round, up and down."""
+
+    def draw(axes: "Axes") -> None:
+        for run, look in _styled(runs):
+            rounds = [row.round for row in run.rows]
+            axes.plot(rounds, [r.payload_bytes_up / 1e6 for r in run.rows], **look)
+            look |= {"linewidth": 0.8, "alpha": 0.7, "label": None}
+            axes.plot(rounds, [r.payload_bytes_down / 1e6 for r in run.rows], **look)
+        axes.set_ylim(bottom=0)
+        _finish(axes, "round", "payload, MB: up thick, down thin", runs)
+
+    return draw
+
+
+def spread(counts: list[list[int]]) -> Draw:
+    """Images of every client by class, clients with many more than can be told apart as a map."""
+
+    def draw(axes: "Axes") -> None:
+        image = axes.imshow(counts, aspect="auto", cmap="viridis", interpolation="nearest")
+        axes.set_xlabel("class")
+        axes.set_ylabel("client")
+        axes.set_xticks(range(len(counts[0])))
+        if len(counts) <= 20:
+            axes.set_yticks(range(len(counts)))
+        bar = axes.figure.colorbar(image, ax=axes)
+        bar.set_label("images")
+
+    return draw
+
+
+@contextmanager
+def _figure(theme: str) -> Iterator["Figure"]:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    ink = _INK[theme]
+    keys = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    looks: Any = dict.fromkeys(keys, ink)
+    looks |= {"font.size": 9, "svg.hashsalt": "csg-fl", "legend.framealpha": 0.0}
+    with mpl.rc_context(looks):
+        yield Figure(figsize=_SIZE, layout="constrained")
+
+
+def _styled(runs: list[RunData]) -> Iterator[tuple[RunData, dict[str, Any]]]:
+    for number, run in enumerate(runs):
+        yield (
+            run,
+            {
+                "color": _COLOURS[number % len(_COLOURS)],
+                "linestyle": _DASHES[number // len(_COLOURS) % len(_DASHES)],
+                "marker": "o" if len(run.rows) == 1 else None,
+                "label": run.name,
+            },
+        )
+
+
+def _finish(axes: "Axes", x: str, y: str, runs: list[RunData]) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25)
+    if len(runs) > 1:
+        axes.legend(fontsize=7)

@@ -1,0 +1,135 @@
+"""What the terminal shows of a run: a line per round, and where things are at the end."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from csg_core import build, manifest
+from federation.recipe import Recipe
+from server.record import RoundRow, RunFolder
+
+_LOGGERS = ("flwr", "ray")
+
+
+class Progress:
+    """Prints a run as it goes; on a terminal the round at work is shown as well."""
+
+    def __init__(self, recipe: Recipe, rows: list[RoundRow], out: TextIO = sys.stdout) -> None:
+        self._recipe, self._out = recipe, out
+        self._live = out.isatty()
+        self._done = len(rows)
+        self._bytes = sum(row.payload_bytes_up + row.payload_bytes_down for row in rows)
+        self._began = time.monotonic()
+        self._first = self._done
+
+    def begin(self, folder: RunFolder) -> None:
+        """Say what is run."""
+        recipe = self._recipe
+        counts = manifest(build(recipe.model), recipe.train.travelling())
+        kind = "dense"
+        if recipe.model.parametrization == "csg":
+            kind = f"csg s={recipe.model.slice_size} d={recipe.model.code_size}"
+        self._say(
+            f"{recipe.model.name} {kind} on {recipe.data.name}, {recipe.data.partition} over "
+            f"{recipe.data.clients:,} clients, {recipe.cohort:,} a round; "
+            f"{counts.size:,} values travel each way"
+        )
+        self._say(f"run: {folder.path}" + (f", from round {self._done + 1}" if self._done else ""))
+
+    def client(self, done: int, cohort: int) -> None:
+        """Show how many clients of the round are done."""
+        if self._live:
+            text = f"round {self._done + 1}/{self._recipe.train.rounds}: client {done + 1}/{cohort}"
+            self._out.write(f"\r\033[K{text}")
+            self._out.flush()
+
+    def round(self, row: RoundRow) -> None:
+        """Print a round."""
+        self._done = row.round
+        self._bytes += row.payload_bytes_up + row.payload_bytes_down
+        total = self._recipe.train.rounds
+        left = (total - row.round) * (time.monotonic() - self._began) / (row.round - self._first)
+        tested = "                            "
+        if row.test_accuracy is not None and row.test_loss is not None:
+            tested = f"accuracy {100 * row.test_accuracy:5.2f} %  loss {row.test_loss:6.3f}"
+        self.clear()
+        self._say(
+            f"round {row.round:{len(str(total))}}/{total}  {tested}  "
+            f"up {megabytes(row.payload_bytes_up)}  down {megabytes(row.payload_bytes_down)}  "
+            f"sum {megabytes(self._bytes)}  {row.seconds:.1f} s  ETA {clock(left)}"
+        )
+        for who, why in list(row.failed.items())[:3]:
+            self._say(f"  {who} failed: {why}")
+        if len(row.failed) > 3:
+            self._say(f"  and {len(row.failed) - 3} more failed")
+
+    def clear(self) -> None:
+        """Take the live line away."""
+        if self._live:
+            self._out.write("\r\033[K")
+            self._out.flush()
+
+    def end(self, folder: RunFolder) -> None:
+        """Say how the run ended, and where things are."""
+        summary = folder.summary()
+        if not summary:
+            return
+        self._say(f"outcome: {summary['outcome']}")
+        if summary["best_accuracy"] is not None:
+            self._say(
+                f"accuracy {100 * summary['accuracy']:.2f} % at the end, best "
+                f"{100 * summary['best_accuracy']:.2f} % in round {summary['best_round']}"
+            )
+        if summary["ratio_to_dense"] is not None:
+            self._say(
+                f"payload {megabytes(summary['payload_bytes'])} in all; the dense twin "
+                f"would exchange {megabytes(summary['dense_twin_payload_bytes'])}, "
+                f"{summary['ratio_to_dense']:.2f} times as much"
+            )
+        self._say(
+            f"checkpoints: {folder.checkpoints}   report: {folder.path / 'report.html'}   "
+            f"log: {folder.log}"
+        )
+
+    def _say(self, line: str) -> None:
+        print(line, file=self._out, flush=True)
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """All logging of this package, Flower and Ray goes to a file and not to the terminal."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    before = {name: list(logging.getLogger(name).handlers) for name in _LOGGERS}
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        for name, handlers in before.items():
+            logging.getLogger(name).handlers[:] = handlers
+        handler.close()
+
+
+def megabytes(count: int) -> str:
+    """Bytes for a reader: kB of 1000, MB of 10^6."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,54 @@
+"""Recipes by name, and the options of commands that read one."""
+
+import argparse
+from pathlib import Path
+
+from federation.recipe import Recipe, RecipeError, read_recipe
+
+_FOLDER = Path(__file__).parent / "recipes"
+_DENSE = "-dense"
+
+
+def recipe_names() -> list[str]:
+    """All recipes of this package; each has a twin of that name and ``-dense``."""
+    names = sorted(path.stem for path in _FOLDER.glob("*.toml"))
+    return [twin for name in names for twin in (name, name + _DENSE)]
+
+
+def add_recipe_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add RECIPE and ``--set``."""
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        nargs=None if required else "?",
+        help=f"{', '.join(recipe_names())}, or a TOML file",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a value of the recipe, as train.rounds=5 (again for more)",
+    )
+
+
+def recipe_from(options: argparse.Namespace) -> tuple[str, Recipe]:
+    """The recipe's name and the recipe that the options ask for.
+
+    Raises:
+        RecipeError: if there is no such recipe, or a value cannot be used.
+    """
+    asked: str = options.recipe
+    if asked.endswith(".toml") or "/" in asked:
+        path = Path(asked)
+        if not path.is_file():
+            raise RecipeError(f"{asked}: no such file; give a recipe's TOML file or its name")
+        return path.stem, read_recipe(path, options.set)
+    if asked not in recipe_names():
+        raise RecipeError(
+            f"recipe {asked!r} is unknown; use one of {', '.join(recipe_names())}, or a TOML file"
+        )
+    settings = list(options.set)
+    if asked.endswith(_DENSE):
+        settings.insert(0, "model.parametrization=dense")
+    return asked, read_recipe(_FOLDER / f"{asked.removesuffix(_DENSE)}.toml", settings)

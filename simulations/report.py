@@ -1,0 +1,133 @@
+"""Write one self-contained HTML page of one or more runs."""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from server.checkpoints import replace_file
+from server.record import RunFolder
+from simulations import plots
+from simulations.curves import RunData, read_run, table
+
+HELP = "a page of runs: curves, bytes, clients, configuration"
+EXAMPLE = "csg report runs/demo-20261124-120000   (or several runs, and --out page.html)"
+
+_TEMPLATE = Path(__file__).parent / "report.html.jinja"
+_SHOWN = 100  # clients and failures of a run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    parser.add_argument("--out", type=Path, metavar="FILE",
+                        help="none: report.html in the first run's folder")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="machine-readable answer")
+
+
+def run(options: argparse.Namespace) -> None:
+    out = options.out or options.runs[0] / "report.html"
+    write_report([RunFolder(path) for path in options.runs], out)
+    print(json.dumps({"report": str(out)}) if options.json else f"written: {out}")
+
+
+def write_report(folders: list[RunFolder], out: Path) -> None:
+    """Write the page of these runs, whole or not at all.
+
+    Raises:
+        RunFolderError: if one of them cannot be used.
+        ValueError: if jinja2 or matplotlib is not installed.
+    """
+    runs = [read_run(folder.path) for folder in folders]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(out, page(runs).encode())
+
+
+def page(runs: list[RunData]) -> str:
+    """The HTML of these runs."""
+    try:
+        import jinja2
+
+        pictures = [
+            {"title": title, "light": plots.svg(draw, "light"), "dark": plots.svg(draw, "dark")}
+            for title, draw in _pictures(runs)
+        ]
+    except ModuleNotFoundError as error:
+        raise ValueError(f"a report needs {error.name}; install the extra csg-fl[plots]") from error
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    template = environment.from_string(_TEMPLATE.read_text())
+    title = f"csg-fl: {runs[0].name}" if len(runs) == 1 else f"csg-fl: {len(runs)} runs"
+    return template.render(
+        title=title,
+        rows=table(runs, []),
+        against_dense=[line for line in map(_against_dense, runs) if line],
+        pictures=pictures,
+        runs=[_details(run) for run in runs],
+        percent=_percent,
+    )
+
+
+def _pictures(runs: list[RunData]) -> list[tuple[str, plots.Draw]]:
+    found = [
+        ("Accuracy by round", plots.accuracy_by_round(runs)),
+        ("Accuracy by payload", plots.accuracy_by_megabytes(runs)),
+        ("Loss", plots.losses(runs)),
+        ("Payload of a round", plots.payload_by_round(runs)),
+    ]
+    for run in runs:
+        counts = run.environment.get("spread")
+        if counts:
+            found.append((f"Images by client and class: {run.name}", plots.spread(counts)))
+    return found
+
+
+def _details(run: RunData) -> dict[str, Any]:
+    clients = _clients(run)
+    failures = [(row.round, who, why) for row in run.rows for who, why in row.failed.items()]
+    environment = {key: value for key, value in run.environment.items() if key != "spread"}
+    return {
+        "name": run.name,
+        "clients": clients[:_SHOWN],
+        "hidden": max(0, len(clients) - _SHOWN),
+        "failures": failures[-_SHOWN:],
+        "config": run.recipe.to_toml(),
+        "environment": json.dumps(environment, indent=1),
+    }
+
+
+def _clients(run: RunData) -> list[dict[str, Any]]:
+    found: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in run.rows:
+        for report in row.contributions:
+            found[report["partition"]].append(report)
+    total = sum(report["examples"] for reports in found.values() for report in reports)
+
+    def mean(reports: list[dict[str, Any]], key: str) -> float:
+        return float(sum(report[key] for report in reports) / len(reports))
+
+    return [
+        {
+            "partition": partition,
+            "rounds": len(reports),
+            "examples": reports[-1]["examples"],
+            "share": sum(report["examples"] for report in reports) / total,
+            "before": mean(reports, "loss_before"),
+            "after": mean(reports, "loss_after"),
+            "seconds": mean(reports, "seconds"),
+        }
+        for partition, reports in sorted(found.items())
+    ]
+
+
+def _against_dense(run: RunData) -> str:
+    ratio = run.summary.get("ratio_to_dense")
+    if ratio is None:
+        return ""
+    twin = run.summary["dense_twin_payload_bytes"] / 1e6
+    return f"{run.name}: the dense twin would exchange {twin:.2f} MB, {ratio:.2f} times it."
+
+
+def _percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.2f} %"  # noqa: RUF001

@@ -1,0 +1,24 @@
+"""Go on with a run that was stopped, from its newest whole checkpoint."""
+
+import argparse
+from pathlib import Path
+
+from server.record import RunFolder, RunFolderError
+from simulations.run import follow
+
+HELP = "go on with a run that was stopped"
+EXAMPLE = "csg resume runs/cifar10-resnet20-20261124-120000"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    parser.add_argument("--json", action="store_true", help="machine-readable answer")
+
+
+def run(options: argparse.Namespace) -> int:
+    folder = RunFolder(options.run.absolute())
+    recipe = folder.recipe()
+    if folder.summary().get("outcome") == "completed":
+        raise RunFolderError(f"{options.run}: is complete; csg report shows it")
+    section = recipe.run.model_copy(update={"dir": str(folder.path)})
+    return follow(recipe.model_copy(update={"run": section}), folder, as_json=options.json)

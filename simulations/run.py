@@ -1,0 +1,115 @@
+"""Train a recipe federatedly on this machine, with the bytes of every round counted."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from federation.recipe import Recipe
+from federation.shards import class_spread, shard_rows
+from federation.sources import load_images
+from server.app import check
+from server.checkpoints import CheckpointError
+from server.record import RunFolder
+from server.strategy import RunError
+from simulations.local_engine import client_app, run_local
+from simulations.machine import environment
+from simulations.progress import Progress, log_to
+from simulations.recipe_names import add_recipe_options, recipe_from
+from simulations.report import write_report
+
+HELP = "federated training of a recipe"
+EXAMPLE = "csg run cifar10-resnet20 --set data.dir=cifar10/ --set train.rounds=5"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe_options(parser)
+    parser.add_argument("--json", action="store_true", help="machine-readable answer")
+
+
+def run(options: argparse.Namespace) -> int:
+    name, recipe = recipe_from(options)
+    recipe = _resolved(name, recipe)
+    check(recipe)
+    client_app(recipe.run.client_app)
+    folder = RunFolder(Path(str(recipe.run.dir)))
+    images = load_images(recipe.data.name, recipe.data.dir, "train")
+    labels = images.labels.numpy()
+    shards = shard_rows(recipe.data, labels, recipe.run.seed)
+    spread = class_spread(shards, labels, images.classes)
+    folder.create(recipe, {"recipe": name, **environment(recipe)}, spread.tolist())
+    return follow(recipe, folder, as_json=options.json)
+
+
+def follow(recipe: Recipe, folder: RunFolder, *, as_json: bool) -> int:
+    """Run a recipe into its folder, from the newest checkpoint there, and show how it goes.
+
+    Returns:
+        The exit status: 0 if the run was completed, 1 if it stopped, 130 if interrupted.
+    """
+    progress = Progress(recipe, folder.rows(), sys.stderr if as_json else sys.stdout)
+    progress.begin(folder)
+    status, message = 0, ""
+    with log_to(folder.log):
+        try:
+            _engine(recipe, progress)
+        except KeyboardInterrupt:
+            status = 130
+        except (RunError, CheckpointError) as error:
+            status, message = 1, str(error)
+        finally:
+            progress.clear()
+    message = message or _report(folder)
+    progress.end(folder)
+    if message:
+        print(f"csg run: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"run": str(folder.path), **folder.summary()}))
+    return status
+
+
+def _engine(recipe: Recipe, progress: Progress) -> None:
+    if recipe.run.engine == "local":
+        run_local(recipe, progress.round, progress.client)
+        return
+    from simulations.flower_engine import run_flower
+
+    run_flower(recipe, progress.round)
+
+
+def _report(folder: RunFolder) -> str:
+    """Write the run's report; why there is none, or nothing."""
+    if not folder.rows():
+        return ""
+    try:
+        write_report([folder], folder.path / "report.html")
+    except (OSError, ValueError) as error:
+        return f"no report could be written ({error})"
+    return ""
+
+
+def _resolved(name: str, recipe: Recipe) -> Recipe:
+    """With the folders that the recipe leaves open, all of them absolute."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    place = recipe.run.dir or _free(Path("runs") / f"{name}-{stamp}")
+    data = recipe.data.dir or os.environ.get("CSG_DATA_DIR")
+    if data is not None and recipe.data.name != "digits":
+        data = str(Path(data).absolute())
+    updates: dict[str, Any] = {
+        "run": recipe.run.model_copy(update={"dir": str(Path(place).absolute())}),
+        "data": recipe.data.model_copy(update={"dir": data}),
+    }
+    return recipe.model_copy(update=updates)
+
+
+def _free(path: Path) -> Path:
+    """``path``, or with a number if that is taken."""
+    number = 1
+    found = path
+    while found.exists():
+        number += 1
+        found = path.with_name(f"{path.name}-{number}")
+    return found

@@ -1,0 +1,89 @@
+"""The server's open door: what goes in comes out, and nothing else gets through."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from csg_core.codecs import CODECS, codec_named
+from csg_core.payload import HEADER_BYTES, Label, PayloadError, decode, encode, payload_bytes
+
+FP32, FP16 = codec_named("fp32"), codec_named("fp16")
+
+
+def _label(size, **changes):
+    given_ = {"fingerprint": "00112233445566778899aabbccddeeff", "round": 7, "kind": "update"}
+    return Label(size=size, **{**given_, **changes})
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+@given(values=st.lists(st.floats(-60_000, 60_000, width=32), max_size=50))
+def test_values_come_back_within_the_codec(codec, values):
+    array = np.array(values, np.float32)
+    payload = encode(array, _label(array.size), codec)
+    assert len(payload) == payload_bytes(array.size, codec)
+    back = decode(payload, _label(array.size), codec)
+    tolerance = 0 if codec is FP32 else 2**-11
+    np.testing.assert_allclose(back, array, rtol=tolerance, atol=0 if codec is FP32 else 2**-24)
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_a_payload_with_any_changed_byte_is_refused(data):
+    payload = bytearray(encode(np.arange(9, dtype=np.float32), _label(9), FP32))
+    place = data.draw(st.integers(0, len(payload) - 1))
+    payload[place] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(PayloadError):
+        decode(bytes(payload), _label(9), FP32)
+
+
+@settings(max_examples=300)
+@given(noise=st.binary(max_size=200))
+def test_noise_is_refused(noise):
+    with pytest.raises(PayloadError):
+        decode(noise, _label(20), FP32)
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        ({"fingerprint": "ff" * 16}, "another model"),
+        ({"round": 6}, "round 6"),
+        ({"kind": "model"}, "kind"),
+    ],
+)
+def test_what_does_not_fit_is_named(sent, message):
+    payload = encode(np.zeros(3, np.float32), _label(3, **sent), FP32)
+    with pytest.raises(PayloadError, match=message):
+        decode(payload, _label(3), FP32)
+
+
+def test_another_codec_version_or_size_is_named():
+    payload = encode(np.zeros(3, np.float32), _label(3), FP16)
+    with pytest.raises(PayloadError, match="codec"):
+        decode(payload, _label(3), FP32)
+    with pytest.raises(PayloadError, match="bytes; this round takes"):
+        decode(payload + bytes(1000), _label(3), FP32)
+    with pytest.raises(PayloadError, match="format version 9"):
+        decode(b"CSG\x09" + payload[4:], _label(3), FP16)
+
+
+def test_nan_is_refused_on_either_side():
+    with pytest.raises(ValueError, match="NaN"):
+        encode(np.array([np.nan], np.float32), _label(1), FP32)
+    with pytest.raises(ValueError, match="too large for fp16"):
+        encode(np.array([1e6], np.float32), _label(1), FP16)
+    good = encode(np.array([1.0], np.float32), _label(1), FP32)
+    import struct
+    import zlib
+
+    body = struct.pack("<f", float("inf"))
+    header = good[: HEADER_BYTES - 4]
+    forged = header + struct.pack("<I", zlib.crc32(body, zlib.crc32(header))) + body
+    with pytest.raises(PayloadError, match="NaN or infinity"):
+        decode(forged, _label(1), FP32)
+
+
+def test_a_codec_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="use one of fp32, fp16"):
+        codec_named("zip")

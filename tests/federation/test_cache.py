@@ -1,0 +1,84 @@
+"""Decoded images are kept once, survive killed writers, and follow their source."""
+
+import numpy as np
+import pytest
+
+from federation.cache import cache_folder, cached
+
+
+class _Decoder:
+    def __init__(self, value=1):
+        self.calls, self.value = 0, value
+
+    def __call__(self):
+        self.calls += 1
+        images = np.full((3, 2, 2, 3), self.value, np.uint8)
+        return images, np.arange(3, dtype=np.int64)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSG_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "source"
+    path.write_bytes(b"one")
+    return path
+
+
+def _entry():
+    (entry,) = cache_folder().glob("x-*")
+    return entry
+
+
+def test_the_second_reader_maps_what_the_first_decoded(source):
+    decode = _Decoder()
+    first, second = cached("x", [source], decode), cached("x", [source], decode)
+    assert decode.calls == 1
+    assert np.array_equal(first[0], second[0])
+    assert isinstance(second[0], np.memmap)
+
+
+def test_a_changed_source_is_decoded_again(source):
+    cached("x", [source], _Decoder(1))
+    source.write_bytes(b"three")
+    assert cached("x", [source], _Decoder(3))[0].max() == 3
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "entry.json"])
+def test_a_damaged_or_torn_entry_is_made_anew(source, name):
+    cached("x", [source], _Decoder(1))
+    path = _entry() / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 255
+    for damage in (bytes(content), b"", bytes(content)[:20]):
+        path.write_bytes(damage)
+        decode = _Decoder(1)
+        assert cached("x", [source], decode)[0].max() == 1
+        assert decode.calls == 1
+
+
+def test_a_killed_writer_leaves_no_entry(source):
+    partial = cache_folder() / ".partial-dead"
+    partial.mkdir(parents=True)
+    (partial / "images.npy").write_bytes(b"half")
+    decode = _Decoder()
+    cached("x", [source], decode)
+    assert decode.calls == 1
+    cached("x", [source], decode)
+    assert decode.calls == 1
+
+
+def test_writes_to_a_mapped_array_stay_with_the_process(source):
+    cached("x", [source], _Decoder(1))
+    images, _ = cached("x", [source], _Decoder())
+    images[:] = 9
+    assert cached("x", [source], _Decoder())[0].max() == 1
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(source, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CSG_CACHE_DIR", str(tmp_path / "file" / "below"))
+    assert cached("x", [source], _Decoder(4))[0].max() == 4

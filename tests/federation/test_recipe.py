@@ -1,0 +1,77 @@
+"""Recipes say everything, and a mistake in one is named in one line."""
+
+import tomllib
+
+import pytest
+
+from federation.recipe import Recipe, RecipeError, read_recipe, recipe_of
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model": {"nmae": 1}}, r"model.nmae is unknown; \[model\] has name"),
+        ({"train": {"lr": -1}}, r"train.lr = -1: .* greater than 0"),
+        ({"train": {"lr": float("nan")}}, r"train.lr"),
+        ({"foo": {}}, "foo is unknown; a recipe has model"),
+        ({"wire": {"uplink": "zip"}}, "use one of fp32, fp16"),
+        ({"train": {"clients_per_round": 30}}, "clients_per_round 30 is more than data.clients 10"),
+        ({"server": {"min_clients": 11}}, "min_clients 11 is more than the cohort of 10"),
+        ({"server": {"strategy": "x"}}, "server.strategy = 'x': Input should be 'fedavg'"),
+        ({"model": {"name": "r"}}, "model.name 'r' is unknown; use one of resnet20"),
+        ({"model": {"code_size": -3}}, "code_size -3 cannot be"),
+        ({"train": {"batch_norm": "local"}}, "set data.holdout"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(content, message):
+    with pytest.raises(RecipeError, match=message) as caught:
+        recipe_of(content, "my.toml")
+    assert str(caught.value).startswith("my.toml: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_toml_and_json_bring_a_recipe_back():
+    recipe = recipe_of({"data": {"alpha": 0.1}, "server": {"options": {"eta": 0.01}}}, "x")
+    assert recipe_of(tomllib.loads(recipe.to_toml()), "x") == recipe
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_settings_go_over_the_file(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text("[train]\nrounds = 7\n")
+    recipe = read_recipe(
+        path, ["train.rounds=3", "data.partition=dirichlet", "server.options.eta=0.5"]
+    )
+    assert (recipe.train.rounds, recipe.data.partition) == (3, "dirichlet")
+    assert recipe.server.options == {"eta": 0.5}
+    for wrong in ("rounds=3", "train.rounds", "train.rounds=many"):
+        with pytest.raises(RecipeError):
+            read_recipe(path, [wrong])
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text("[train\n")
+    with pytest.raises(RecipeError, match="is no TOML"):
+        read_recipe(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        read_recipe(path)
+
+
+def test_a_quorum_follows_the_cohort():
+    assert recipe_of({"data": {"clients": 9}}, "x").quorum == 4
+    assert recipe_of({"data": {"clients": 1}}, "x").quorum == 1
+
+
+def test_schedules_over_rounds():
+    def factors(schedule):
+        train = recipe_of({"train": {"rounds": 8, "lr_schedule": schedule}}, "x").train
+        return [round(train.factor(r), 3) for r in range(1, 9)]
+
+    assert factors("constant") == [1.0] * 8
+    assert factors("step") == [1.0] * 4 + [0.1] * 2 + [0.01] * 2
+    cosine = factors("cosine")
+    assert cosine[0] == 1.0
+    assert cosine[4] == 0.5
+    assert cosine == sorted(cosine, reverse=True)
