@@ -21,10 +21,10 @@ class Progress:
     def __init__(self, recipe: Recipe, rows: list[RoundRow], out: TextIO = sys.stdout) -> None:
         self._recipe, self._out = recipe, out
         self._live = out.isatty()
-        self._done = len(rows)
-        self._bytes = sum(row.payload_bytes_up + row.payload_bytes_down for row in rows)
+        self._rows = list(rows)
         self._began = time.monotonic()
-        self._first = self._done
+        self._first: int | None = None
+        self._at = ""
 
     def begin(self, folder: RunFolder) -> None:
         """Say what is run."""
@@ -38,21 +38,25 @@ class Progress:
             f"{recipe.data.clients:,} clients, {recipe.cohort:,} a round; "
             f"{counts.size:,} values travel each way"
         )
-        self._say(f"run: {folder.path}" + (f", from round {self._done + 1}" if self._done else ""))
+        self._say(f"run: {folder.path}")
 
     def client(self, done: int, cohort: int) -> None:
         """Show how many clients of the round are done."""
         if self._live:
-            text = f"round {self._done + 1}/{self._recipe.train.rounds}: client {done + 1}/{cohort}"
-            self._out.write(f"\r\033[K{text}")
+            self._out.write(f"\r\033[K{self._at}client {done + 1}/{cohort}")
             self._out.flush()
 
     def round(self, row: RoundRow) -> None:
         """Print a round."""
-        self._done = row.round
-        self._bytes += row.payload_bytes_up + row.payload_bytes_down
+        if self._first is None:  # a resumed run may go on before its last rows
+            self._first = row.round
+            self._rows = [earlier for earlier in self._rows if earlier.round < row.round]
+        self._rows.append(row)
         total = self._recipe.train.rounds
-        left = (total - row.round) * (time.monotonic() - self._began) / (row.round - self._first)
+        spent = (time.monotonic() - self._began) / (row.round - self._first + 1)
+        left = (total - row.round) * spent
+        sent = sum(row.payload_bytes_up + row.payload_bytes_down for row in self._rows)
+        self._at = f"round {row.round + 1}/{total}: "
         tested = "                            "
         if row.test_accuracy is not None and row.test_loss is not None:
             tested = f"accuracy {100 * row.test_accuracy:5.2f} %  loss {row.test_loss:6.3f}"
@@ -60,7 +64,7 @@ class Progress:
         self._say(
             f"round {row.round:{len(str(total))}}/{total}  {tested}  "
             f"up {megabytes(row.payload_bytes_up)}  down {megabytes(row.payload_bytes_down)}  "
-            f"sum {megabytes(self._bytes)}  {row.seconds:.1f} s  ETA {clock(left)}"
+            f"sum {megabytes(sent)}  {row.seconds:.1f} s  ETA {clock(left)}"
         )
         for who, why in list(row.failed.items())[:3]:
             self._say(f"  {who} failed: {why}")
@@ -84,12 +88,14 @@ class Progress:
                 f"accuracy {100 * summary['accuracy']:.2f} % at the end, best "
                 f"{100 * summary['best_accuracy']:.2f} % in round {summary['best_round']}"
             )
-        if summary["ratio_to_dense"] is not None:
-            self._say(
-                f"payload {megabytes(summary['payload_bytes'])} in all; the dense twin "
-                f"would exchange {megabytes(summary['dense_twin_payload_bytes'])}, "
+        twin = ""
+        if summary["ratio_to_dense"] and self._recipe.model.parametrization == "csg":
+            twin = (
+                f"; the dense twin would exchange "
+                f"{megabytes(summary['dense_twin_payload_bytes'])}, "
                 f"{summary['ratio_to_dense']:.2f} times as much"
             )
+        self._say(f"payload {megabytes(summary['payload_bytes'])} in all{twin}")
         self._say(
             f"checkpoints: {folder.checkpoints}   report: {folder.path / 'report.html'}   "
             f"log: {folder.log}"

@@ -123,7 +123,7 @@ def _clients(run: RunData) -> list[dict[str, Any]]:
 
 def _against_dense(run: RunData) -> str:
     ratio = run.summary.get("ratio_to_dense")
-    if ratio is None:
+    if ratio is None or run.recipe.model.parametrization == "dense":
         return ""
     twin = run.summary["dense_twin_payload_bytes"] / 1e6
     return f"{run.name}: the dense twin would exchange {twin:.2f} MB, {ratio:.2f} times it."

@@ -62,7 +62,12 @@ def follow(recipe: Recipe, folder: RunFolder, *, as_json: bool) -> int:
             status, message = 1, str(error)
         finally:
             progress.clear()
-    message = message or _report(folder)
+    if folder.rows():
+        try:
+            write_report([folder], folder.path / "report.html")
+        except (OSError, ValueError) as error:
+            status = status or int(isinstance(error, OSError))
+            message = message or f"no report could be written ({error})"
     progress.end(folder)
     if message:
         print(f"csg run: {message}", file=sys.stderr)
@@ -78,17 +83,6 @@ def _engine(recipe: Recipe, progress: Progress) -> None:
     from simulations.flower_engine import run_flower
 
     run_flower(recipe, progress.round)
-
-
-def _report(folder: RunFolder) -> str:
-    """Write the run's report; why there is none, or nothing."""
-    if not folder.rows():
-        return ""
-    try:
-        write_report([folder], folder.path / "report.html")
-    except (OSError, ValueError) as error:
-        return f"no report could be written ({error})"
-    return ""
 
 
 def _resolved(name: str, recipe: Recipe) -> Recipe:

@@ -1,11 +1,14 @@
 """Fixtures for every test."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from federation.recipe import Recipe, recipe_of
 
 # On a busy machine several threads of small operations wait for each other more than they work.
 torch.set_num_threads(1)
@@ -40,3 +43,28 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny() -> Callable[..., Recipe]:
+    """A recipe that trains in a second: a narrow ResNet-20 on digits; sections are merged in."""
+
+    def make(**sections: dict[str, Any]) -> Recipe:
+        content: dict[str, Any] = {
+            "model": {"width": 0.25, "slice_size": 4, "code_size": 12},
+            "data": {"name": "digits", "clients": 4},
+            "train": {"rounds": 2, "precision": "fp32", "augment": False},
+        }
+        for name, values in sections.items():
+            content[name] = {**content.get(name, {}), **values}
+        return recipe_of(content, "tiny")
+
+    return make
+
+
+@pytest.fixture
+def tiny_settings() -> list[str]:
+    """The same for the command line, over the recipe ``demo``."""
+    values = ["model.width=0.25", "model.slice_size=4", "model.code_size=12", "data.clients=4",
+              "train.rounds=2", "train.precision=fp32"]  # fmt: skip
+    return [part for value in values for part in ("--set", value)]

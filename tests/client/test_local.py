@@ -1,0 +1,168 @@
+"""A client trains from exactly what it received, and sends exactly what csg_core says travels."""
+
+import numpy as np
+import pytest
+import torch
+
+from client.local import LocalClient, TrainingError
+from client.shard import Shard, Shards, own_folder, partition_of
+from csg_core import GROUPS, build, exchanged, manifest, pack
+from csg_core.codecs import codec_named
+from csg_core.payload import Label, PayloadError, decode, encode
+from federation.sources import DataError
+
+FP32 = codec_named("fp32")
+
+
+def _label(recipe, kind, round_=1):
+    found = manifest(build(recipe.model), recipe.train.travelling())
+    return Label(fingerprint=found.fingerprint, size=found.size, round=round_, kind=kind)
+
+
+def _first(recipe, round_=1):
+    model = build(recipe.model, seed=5)
+    return encode(pack(model, recipe.train.travelling()), _label(recipe, "model", round_), FP32)
+
+
+def _train(recipe, client=None, shard=None, *, round_=1, **more):
+    client = client or LocalClient(recipe)
+    shard = shard or Shards(recipe, client.device)[0]
+    return client.train(_first(recipe, round_), shard, round_=round_, partition=0, **more)
+
+
+def _update(recipe, trained, round_=1):
+    return decode(trained.payload, _label(recipe, "update", round_), FP32)
+
+
+def test_a_round_is_the_same_whatever_the_client_did_before(tiny):
+    recipe = tiny()
+    client = LocalClient(recipe)
+    shards = Shards(recipe, client.device)
+    fresh = _train(recipe)
+    client.train(_first(recipe), shards[2], round_=1, partition=2)
+    again = _train(recipe, client, shards[0])
+    assert again.payload == fresh.payload
+    assert again.report.examples == len(shards[0].train_rows)
+    assert again.report.loss_after < again.report.loss_before
+
+
+def test_rounds_and_partitions_draw_differently(tiny):
+    recipe = tiny()
+    client = LocalClient(recipe)
+    shard = Shards(recipe, client.device)[0]
+    one = client.train(_first(recipe), shard, round_=1, partition=0)
+    other = client.train(_first(recipe), shard, round_=1, partition=1)
+    later = client.train(_first(recipe, 2), shard, round_=2, partition=0)
+    updates = [_update(recipe, one), _update(recipe, other), _update(recipe, later, 2)]
+    assert not np.array_equal(updates[0], updates[1])
+    assert not np.array_equal(updates[0], updates[2])
+
+
+@pytest.mark.parametrize("policy", ["average", "local_statistics", "local"])
+def test_norms_travel_or_stay_as_the_policy_says(tiny, policy):
+    recipe = tiny(train={"batch_norm": policy}, data={"holdout": 0.1})
+    trained = _train(recipe)
+    sizes = {group: manifest(build(recipe.model)).count(group) for group in GROUPS}
+    kept = {"average": 0, "local_statistics": sizes["statistics"]}.get(
+        policy, sizes["statistics"] + sizes["norms"]
+    )
+    assert trained.kept.size == kept
+    assert _update(recipe, trained).size == sum(sizes.values()) - kept
+
+
+def test_what_a_client_keeps_comes_back_to_it(tiny):
+    recipe = tiny(train={"batch_norm": "local"}, data={"holdout": 0.1})
+    client = LocalClient(recipe)
+    shard = Shards(recipe, client.device)[0]
+    first = _train(recipe, client, shard)
+    second = _train(recipe, client, shard, round_=2, kept=first.kept)
+    anew = _train(recipe, client, shard, round_=2)
+    assert not np.array_equal(second.kept, anew.kept)
+    report = client.evaluate(_first(recipe), shard, round_=1, partition=0, kept=first.kept)
+    assert report.examples == len(shard.holdout_rows)
+    assert 0 <= report.accuracy <= 1
+
+
+def _trained_part(recipe, trained):
+    size = _label(recipe, "update").size - manifest(build(recipe.model)).count("statistics")
+    return _update(recipe, trained)[:size]
+
+
+def test_the_proximal_gradient_is_that_of_the_paper(tiny):
+    """After two plain steps on all images, the pull has acted once: by - lr mu (w_1 - w_0)."""
+    whole = {"batch_size": 2000, "momentum": 0.0, "weight_decay": 0.0}
+    one, two = (tiny(train={**whole, "local_epochs": epochs}) for epochs in (1, 2))
+    first, plain = _trained_part(one, _train(one)), _trained_part(two, _train(two))
+    pulled = _trained_part(two, _train(two, proximal_mu=3.0))
+    np.testing.assert_allclose(pulled - plain, -two.train.lr * 3.0 * first, atol=1e-6)
+    assert np.abs(first).max() > 1e-3
+
+
+def test_clipping_bounds_what_a_step_does(tiny):
+    settings = {"batch_size": 2000, "momentum": 0.0, "weight_decay": 0.0, "clip_norm": 0.01}
+    recipe = tiny(train=settings)
+    step = np.linalg.norm(_trained_part(recipe, _train(recipe)))
+    assert step == pytest.approx(recipe.train.lr * 0.01, rel=1e-3)
+
+
+def test_a_diverging_client_says_so(tiny):
+    with pytest.raises(TrainingError, match=r"lower train\.lr"):
+        _train(tiny(train={"lr": 1e18}))
+
+
+def test_another_models_payload_is_refused(tiny):
+    other = tiny(model={"code_size": 8})
+    recipe = tiny()
+    client = LocalClient(recipe)
+    with pytest.raises(PayloadError):
+        client.train(_first(other), Shards(recipe, client.device)[0], round_=1, partition=0)
+
+
+def test_a_client_without_images_says_so(tiny):
+    recipe = tiny()
+    client = LocalClient(recipe)
+    images = Shards(recipe, client.device)[0].images
+    none = torch.zeros(0, dtype=torch.int64)
+    with pytest.raises(TrainingError, match="no images"):
+        _train(recipe, client, Shard(images, none, none))
+
+
+def test_all_clients_share_one_array_of_images(tiny):
+    recipe = tiny(data={"clients": 100, "holdout": 0.2})
+    shards = Shards(recipe, torch.device("cpu"))
+    assert len({shards[n].images.images.data_ptr() for n in range(100)}) == 1
+    rows = torch.cat(
+        [torch.cat([shards[n].train_rows, shards[n].holdout_rows]) for n in range(100)]
+    )
+    assert sorted(rows.tolist()) == list(range(1437))
+    with pytest.raises(DataError, match="use 0 to 99"):
+        shards[100]
+
+
+def test_a_folder_of_own_pictures_trains(tiny, tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name in ("cat", "9"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    recipe = tiny()
+    client = LocalClient(recipe)
+    shard = own_folder(recipe, client.device, str(tmp_path), 3)
+    assert shard.images.labels.tolist() == [9] * 4 + [3] * 4
+    assert _train(recipe, client, shard).report.examples == 8
+
+
+@pytest.mark.parametrize("config", [{}, {"partition-id": -1}, {"partition-id": "0"}])
+def test_a_client_needs_a_partition(config):
+    with pytest.raises(DataError, match="partition-id is"):
+        partition_of(config)
+
+
+def test_only_what_is_exchanged_is_sent(tiny):
+    recipe = tiny()
+    assert _update(recipe, _train(recipe)).size == sum(
+        tensor.numel() for tensor in exchanged(build(recipe.model)).values()
+    )

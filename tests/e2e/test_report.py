@@ -1,0 +1,152 @@
+"""The report in a real browser: on a phone, on a desk, light and dark, and printed."""
+
+import base64
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from server.record import RoundRow, RunFolder
+from server.rounds import summary_of
+from simulations.report import write_report
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+WIDTHS = {"phone": 390, "desk": 1280}
+
+
+def _run(path: Path, tiny, *, name="run", rounds=6) -> RunFolder:
+    """A run as its files tell it: two clients, one failure, awkward texts."""
+    folder = RunFolder(path / name)
+    folder.create(tiny(), {"seed": 0, "versions": {"torch": "2"}}, [[40, 1, 5], [3, 30, 9]])
+    client = {"partition": 0, "examples": 46, "loss_before": 2.0, "loss_after": 1.0, "seconds": 0.5}
+    row = RoundRow(
+        round=1, clients=2, failures=0, train_loss=2.0, test_loss=1.5, test_accuracy=0.3,
+        payload_bytes_up=1000, payload_bytes_down=2000, seconds=1.0,
+        contributions=[client, {**client, "partition": 1, "examples": 42}],
+    )  # fmt: skip
+    for number in range(1, rounds + 1):
+        failed = {"client <1>": "raised <script>alert(1)</script> & " + "x" * 200}
+        folder.append(
+            replace(
+                row,
+                round=number,
+                test_accuracy=0.3 + 0.1 * number if number % 2 else None,
+                test_loss=1.5 / number if number % 2 else None,
+                failures=int(number == 2),
+                failed=failed if number == 2 else {},
+            )
+        )
+    folder.write_summary(summary_of(folder.rows(), "completed", 9000))
+    return folder
+
+
+@pytest.fixture
+def page(tmp_path, tiny):
+    folder = _run(tmp_path, tiny)
+    out = folder.path / "report.html"
+    write_report([folder], out)
+    return out
+
+
+def test_the_page_stands_alone_and_says_everything(page):
+    text = page.read_text()
+    assert not re.findall(
+        r'(?:src|href)="(?!#)[^"]*"', re.sub(r"<svg.*?</svg>", "", text, flags=re.S)
+    )
+    assert "<script>alert" not in text
+    for needed in ("80.00 %", "0.02", "client &lt;1&gt;", "width = 0.25", '"torch": "2"',
+                   "52.27 %", "times it."):  # fmt: skip
+        assert (needed in text) or (needed.replace('"', "&#34;") in text), needed
+
+
+def test_several_runs_share_a_page(tmp_path, tiny):
+    folders = [_run(tmp_path, tiny, name=name, rounds=n) for name, n in (("a", 1), ("b", 3))]
+    out = tmp_path / "both.html"
+    write_report(folders, out)
+    assert "2 runs" in out.read_text()
+    assert out.read_text().count("configuration</h2>") == 2
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if BROWSER is None or DRIVER is None:
+        pytest.skip("chromium and chromedriver are not installed; .ci/run installs them")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking",
+                 "disable-component-update", "disable-sync", "no-first-run"):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def _show(browser, page, width, scheme):
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
+    )
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    browser.get(page.as_uri())
+
+
+def _screenshot(browser, path):
+    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+    path.write_bytes(base64.b64decode(shot["data"]))
+    from PIL import Image
+
+    return Image.open(path).convert("RGB")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_it_is_readable_on_a_phone_and_a_desk_light_and_dark(
+    browser, page, tmp_path, width, scheme
+):
+    _show(browser, page, width, scheme)
+    run = browser.execute_script
+    assert run("return document.documentElement.scrollWidth") <= width
+    shown = run(
+        "return [...document.querySelectorAll('figure svg')]"
+        ".filter(e => e.getBoundingClientRect().height > 100).length"
+    )
+    assert shown == 5
+    widths = run(
+        "return [...document.querySelectorAll('figure svg')]"
+        ".map(e => e.getBoundingClientRect().width).filter(w => w > 0)"
+    )
+    tallest = run(
+        "return Math.max(...[...document.querySelectorAll('td:not(.text)')]"
+        ".filter(e => !e.parentElement.querySelector('.text'))"
+        ".map(e => e.getBoundingClientRect().height))"
+    )
+    assert tallest < 40, "numbers stay on one line"
+    assert min(widths) > 300, "pictures shrink until their writing is too small"
+    picture = _screenshot(browser, tmp_path / f"{scheme}-{width}.png")
+    corner = sum(picture.getpixel((2, 2)))
+    assert (corner > 600) == (scheme == "light")
+    assert len(picture.getcolors(maxcolors=1 << 24)) > 50
+    assert not browser.get_log("browser")
+
+
+@pytest.mark.slow
+def test_it_prints_in_ink_on_white_even_from_a_dark_screen(browser, page):
+    _show(browser, page, WIDTHS["desk"], "dark")
+    pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
+    assert pdf.startswith(b"%PDF")
+    feature = {"name": "prefers-color-scheme", "value": "dark"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": [feature]})
+    ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    shown = browser.execute_script(
+        "return [...document.querySelectorAll('.dark svg')]"
+        ".filter(e => e.getBoundingClientRect().height > 0).length"
+    )
+    assert (ground, shown) == ("rgb(255, 255, 255)", 0)

@@ -1,0 +1,93 @@
+"""Flower's strategies run on decoded arrays, and carry their state through a checkpoint."""
+
+import numpy as np
+import pytest
+
+from server.aggregation import STRATEGIES, Aggregation, Update
+from server.strategy import model_record  # noqa: F401  (imports Flower's task identity)
+from simulations.local_engine import LocalGrid
+
+SIZE, TRAINED = 12, 8
+OPTIONS = {
+    "fedavgm": {"server_momentum": 0.9},
+    "fedadam": {"eta": 0.01},
+    "fedyogi": {"eta": 0.01},
+    "fedtrimmedavg": {"beta": 0.2},
+    "krum": {"num_malicious_nodes": 1},
+    "fedprox": {"proximal_mu": 0.1},
+}
+
+
+@pytest.fixture
+def grid(tiny):
+    return LocalGrid(tiny(), app=None)
+
+
+def _updates(seed, count=5):
+    rng = np.random.default_rng(seed)
+    return [Update(n, 10 * (n + 1), rng.normal(size=SIZE).astype(np.float32)) for n in range(count)]
+
+
+def _run(name, grid, rounds, aggregation=None, current=None, first=1):
+    aggregation = aggregation or Aggregation(name, OPTIONS.get(name, {}), trained=TRAINED)
+    current = np.zeros(SIZE, np.float32) if current is None else current
+    for round_ in range(first, first + rounds):
+        aggregation.configure(round_, current, grid)
+        current = aggregation(round_, current, iter(_updates(round_)))
+    return aggregation, current
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_goes_on_from_its_state(name, grid):
+    _, whole = _run(name, grid, 4)
+    half, current = _run(name, grid, 2)
+    fresh = Aggregation(name, OPTIONS.get(name, {}), trained=TRAINED)
+    fresh.restore({key: value.copy() for key, value in half.state().items()})
+    _, resumed = _run(name, grid, 2, fresh, current, first=3)
+    assert np.array_equal(whole, resumed)
+    assert np.isfinite(whole).all()
+
+
+def test_fedavg_weighs_by_examples(grid):
+    _, new = _run("fedavg", grid, 1)
+    updates = _updates(1)
+    wanted = np.average([u.values for u in updates], axis=0, weights=[u.examples for u in updates])
+    np.testing.assert_allclose(new, wanted, rtol=1e-6)
+
+
+def test_the_robust_ones_withstand_a_client_that_shouts(grid):
+    for name in ("fedmedian", "fedtrimmedavg", "krum"):
+        aggregation = Aggregation(name, OPTIONS.get(name, {}), trained=TRAINED)
+        current = np.zeros(SIZE, np.float32)
+        aggregation.configure(1, current, grid)
+        shout = Update(9, 10, np.full(SIZE, 1e6, np.float32))
+        assert np.abs(aggregation(1, current, [*_updates(1), shout])).max() < 10, name
+
+
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi"])
+def test_running_statistics_are_averaged_beside_an_optimiser(name, grid):
+    _, new = _run(name, grid, 1)
+    _, plain = _run("fedavg", grid, 1)
+    assert np.array_equal(new[TRAINED:], plain[TRAINED:])
+    if name != "fedavgm":  # whose first step is the mean
+        assert not np.allclose(new[:TRAINED], plain[:TRAINED])
+
+
+def test_fedprox_tells_clients_its_mu(grid):
+    aggregation = Aggregation("fedprox", {"proximal_mu": 0.25}, trained=TRAINED)
+    config = aggregation.configure(1, np.zeros(SIZE, np.float32), grid)
+    assert config["proximal-mu"] == 0.25
+
+
+def test_options_that_cannot_be_are_named():
+    with pytest.raises(ValueError, match="nothing that fedadam takes; it takes eta"):
+        Aggregation("fedadam", {"etha": 1}, trained=1)
+    with pytest.raises(ValueError, match="options for fedtrimmedavg"):
+        Aggregation("fedtrimmedavg", {"beta": 0.7}, trained=1)
+
+
+def test_no_updates_are_no_model(grid):
+    for name in STRATEGIES:
+        aggregation = Aggregation(name, OPTIONS.get(name, {}), trained=TRAINED)
+        with pytest.raises(ValueError, match=r"no arrays|no update"):
+            aggregation(1, np.zeros(SIZE, np.float32), [])

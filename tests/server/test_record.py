@@ -1,0 +1,124 @@
+"""A run's files: written whole, read back, and damage noticed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from csg_core import build, pack
+from server.checkpoints import CheckpointError, read_checkpoint
+from server.record import RoundRow, RunFolder, RunFolderError
+from server.rounds import best_of, summary_of
+from server.state import ServerState, checkpoint_path, load_state, save_state
+
+ROW = RoundRow(
+    round=1, clients=3, failures=1, train_loss=1.5, test_loss=1.2, test_accuracy=0.5,
+    payload_bytes_up=30, payload_bytes_down=40, seconds=2.0, failed={"client 3": "raised"},
+)  # fmt: skip
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    found = RunFolder(tmp_path / "run")
+    found.create(tiny(), {"seed": 0}, [[1, 2], [3, 4]])
+    return found
+
+
+def test_a_run_begins_once(folder, tiny):
+    assert folder.recipe() == tiny()
+    assert folder.environment()["spread"] == [[1, 2], [3, 4]]
+    with pytest.raises(RunFolderError, match="holds a run already; csg resume"):
+        folder.create(tiny(), {}, [])
+
+
+def test_rows_come_back_and_a_torn_last_one_is_left_out(folder):
+    rows = [replace(ROW, round=number) for number in (1, 2, 3)]
+    for row in rows:
+        folder.append(row)
+    assert folder.rows() == rows
+    path = folder.path / "rounds.jsonl"
+    path.write_text(path.read_text()[:-30])
+    assert folder.rows() == rows[:2]
+    assert folder.cut(1) == rows[:1]
+    folder.append(rows[1])
+    assert folder.rows() == rows[:2]
+
+
+def test_a_damaged_row_in_the_middle_is_named(folder):
+    for number in (1, 2):
+        folder.append(replace(ROW, round=number))
+    path = folder.path / "rounds.jsonl"
+    path.write_text("x" + path.read_text())
+    with pytest.raises(RunFolderError, match="line 1 is damaged"):
+        folder.rows()
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(RunFolderError, match="holds no run"):
+        RunFolder(tmp_path).recipe()
+
+
+def _save(folder, tiny, round_, value):
+    recipe = tiny()
+    model = build(recipe.model)
+    values = np.full_like(pack(model), value)
+    state = ServerState(
+        round_,
+        values,
+        {"m_t": np.arange(3, dtype=np.float32)},
+        {2: np.arange(5, dtype=np.uint8)},
+    )
+    groups = recipe.train.travelling()
+    return save_state(folder.checkpoints, state, model, recipe.model, groups), state
+
+
+def _load(folder, tiny):
+    return load_state(folder.checkpoints, tiny().model, tiny().train.travelling())
+
+
+def test_a_state_comes_back_and_only_the_last_two_stay(folder, tiny):
+    for round_ in (1, 2, 3):
+        path, state = _save(folder, tiny, round_, round_)
+    assert len(list(folder.checkpoints.iterdir())) == 2
+    back = _load(folder, tiny)
+    assert back.round == 3
+    assert np.array_equal(back.values, state.values)
+    assert np.array_equal(back.strategy["m_t"], state.strategy["m_t"])
+    assert np.array_equal(back.clients[2], state.clients[2])
+    assert read_checkpoint(path)[0] == tiny().model
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.99])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(folder, tiny, place):
+    _save(folder, tiny, 1, 0.5)
+    path, _ = _save(folder, tiny, 2, 0.25)
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+    assert _load(folder, tiny).round == 1
+    path.write_bytes(content[: len(content) // 2])
+    assert _load(folder, tiny).round == 1
+    checkpoint_path(folder.checkpoints, 1).unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
+        _load(folder, tiny)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(folder, tiny):
+    _save(folder, tiny, 1, 0.5)
+    other = tiny(model={"code_size": 8})
+    with pytest.raises(CheckpointError, match=r"another model than config\.toml says"):
+        load_state(folder.checkpoints, other.model, other.train.travelling())
+
+
+def test_the_summary_adds_up():
+    rows = [
+        ROW,
+        replace(ROW, round=2, test_accuracy=0.4),
+        replace(ROW, round=3, test_accuracy=None),
+    ]
+    summary = summary_of(rows, "completed", dense_twin_bytes=100)
+    assert best_of(rows).round == 1
+    assert (summary["accuracy"], summary["best_accuracy"]) == (0.4, 0.5)
+    assert summary["payload_bytes"] == 3 * 70
+    assert summary["ratio_to_dense"] == pytest.approx(3 * 3 * 100 / 210)
+    assert summary_of([], "interrupted", 100)["ratio_to_dense"] is None

@@ -1,0 +1,83 @@
+"""Flower's Simulation Engine runs the same recipe to the same model, and leaves nothing behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from server.record import RunFolder
+from server.state import load_state
+
+
+def _csg(*arguments, cwd):
+    command = [sys.executable, "-m", "simulations.cli", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=False, timeout=180
+    )
+
+
+def _processes_of_flower() -> set[str]:
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"FLWR_HOME=/tmp/csg-" in (entry / "environ").read_bytes():
+                found.add(f"{entry.name} {(entry / 'cmdline').read_bytes()[:80]!r}")
+        except OSError:
+            continue
+    return found
+
+
+def _state(path):
+    folder = RunFolder(path)
+    recipe = folder.recipe()
+    return load_state(folder.checkpoints, recipe.model, recipe.train.travelling())
+
+
+@pytest.mark.slow
+def test_both_engines_average_to_the_same_model(tmp_path, tiny_settings):
+    before = _processes_of_flower()
+    for engine in ("local", "flower"):
+        settings = [*tiny_settings, "--set", f"run.dir={engine}", "--set", f"run.engine={engine}"]
+        done = _csg("run", "demo", *settings, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr + (tmp_path / engine / "run.log").read_text()
+        assert "round 2/2" in done.stdout
+    local, flower = (_state(tmp_path / engine) for engine in ("local", "flower"))
+    assert local.round == flower.round == 2
+    np.testing.assert_allclose(local.values, flower.values, rtol=1e-4, atol=1e-4)
+    rows = [RunFolder(tmp_path / engine).rows() for engine in ("local", "flower")]
+    assert [row.payload_bytes_up for row in rows[0]] == [row.payload_bytes_up for row in rows[1]]
+    assert _processes_of_flower() <= before
+
+
+@pytest.mark.slow
+def test_a_failed_run_is_passed_on_and_cleaned_up(tmp_path, tiny_settings):
+    (tmp_path / "failing.py").write_text(
+        "from flwr.clientapp import ClientApp\n"
+        "app = ClientApp()\n"
+        "@app.train()\n"
+        "def train(message, context):\n"
+        "    raise OSError('the camera is gone')\n"
+    )
+    before = _processes_of_flower()
+    scratch = set(Path("/tmp").glob("csg-*"))
+    settings = [*tiny_settings, "--set", "run.dir=run", "--set", "run.engine=flower",
+                "--set", "run.client_app=failing:app"]  # fmt: skip
+    done = _csg("run", "demo", *settings, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Flower says finished:failed: round 1: 0 of 4 clients answered usefully" in done.stderr
+    assert "the camera is gone" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert _processes_of_flower() <= before
+    assert set(Path("/tmp").glob("csg-*")) <= scratch
+
+
+def test_without_ray_the_engine_says_what_to_install(tmp_path, tiny_settings, monkeypatch):
+    monkeypatch.setattr("simulations.flower_engine.shutil.which", lambda *_, **__: None)
+    monkeypatch.chdir(tmp_path)
+    from simulations.cli import main
+
+    assert main(["run", "demo", *tiny_settings, "--set", "run.engine=flower"]) == 1
+    assert os.listdir(tmp_path / "runs")

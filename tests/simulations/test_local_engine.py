@@ -1,0 +1,214 @@
+"""The local engine: the same apps on a Grid in this process, bit for bit the same per seed."""
+
+import threading
+
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.app import make_app
+from csg_core import build, manifest, pack, unpack
+from csg_core.evaluation import evaluate
+from federation.messages import RECIPE
+from federation.sources import load_images
+from server.app import make_app as make_server_app
+from server.record import RunFolder
+from server.state import load_state
+from server.strategy import CsgStrategy, RunError, model_in, model_record
+from simulations.local_engine import LocalGrid, run_local
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a recipe in a folder of its own; the folder and the state at the end."""
+
+    def go(recipe, name="run"):
+        section = recipe.run.model_copy(update={"dir": str(tmp_path / name)})
+        recipe = recipe.model_copy(update={"run": section})
+        folder = RunFolder(tmp_path / name)
+        folder.create(recipe, {}, [])
+        run_local(recipe, lambda _row: None)
+        return folder, load_state(folder.checkpoints, recipe.model, recipe.train.travelling())
+
+    return go
+
+
+def test_the_same_seed_gives_the_same_bits(tiny, run):
+    (one, first), (two, again) = run(tiny(), "one"), run(tiny(), "two")
+    assert np.array_equal(first.values, again.values)
+    other = run(tiny(run={"seed": 1}), "three")[1]
+    assert not np.array_equal(first.values, other.values)
+    losses = [[row.train_loss for row in folder.rows()] for folder in (one, two)]
+    assert losses[0] == losses[1]
+
+
+def test_a_round_is_federated_averaging_as_the_paper_writes_it(tiny, run):
+    """A loop by hand over the clients, without Flower or payloads, comes to the same model."""
+    from client.local import LocalClient
+    from client.shard import Shards
+
+    recipe = tiny(data={"partition": "dirichlet"}, train={"rounds": 1})
+    _, state = run(recipe)
+    client = LocalClient(recipe)
+    shards = Shards(recipe, client.device)
+    model = build(recipe.model, seed=recipe.run.seed)
+    start, trained, weights = pack(model), [], []
+    for partition in range(recipe.data.clients):
+        shard = shards[partition]
+        unpack(client._model, start)
+        client._fit(shard, 1, partition, 0.0)
+        trained.append(pack(client._model).astype(np.float64))
+        weights.append(len(shard.train_rows))
+    wanted = np.average(trained, axis=0, weights=weights)
+    np.testing.assert_allclose(state.values, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_count_every_byte_that_was_handed_over(tiny, run):
+    recipe = tiny(wire={"uplink": "fp16"}, train={"clients_per_round": 3})
+    folder, _ = run(recipe)
+    size = manifest(build(recipe.model)).size
+    for row in folder.rows():
+        assert (row.clients, row.failures) == (3, 0)
+        assert row.payload_bytes_down == 3 * (48 + 4 * size)
+        assert row.payload_bytes_up == 3 * (48 + 2 * size)
+        assert (row.wire_bytes_up, row.wire_bytes_down) == (None, None)
+    summary = folder.summary()
+    assert summary["outcome"] == "completed"
+    assert summary["payload_bytes"] == sum(
+        row.payload_bytes_up + row.payload_bytes_down for row in folder.rows()
+    )
+
+
+def test_the_recorded_accuracy_is_that_of_the_checkpoint(tiny, run):
+    recipe = tiny()
+    folder, state = run(recipe)
+    model = build(recipe.model)
+    unpack(model, state.values)
+    found = evaluate(model, load_images("digits", None, "test"))
+    assert found.accuracy == folder.rows()[-1].test_accuracy == folder.summary()["accuracy"]
+
+
+def test_evaluation_and_checkpoints_come_as_often_as_asked(tiny, run):
+    recipe = tiny(train={"rounds": 5}, run={"eval_every": 2, "checkpoint_every": 3})
+    folder, _ = run(recipe)
+    evaluated = [row.round for row in folder.rows() if row.test_accuracy is not None]
+    assert evaluated == [2, 4, 5]
+    names = sorted(path.name for path in folder.checkpoints.iterdir())
+    assert names == ["best.safetensors", "round-000003.safetensors", "round-000005.safetensors"]
+
+
+def test_cohorts_are_drawn_anew_each_round_and_by_seed(tiny, run):
+    def cohorts(seed, name):
+        recipe = tiny(data={"clients": 8}, train={"clients_per_round": 3, "rounds": 4},
+                      run={"seed": seed})  # fmt: skip
+        rows = run(recipe, name)[0].rows()
+        return [[part["partition"] for part in row.contributions] for row in rows]
+
+    one = cohorts(0, "a")
+    assert one == cohorts(0, "b")
+    assert one != cohorts(1, "c")
+    assert len({tuple(cohort) for cohort in one}) > 1
+    assert all(cohort == sorted(set(cohort)) and len(cohort) == 3 for cohort in one)
+
+
+def test_clients_evaluate_where_norms_stay_with_them(tiny, run):
+    recipe = tiny(train={"batch_norm": "local"}, data={"holdout": 0.2})
+    folder, state = run(recipe)
+    assert set(state.clients) == {0, 1, 2, 3}
+    last = folder.rows()[-1]
+    assert 0 <= last.test_accuracy <= 1
+    size = manifest(build(recipe.model), recipe.train.travelling()).size
+    assert last.payload_bytes_down == 2 * 4 * (48 + 4 * size)  # to train, and to evaluate
+    assert last.payload_bytes_up == 4 * (48 + 4 * size)
+
+
+@pytest.mark.parametrize("strategy", ["fedavgm", "fedadam", "fedmedian", "krum"])
+def test_strategies_by_name_train(tiny, run, strategy):
+    options = {"fedadam": {"eta": 0.01}, "fedavgm": {"server_momentum": 0.5}}.get(strategy, {})
+    folder, _ = run(tiny(server={"strategy": strategy, "options": options}))
+    losses = [row.train_loss for row in folder.rows()]
+    assert losses[1] < losses[0]
+
+
+def test_flowers_own_loop_runs_the_strategy_too(tiny):
+    recipe = tiny()
+    model = build(recipe.model)
+    strategy = CsgStrategy(recipe, manifest(model))
+    result = strategy.start(
+        grid=LocalGrid(recipe, make_app()),
+        initial_arrays=model_record(pack(model)),
+        num_rounds=2,
+    )
+    assert result.train_metrics_clientapp[2]["train-loss"] < 3
+    assert model_in(result.arrays).shape == pack(model).shape
+
+
+def test_the_server_app_is_what_flower_calls(tiny, tmp_path):
+    recipe = tiny(run={"dir": str(tmp_path / "run")})
+    RunFolder(tmp_path / "run").create(recipe, {}, [])
+    seen = []
+    context = Context(1, 1, {}, RecordDict(), {RECIPE: recipe.model_dump_json()})
+    make_server_app(seen.append)(LocalGrid(recipe, make_app()), context)
+    assert [row.round for row in seen] == [1, 2]
+
+
+def test_pushed_messages_are_answered_when_pulled(tiny):
+    recipe = tiny()
+    grid = LocalGrid(recipe, make_app())
+    model = build(recipe.model)
+    strategy = CsgStrategy(recipe, manifest(model))
+    from flwr.app import ConfigRecord
+
+    messages = strategy.configure_train(1, model_record(pack(model)), ConfigRecord(), grid)
+    names = grid.push_messages(messages)
+    arrays, _ = strategy.aggregate_train(1, list(grid.pull_messages(reversed(names))))
+    assert [report.partition for report in strategy.outcome.reports] == [0, 1, 2, 3]
+    assert np.isfinite(model_in(arrays)).all()
+
+
+def test_memory_of_an_update_is_enough_whatever_the_cohort(tiny):
+    """Replies are made when they are asked for: no two are held at once."""
+    recipe = tiny(data={"clients": 6})
+    alive, most = [], []
+    app, inner = ClientApp(), make_app()
+
+    @app.train()
+    def train(message, context):
+        import gc
+        import weakref
+
+        gc.collect()
+        most.append(sum(ref() is not None for ref in alive))
+        reply = inner(message, context)
+        alive.append(weakref.ref(reply))
+        return reply
+
+    model = build(recipe.model)
+    strategy = CsgStrategy(recipe, manifest(model))
+    strategy.start(
+        grid=LocalGrid(recipe, app), initial_arrays=model_record(pack(model)), num_rounds=1
+    )
+    assert max(most) <= 1
+
+
+def test_outside_the_main_thread_a_run_works_as_well(tiny, run):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(run(tiny(train={"rounds": 1}))))
+    thread.start()
+    thread.join()
+    assert found[0][0].summary()["outcome"] == "completed"
+
+
+def test_a_missing_quorum_leaves_a_record(tiny, run, monkeypatch, tmp_path):
+    (tmp_path / "failing.py").write_text(
+        "from flwr.clientapp import ClientApp\n"
+        "app = ClientApp()\n"
+        "@app.train()\n"
+        "def train(message, context):\n"
+        "    raise OSError('the camera is gone')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=r"round 1: 0 of 4 .* quorum is 2 .*: client 0 raised OSErr"):
+        run(tiny(run={"client_app": "failing:app"}))
+    assert RunFolder(tmp_path / "run").summary()["outcome"].startswith("stopped: round 1: 0 of 4")
