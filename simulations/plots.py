@@ -143,7 +143,9 @@ def _styled(runs: list[RunData]) -> Iterator[tuple[RunData, dict[str, Any]]]:
 
 def _finish(axes: "Axes", x: str, y: str, runs: list[RunData]) -> None:
     if x == "round":
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        from matplotlib.ticker import MaxNLocator
+
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)

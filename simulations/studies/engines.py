@@ -49,7 +49,8 @@ def main() -> None:
             measured.append(_measure(arm, [options.recipe, *settings]))
             print(f"turn {turn + 1}, {arm}: {measured[-1]}", flush=True)
     rows = [_row(arm, measured, arms["loop"]) for arm, measured in arms.items()]
-    content = {"machine": machine(), "recipe": options.recipe, "settings": options.set, "rows": rows}  # fmt: skip
+    asked = {"recipe": options.recipe, "settings": options.set}
+    content = {"machine": machine(), **asked, "rows": rows}
     if options.out:
         options.out.write_text(json.dumps(content, indent=1) + "\n")
     print(table(rows))
