@@ -15,9 +15,14 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# Federated training on digits, generated and dense: a table and a picture at the end.
 demo: $(READY)
-	$(BIN)/csg estimate resnet20
-	$(BIN)/csg train resnet20 --data digits --epochs 30 --batch-size 128
+	rm -rf runs/make-demo
+	$(BIN)/csg estimate demo
+	$(BIN)/csg run demo --set run.dir=runs/make-demo/csg
+	$(BIN)/csg run demo-dense --set run.dir=runs/make-demo/dense
+	$(BIN)/csg compare runs/make-demo/csg runs/make-demo/dense --to 0.8 0.9 0.95 \
+	  --picture runs/make-demo/compare.svg
 
 test: $(READY)
 	$(BIN)/python -m pytest

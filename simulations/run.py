@@ -36,11 +36,7 @@ def run(options: argparse.Namespace) -> int:
     check(recipe)
     client_app(recipe.run.client_app)
     folder = RunFolder(Path(str(recipe.run.dir)))
-    images = load_images(recipe.data.name, recipe.data.dir, "train")
-    labels = images.labels.numpy()
-    shards = shard_rows(recipe.data, labels, recipe.run.seed)
-    spread = class_spread(shards, labels, images.classes)
-    folder.create(recipe, {"recipe": name, **environment(recipe)}, spread.tolist())
+    folder.create(recipe, {"recipe": name, **environment(recipe)}, _spread(recipe))
     return follow(recipe, folder, as_json=options.json)
 
 
@@ -74,6 +70,15 @@ def follow(recipe: Recipe, folder: RunFolder, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"run": str(folder.path), **folder.summary()}))
     return status
+
+
+def _spread(recipe: Recipe) -> list[list[int]]:
+    """Images by client and class."""
+    images = load_images(recipe.data.name, recipe.data.dir, "train")
+    labels = images.labels.numpy()
+    shards = shard_rows(recipe.data, labels, recipe.run.seed)
+    counts: list[list[int]] = class_spread(shards, labels, images.classes).tolist()
+    return counts
 
 
 def _engine(recipe: Recipe, progress: Progress) -> None:
