@@ -1,6 +1,8 @@
 """Images come in whole, and a file that cannot be used says so in one line."""
 
 import io
+import os
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from federation.sources import DataError, load_digits, load_parquet, load_split
+from federation.sources import (
+    DataError,
+    load_digits,
+    load_folder,
+    load_images,
+    load_parquet,
+    load_split,
+)
 
 
 def _png(array: np.ndarray) -> bytes:
@@ -106,3 +115,74 @@ def test_other_files_that_begin_like_a_split_are_left_alone(tmp_path, pixels):
 def test_a_folder_without_cifar10_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"has no train images; name a folder that holds"):
         load_split(tmp_path, "train")
+
+
+def _batches(folder, pixels, labels):
+    """The layout of the official archive: five training batches and a test batch, pickled."""
+    below = folder / "cifar-10-batches-py"
+    below.mkdir()
+    names = [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
+    for name in names:
+        data = pixels.transpose(0, 3, 1, 2).reshape(len(pixels), -1)
+        content = {b"data": data, b"labels": list(labels), b"batch_label": name.encode()}
+        (below / name).write_bytes(pickle.dumps(content, protocol=2))
+    return below
+
+
+def test_the_official_batches_are_read(tmp_path, pixels):
+    _batches(tmp_path, pixels, range(6))
+    train, test = load_split(tmp_path, "train"), load_split(tmp_path, "test")
+    assert (len(train), len(test)) == (30, 6)
+    assert np.array_equal(test.images.numpy(), pixels)
+    assert train.labels.tolist() == list(range(6)) * 5
+
+
+def test_an_incomplete_or_damaged_copy_of_the_batches_is_named(tmp_path, pixels):
+    below = _batches(tmp_path, pixels, range(6))
+    (below / "data_batch_3").write_bytes(b"\x80\x02 and then nothing")
+    with pytest.raises(DataError, match="data_batch_3: is no usable batch"):
+        load_split(tmp_path, "train")
+    (below / "data_batch_3").unlink()
+    with pytest.raises(DataError, match=r"data_batch_3: no such file; the copy .* is incomplete"):
+        load_split(tmp_path, "train")
+
+
+class _Evil:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+def test_no_code_in_a_batch_is_executed(tmp_path, pixels):
+    below = _batches(tmp_path, pixels, range(6))
+    trace = tmp_path / "executed"
+    (below / "test_batch").write_bytes(pickle.dumps({b"data": _Evil(trace)}, protocol=2))
+    with pytest.raises(DataError, match=r"posix\.mkdir is not allowed"):
+        load_split(tmp_path, "test")
+    assert not trace.exists()
+
+
+def test_without_any_copy_the_error_names_both_ways(tmp_path, monkeypatch):
+    """Nothing is named, and the download cannot reach anything: a proxy that is not there."""
+    monkeypatch.delenv("CSG_DATA_DIR", raising=False)
+    monkeypatch.setenv("CSG_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(DataError, match=r"could not be downloaded .*data\.dir or \$CSG_DATA_DIR"):
+        load_images("cifar10", None, "train")
+
+
+def test_a_folder_of_pictures_says_what_is_wrong_with_it(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        load_folder(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="holds no pictures"):
+        load_folder(tmp_path)
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "a.png").write_text("no picture")
+    with pytest.raises(DataError, match=r"a\.png: is no picture"):
+        load_folder(tmp_path)
+    (tmp_path / "unicorn").mkdir()
+    (tmp_path / "cat" / "a.png").unlink()
+    with pytest.raises(DataError, match="unicorn: is no class; call sub-folders airplane"):
+        load_folder(tmp_path)
