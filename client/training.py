@@ -29,7 +29,8 @@ def train_epoch(
 
     ``rows``, int64 [M], narrows it to these images. ``before_step`` is called when gradients are
     there, ``after_step`` when the parameters have changed. The last batch may be smaller; if it
-    were a single image, it is left out, as batch normalisation cannot train on one.
+    is a single image after others, it is left out, as the statistics of one image mislead batch
+    normalisation.
 
     Returns:
         Mean training loss per example.
@@ -40,7 +41,7 @@ def train_epoch(
     total = torch.zeros((), device=device)
     seen = 0
     for chosen in order.to(device).split(batch_size):
-        if len(chosen) == 1 < batch_size:
+        if len(chosen) == 1 < batch_size and seen:
             continue
         images = data.images[chosen]
         if augment:

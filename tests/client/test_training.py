@@ -61,6 +61,15 @@ def test_batches_of_one_image_train_all_of_them():
     assert len(steps) == 5
 
 
+@pytest.mark.parametrize(("images", "steps"), [(1, 1), (9, 1), (10, 2)])
+def test_a_single_image_is_left_out_only_after_others(images, steps):
+    model, taken = build(SPEC), []
+    opt = torch.optim.SGD(model.parameters(), lr=0.01)
+    data, rng = _first(images), torch.Generator()
+    train_epoch(model, data, opt, batch_size=8, rng=rng, after_step=lambda: taken.append(1))
+    assert len(taken) == steps
+
+
 def test_evaluation_leaves_every_module_in_its_mode_even_after_an_error():
     model, data = build(SPEC), _first(20)
     model.bn1.eval()
