@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from csg_core import build, manifest
 from csg_core.codecs import codec_named
+from csg_core.images import ImageSet
 from csg_core.payload import payload_bytes
 from federation.devices import device_of
 from federation.messages import RECIPE
@@ -49,11 +50,23 @@ def serve(recipe: Recipe, grid: Grid, on_round: Callable[[RoundRow], None]) -> N
         RunError: if the quorum is missed.
         CheckpointError: if the disk does not take the record or a checkpoint.
         DataError: if the test images cannot be used.
+        RunFolderError: if another process runs this run.
     """
     if recipe.run.dir is None:
         raise RecipeError("run.dir is not set; name the folder of the run")
     folder = RunFolder(Path(recipe.run.dir))
     test = load_images(recipe.data.name, recipe.data.dir, "test")
+    with folder.locked():
+        _serve(recipe, grid, folder, test, on_round)
+
+
+def _serve(
+    recipe: Recipe,
+    grid: Grid,
+    folder: RunFolder,
+    test: ImageSet,
+    on_round: Callable[[RoundRow], None],
+) -> None:
     rounds = Rounds(recipe, grid, folder, test)
     rounds.resume()
     outcome = "completed"

@@ -4,9 +4,12 @@
 ``checkpoints/*.safetensors``.
 """
 
+import fcntl
 import json
 import os
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,22 @@ class RunFolder:
             replace_file(self.path / "config.toml", recipe.to_toml().encode())
         except OSError as error:
             raise RunFolderError(f"{self.path}: cannot be written ({error.strerror})") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from running this run; a lock ends with its process, killed or not.
+
+        Raises:
+            RunFolderError: if another process runs it.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunFolderError(
+                    f"{self.path}: another process is running it; wait for it, or stop it"
+                ) from error
+            yield
 
     def recipe(self) -> Recipe:
         """The run's recipe.

@@ -53,6 +53,17 @@ def test_a_damaged_row_in_the_middle_is_named(folder):
         folder.rows()
 
 
+def test_one_process_at_a_time_runs_a_run(folder):
+    with (
+        folder.locked(),
+        pytest.raises(RunFolderError, match="another process is running it"),
+        folder.locked(),
+    ):
+        pass
+    with folder.locked():
+        pass
+
+
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(RunFolderError, match="holds no run"):
         RunFolder(tmp_path).recipe()
