@@ -2,17 +2,17 @@
 
 from typing import Any
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
-from numpy.typing import NDArray
 
-from client.local import LocalClient
+from client.local import LocalClient, Memory
 from client.shard import Shard, Shards, own_folder, partition_of
+from csg_core.broadcast import Held
 from federation.messages import RECIPE, payload_in, reply
 from federation.recipe import Recipe
 
-_KEPT = "kept"  # key of what a client keeps between rounds, in its context's state
+# keys of what a client keeps between rounds, in its context's state
+_KEPT, _RESIDUAL, _HELD, _VERSION = "kept", "residual", "held", "held-version"
 
 
 def make_app() -> ClientApp:
@@ -34,23 +34,23 @@ def make_app() -> ClientApp:
             shard,
             round_=int(_number(config["server-round"])),
             partition=partition,
-            kept=_kept(context),
+            memory=_memory(context),
             proximal_mu=_number(config.get("proximal-mu", 0.0)),
         )
-        if trained.kept.size:
-            context.state[_KEPT] = ArrayRecord({_KEPT: Array(trained.kept)})
+        _keep(context, trained.memory)
         return Message(reply(trained.payload, trained.report), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         client, shard, partition = worker.ready(context)
-        report = client.evaluate(
+        report, memory = client.evaluate(
             payload_in(message.content),
             shard,
             round_=int(_number(message.content.config_records["config"]["server-round"])),
             partition=partition,
-            kept=_kept(context),
+            memory=_memory(context),
         )
+        _keep(context, memory)
         return Message(reply(None, report), reply_to=message)
 
     return app
@@ -85,9 +85,28 @@ class _Worker:
         return client, self._shards[partition], partition
 
 
-def _kept(context: Context) -> NDArray[np.float32] | None:
-    record = context.state.array_records.get(_KEPT)
-    return None if record is None else record[_KEPT].numpy()
+def _memory(context: Context) -> Memory:
+    records, versions = context.state.array_records, context.state.metric_records
+    held = None
+    if _HELD in records:
+        version = int(_number(versions[_VERSION]["version"]))
+        held = Held.unpacked(version, records[_HELD][_HELD].data)
+    return Memory(
+        kept=records[_KEPT][_KEPT].numpy() if _KEPT in records else None,
+        residual=records[_RESIDUAL][_RESIDUAL].numpy() if _RESIDUAL in records else None,
+        held=held,
+    )
+
+
+def _keep(context: Context, memory: Memory) -> None:
+    for name, values in ((_KEPT, memory.kept), (_RESIDUAL, memory.residual)):
+        if values is not None:
+            context.state[name] = ArrayRecord({name: Array(values)})
+    held = memory.held
+    if held is not None:
+        packed = Array(dtype="float16", shape=held.values.shape, stype="bytes", data=held.packed)
+        context.state[_HELD] = ArrayRecord({_HELD: packed})
+        context.state[_VERSION] = MetricRecord({"version": held.version})
 
 
 def _number(value: Any) -> float:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,13 +12,15 @@ from torch import Tensor
 from client.shard import Shard
 from client.training import train_epoch
 from csg_core import GROUPS, build, manifest, pack, unpack
+from csg_core.broadcast import Channel, Held
 from csg_core.codecs import codec_named
+from csg_core.codecs.base import Values
 from csg_core.evaluation import evaluate
-from csg_core.payload import Label, decode, encode
+from csg_core.payload import decode, encode
 from federation.devices import device_of, precision_of
 from federation.messages import EvaluationReport, TrainReport
 from federation.recipe import Recipe
-from federation.seeds import derived_rng
+from federation.seeds import derived_rng, derived_seed
 
 _PROBE = 128  # images that the loss before and after training is measured on
 
@@ -27,13 +29,30 @@ class TrainingError(RuntimeError):
     """Local training that came to nothing; the message says why."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What a client keeps from round to round; it can do without, at a price.
+
+    Attributes:
+        kept: the tensors that do not travel, packed (FedBN); without, they begin anew.
+        residual: what the uplink's codec left out so far, float32 [manifest.size]; without, it is
+            lost.
+        held: the version of the model that deltas build on; without, the server has to send a
+            whole model.
+    """
+
+    kept: NDArray[np.float32] | None = None
+    residual: NDArray[np.float32] | None = None
+    held: Held | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A client's answer, and the tensors that it keeps for its next round."""
+    """A client's answer, and what it keeps for its next round."""
 
     payload: bytes
     report: TrainReport
-    kept: NDArray[np.float32]
+    memory: Memory
 
 
 class LocalClient:
@@ -48,8 +67,14 @@ class LocalClient:
         self._sent = recipe.train.travelling()
         self._kept = tuple(group for group in GROUPS if group not in self._sent)
         sent = manifest(self._model, self._sent)
-        self._fingerprint, self._size = sent.fingerprint, sent.size
-        self._first = pack(self._model, self._kept)
+        wire = recipe.wire
+        self._uplink = codec_named(wire.uplink)
+        self._channel = Channel(
+            sent.fingerprint, sent.parts, codec_named(wire.downlink), wire.deltas
+        )
+        self._first = self._channel.first(pack(self._model, self._sent))
+        self._first_kept = pack(self._model, self._kept)
+        self._received: tuple[int, bytes, Held] | None = None
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]
 
     def train(
@@ -59,10 +84,10 @@ class LocalClient:
         *,
         round_: int,
         partition: int,
-        kept: NDArray[np.float32] | None = None,
+        memory: Memory = Memory(),
         proximal_mu: float = 0.0,
     ) -> Trained:
-        """One round of one client. ``kept`` is what it kept from its last round.
+        """One round of one client. ``memory`` is what it kept from its last round.
 
         Raises:
             PayloadError: if the payload is not this round's, or not of this model.
@@ -72,7 +97,7 @@ class LocalClient:
         if not len(rows):
             raise TrainingError(f"client {partition} has no images to train on")
         started = time.perf_counter()
-        received = self._receive(payload, round_, kept)
+        held = self._receive(payload, round_, memory)
         probe = rows[:_PROBE]
         before = evaluate(self._model, shard.images, rows=probe, precision=self._precision)
         loss = self._fit(shard, round_, partition, proximal_mu)
@@ -91,10 +116,10 @@ class LocalClient:
             loss_after=after.loss,
             seconds=time.perf_counter() - started,
         )
-        update = encode(
-            trained - received, self._label(round_, "update"), codec_named(recipe.wire.uplink)
-        )
-        return Trained(update, report, pack(self._model, self._kept))
+        update, residual = self._encode(trained - held.values, held, round_, partition, memory)
+        kept = pack(self._model, self._kept) if self._kept else None
+        held_next = held if recipe.wire.deltas else None
+        return Trained(update, report, Memory(kept=kept, residual=residual, held=held_next))
 
     def evaluate(
         self,
@@ -103,8 +128,8 @@ class LocalClient:
         *,
         round_: int,
         partition: int,
-        kept: NDArray[np.float32] | None = None,
-    ) -> EvaluationReport:
+        memory: Memory = Memory(),
+    ) -> tuple[EvaluationReport, Memory]:
         """A received model, with what this client kept, on the images held out.
 
         Raises:
@@ -113,33 +138,47 @@ class LocalClient:
         """
         if not len(shard.holdout_rows):
             raise TrainingError(f"client {partition} holds no images out; set data.holdout")
-        self._receive(payload, round_, kept)
+        held = self._receive(payload, round_, memory)
         result = evaluate(
             self._model, shard.images, rows=shard.holdout_rows, precision=self._precision
         )
-        return EvaluationReport(
+        report = EvaluationReport(
             partition=partition,
             examples=result.examples,
             loss=result.loss,
             accuracy=result.accuracy,
         )
+        return report, replace(memory, held=held if self.recipe.wire.deltas else None)
 
-    def _receive(
-        self, payload: bytes, round_: int, kept: NDArray[np.float32] | None
-    ) -> NDArray[np.float32]:
-        downlink = codec_named(self.recipe.wire.downlink)
-        received = decode(payload, self._label(round_, "model"), downlink)
-        unpack(self._model, received, self._sent)
-        unpack(self._model, self._first if kept is None else kept, self._kept)
-        return received
+    def _receive(self, payload: bytes, round_: int, memory: Memory) -> Held:
+        before = memory.held or self._first
+        last = self._received  # of the client before, who often was sent the same
+        if last is not None and last[:2] == (before.digest, payload):
+            held = last[2]
+        else:
+            held = self._channel.receive(payload, round_, before)
+            self._received = (before.digest, payload, held)
+        unpack(self._model, held.values, self._sent)
+        kept = self._first_kept if memory.kept is None else memory.kept
+        unpack(self._model, kept, self._kept)
+        return held
 
-    def _label(self, round_: int, kind: str) -> Label:
-        return Label(
-            fingerprint=self._fingerprint,
-            size=self._size,
-            round=round_,
-            kind="model" if kind == "model" else "update",
-        )
+    def _encode(
+        self, update: Values, held: Held, round_: int, partition: int, memory: Memory
+    ) -> tuple[bytes, Values | None]:
+        """The payload of an update, and what the codec left out of it (error feedback).
+
+        Seide et al., 2014, section 3; Karimireddy et al., 2019, algorithm 1.
+        """
+        seed = derived_seed(self.recipe.run.seed, "uplink", round_, partition)
+        rng = np.random.Generator(np.random.Philox(key=seed))
+        label = self._channel.label("update", round_, held)
+        feedback = self.recipe.wire.feedback and not self._uplink.exact
+        if feedback and memory.residual is not None:
+            update = update + memory.residual
+        payload = encode(update, label, self._uplink, rng)
+        residual = update - decode(payload, label, self._uplink) if feedback else None
+        return payload, residual
 
     def _fit(self, shard: Shard, round_: int, partition: int, proximal_mu: float) -> float:
         """Local epochs of SGD; the mean loss of the last one, without the proximal term."""

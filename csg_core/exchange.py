@@ -68,6 +68,11 @@ class Manifest:
         """Number of values of all entries."""
         return sum(entry.size for entry in self.entries)
 
+    @property
+    def parts(self) -> tuple[tuple[Group, int], ...]:
+        """Group and number of values of every entry, as codecs take them."""
+        return tuple((entry.group, entry.size) for entry in self.entries)
+
     def count(self, *groups: Group) -> int:
         """Number of values in the given groups."""
         return sum(entry.size for entry in self.entries if entry.group in groups)
@@ -143,6 +148,8 @@ def unpack(
 ) -> None:
     """Write a packed array into ``model``; either everything is written or nothing.
 
+    Running variances below zero, as lossy codecs may leave them, become zero.
+
     Raises:
         ValueError: if the size or the type is not this model's, or a value is NaN or infinite; the
             tensor is named.
@@ -155,6 +162,9 @@ def unpack(
         )
     parts = split(packed, tuple(tensors))
     wanted = {entry: torch.tensor(parts[entry]).to(t.dtype) for entry, t in tensors.items()}
+    for entry, values in wanted.items():
+        if entry.group == "statistics" and entry.name.endswith("running_var"):
+            values.clamp_(min=0)
     for entry, values in wanted.items():
         if not bool(torch.isfinite(values).all()):
             raise ValueError(f"{entry.name} holds NaN or infinity; nothing was written")

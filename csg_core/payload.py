@@ -1,29 +1,30 @@
-"""The payload of a message: one byte string, a header of 48 bytes and the codec's bytes.
+"""The payload of a message: one byte string, a header of 56 bytes and the codec's bytes.
 
-Header, little-endian: 4 bytes ``CSG`` and the format's version; 4 bytes the codec's name, padded
-with zeros; 16 bytes the fingerprint of the manifest; 4 bytes the round; 4 bytes the kind, 0 for a
-model and 1 for an update; 8 bytes the number of values; 4 bytes the length of the body; 4 bytes
-CRC-32 of everything else.
+Header, little-endian: 4 bytes ``CSG`` and the format's version; 4 bytes CRC-32 of the codec's
+settings; 16 bytes the fingerprint of the manifest; then numbers of 4 bytes: the round; the kind, 0
+for a model, 1 for an update, 2 for a delta; the version of the model that the payload makes or was
+trained from; the digest of that model; the number of tensors; the number of values; the length of
+the body; and CRC-32 of everything else.
 """
 
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from csg_core.codecs import Codec
+from csg_core.codecs import Codec, CodecError, Parts, total
+from csg_core.codecs.base import Values
 
-Kind = Literal["model", "update"]
+Kind = Literal["model", "update", "delta"]
 
-VERSION = 1
+VERSION = 2
 _MAGIC = b"CSG" + bytes([VERSION])
-_HEADER = struct.Struct("<4s4s16sIIQI")
+_HEADER = struct.Struct("<4s4s16s7I")
 _CHECKSUM = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _CHECKSUM.size
-_KINDS: tuple[Kind, ...] = ("model", "update")
+_KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class PayloadError(ValueError):
@@ -32,27 +33,53 @@ class PayloadError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Label:
-    """What a payload has to be: the receiver knows it all before it reads the first byte.
+    """What a payload has to be: the receiver knows it before it reads the first byte.
 
     Attributes:
         fingerprint: of the manifest, 32 hexadecimal digits.
-        size: number of values.
+        parts: group and size of every tensor.
         round: from 1 on.
-        kind: a ``model``, or an ``update``, trained minus received.
+        kind: a ``model``; a ``delta``, the next model minus the one before; or an ``update``,
+            trained minus received.
+        version: of the model that the payload makes, or was trained from.
+        digest: of that model.
     """
 
     fingerprint: str
-    size: int
+    parts: Parts
     round: int
     kind: Kind
+    version: int
+    digest: int
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return total(self.parts)
 
 
-def payload_bytes(size: int, codec: Codec) -> int:
-    """Bytes of a payload of so many values: exact for codecs of fixed rate."""
-    return HEADER_BYTES + codec.body_bytes(size)
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a payload says of itself that its receiver may not know before."""
+
+    kind: Kind
+    round: int
+    version: int
+    digest: int
+    end: int  # of the payload, in bytes from its beginning
 
 
-def encode(values: NDArray[np.float32], label: Label, codec: Codec) -> bytes:
+def digest_of(model: Values) -> int:
+    """CRC-32 of the values, float32: by it, sender and receiver know that theirs are equal."""
+    return zlib.crc32(model.astype("<f4").tobytes())
+
+
+def payload_bytes(parts: Parts, codec: Codec) -> int:
+    """Bytes of a payload to expect: exact for codecs of fixed rate."""
+    return HEADER_BYTES + codec.bytes_about(parts)
+
+
+def encode(values: Values, label: Label, codec: Codec, rng: np.random.Generator) -> bytes:
     """The payload of an array, float32 [label.size].
 
     Raises:
@@ -60,12 +87,52 @@ def encode(values: NDArray[np.float32], label: Label, codec: Codec) -> bytes:
     """
     if values.dtype != np.float32 or values.shape != (label.size,):
         raise ValueError(f"array is {values.dtype} {values.shape}; need float32 ({label.size},)")
-    body = codec.encode(values)
-    header = _header(label, codec, len(body))
+    return seal(codec.encode(values, label.parts, rng), label, codec)
+
+
+def seal(body: bytes, label: Label, codec: Codec) -> bytes:
+    """The payload of a codec's bytes."""
+    header = _HEADER.pack(
+        _MAGIC,
+        _identity(codec),
+        bytes.fromhex(label.fingerprint),
+        label.round,
+        _KINDS.index(label.kind),
+        label.version,
+        label.digest,
+        len(label.parts),
+        label.size,
+        len(body),
+    )
     return header + _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(header))) + body
 
 
-def decode(payload: bytes, label: Label, codec: Codec) -> NDArray[np.float32]:
+def header_of(payload: bytes | memoryview, fingerprint: str) -> Header:
+    """Read the header of the payload that ``payload`` begins with.
+
+    Raises:
+        PayloadError: if it is none of this format and model, or is not whole.
+    """
+    if len(payload) < HEADER_BYTES:
+        raise PayloadError(f"payload of {len(payload):,} bytes; a header is {HEADER_BYTES}")
+    magic, _, found, round_, kind, version, digest, _, _, length = _HEADER.unpack_from(payload)
+    if magic[:3] != _MAGIC[:3]:
+        raise PayloadError("payload does not begin with CSG; it is of no csg-fl peer")
+    if magic != _MAGIC:
+        raise PayloadError(f"payload of format version {magic[3]}; this side speaks {VERSION}")
+    if found.hex() != fingerprint:
+        raise PayloadError(
+            f"payload of another model (fingerprint {found.hex()[:8]}, here {fingerprint[:8]}); "
+            "use the same recipe and code on both sides"
+        )
+    if kind >= len(_KINDS):
+        raise PayloadError(f"payload of kind {kind}; expected 0 to {len(_KINDS) - 1}")
+    if len(payload) < HEADER_BYTES + length:
+        raise PayloadError(f"payload of {len(payload):,} bytes; its header says {length:,} more")
+    return Header(_KINDS[kind], round_, version, digest, HEADER_BYTES + length)
+
+
+def decode(payload: bytes | memoryview, label: Label, codec: Codec) -> Values:
     """The array of a payload, float32 [label.size], all finite.
 
     Everything is checked before anything of the payload's size is allocated.
@@ -74,50 +141,40 @@ def decode(payload: bytes, label: Label, codec: Codec) -> NDArray[np.float32]:
         PayloadError: if the payload is not what ``label`` and ``codec`` say, is damaged, or holds
             NaN or infinity.
     """
-    limit = payload_bytes(label.size, codec)
+    limit = HEADER_BYTES + codec.most_bytes(label.parts)
     if not HEADER_BYTES <= len(payload) <= limit:
         raise PayloadError(f"payload of {len(payload):,} bytes; this round takes {limit:,}")
-    magic, name, fingerprint, round_, kind, size, length = _HEADER.unpack_from(payload)
-    if magic[:3] != _MAGIC[:3]:
-        raise PayloadError("payload does not begin with CSG; it is of no csg-fl peer")
-    if magic != _MAGIC:
-        raise PayloadError(f"payload of format version {magic[3]}; this side speaks {VERSION}")
-    if fingerprint.hex() != label.fingerprint:
-        raise PayloadError(
-            f"payload of another model (fingerprint {fingerprint.hex()[:8]}, here "
-            f"{label.fingerprint[:8]}); use the same recipe and code on both sides"
-        )
-    found = (name, round_, kind, size, length)
+    header = header_of(payload, label.fingerprint)
+    _, identity, _, _, _, _, _, tensors, size, length = _HEADER.unpack_from(payload)
+    if identity != _identity(codec):
+        raise PayloadError(f"payload of another codec; expected {codec}")
     body = memoryview(payload)[HEADER_BYTES:]
-    wanted = (_name(codec), label.round, _KINDS.index(label.kind), label.size, len(body))
-    for what, here, there in zip(
-        ("codec", "round", "kind", "number of values", "length"), wanted, found, strict=True
-    ):
+    found = (*(getattr(header, name) for name in _CHECKED), tensors, size, length)
+    wanted = (
+        *(getattr(label, name) for name in _CHECKED),
+        len(label.parts),
+        label.size,
+        len(body),
+    )
+    names = (*_CHECKED, "number of tensors", "number of values", "length")
+    for what, here, there in zip(names, wanted, found, strict=True):
         if here != there:
             raise PayloadError(f"payload with {what} {there!r}; expected {here!r}")
     checksum = zlib.crc32(body, zlib.crc32(payload[: _HEADER.size]))
     if _CHECKSUM.unpack_from(payload, _HEADER.size)[0] != checksum:
         raise PayloadError("payload is damaged (checksum)")
     try:
-        values = codec.decode(body, label.size)
-    except ValueError as error:
+        values = codec.decode(body, label.parts)
+    except CodecError as error:
         raise PayloadError(f"payload cannot be decoded: {error}") from error
     if not np.isfinite(values).all():
         raise PayloadError("payload holds NaN or infinity")
     return values
 
 
-def _header(label: Label, codec: Codec, length: int) -> bytes:
-    return _HEADER.pack(
-        _MAGIC,
-        _name(codec),
-        bytes.fromhex(label.fingerprint),
-        label.round,
-        _KINDS.index(label.kind),
-        label.size,
-        length,
-    )
+_CHECKED = ("kind", "round", "version", "digest")
 
 
-def _name(codec: Codec) -> bytes:
-    return codec.name.encode().ljust(4, b"\0")
+def _identity(codec: Codec) -> bytes:
+    """Four bytes that stand for a codec and all its settings."""
+    return zlib.crc32(repr(codec).encode()).to_bytes(4, "little")

@@ -116,13 +116,27 @@ class WireConfig(_Section):
     """Codecs by direction."""
 
     uplink: str = Field("fp32", description="of updates")
-    downlink: str = Field("fp32", description="of the model")
+    downlink: str = Field("fp32", description="of the model, or of its deltas")
+    feedback: bool = Field(
+        True, description="clients add what the uplink's codec left out to their next update"
+    )
+    deltas: bool = Field(
+        False, description="send clients what is new since the version they hold, where possible"
+    )
 
     @field_validator("uplink", "downlink")
     @classmethod
-    def _known(cls, name: str) -> str:
-        codec_named(name)
-        return name
+    def _known(cls, line: str) -> str:
+        codec_named(line)
+        return line
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> "WireConfig":
+        if not self.deltas and "none" in self.downlink:
+            raise ValueError(
+                f"downlink {self.downlink!r} would send zeros for a model; set wire.deltas=true"
+            )
+        return self
 
 
 class RunConfig(_Section):

@@ -11,7 +11,7 @@ from types import FrameType
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from csg_core import build, manifest
+from csg_core import build, manifest, pack
 from csg_core.codecs import codec_named
 from csg_core.images import ImageSet
 from csg_core.payload import payload_bytes
@@ -96,15 +96,15 @@ def check(recipe: Recipe) -> None:
         ValueError: naming the value that cannot be.
     """
     device_of(recipe)
-    model = build(recipe.model)
-    CsgStrategy(recipe, manifest(model, recipe.train.travelling()))
+    model, groups = build(recipe.model), recipe.train.travelling()
+    CsgStrategy(recipe, manifest(model, groups), pack(model, groups))
 
 
 def dense_twin_bytes(recipe: Recipe) -> int:
     """Payload bytes of the recipe's dense twin for one client and round, both directions."""
-    size = manifest(build(recipe.dense_twin().model), recipe.train.travelling()).size
+    parts = manifest(build(recipe.dense_twin().model), recipe.train.travelling()).parts
     codecs = (recipe.wire.uplink, recipe.wire.downlink)
-    return sum(payload_bytes(size, codec_named(codec)) for codec in codecs)
+    return sum(payload_bytes(parts, codec_named(codec)) for codec in codecs)
 
 
 @contextmanager

@@ -53,8 +53,9 @@ class Rounds:
         self._model = build(recipe.model, seed=recipe.run.seed).to(self._device)
         self._groups = recipe.train.travelling()
         partitions = self._simulated.partitions if self._simulated else None
-        self.strategy = CsgStrategy(recipe, manifest(self._model, self._groups), partitions)
-        self.state = ServerState(0, pack(self._model, self._groups))
+        first = pack(self._model, self._groups)
+        self.strategy = CsgStrategy(recipe, manifest(self._model, self._groups), first, partitions)
+        self.state = ServerState(0, first)
         self._saved = -1
         self.rows: list[RoundRow] = []
 
@@ -68,7 +69,7 @@ class Rounds:
             return
         self.state = load_state(self.folder.checkpoints, self.recipe.model, self._groups)
         self._saved = self.state.round
-        self.strategy.aggregation.restore(self.state.strategy)
+        self.strategy.restore(self.state.carried)
         if self._simulated:
             self._simulated.restore(self.state.clients)
         self.rows = self.folder.cut(self.state.round)
@@ -105,7 +106,7 @@ class Rounds:
         arrays, metrics = strategy.aggregate_train(round_, replies)
         loss, accuracy = self._evaluate(round_, arrays)
         kept = self._simulated.kept() if self._simulated else {}
-        state = ServerState(round_, model_in(arrays), strategy.aggregation.state(), kept)
+        state = ServerState(round_, model_in(arrays), strategy.state(), kept)
         outcome = strategy.outcome
         row = RoundRow(
             round=round_,

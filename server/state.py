@@ -23,14 +23,15 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """After ``round`` rounds: the packed model, the strategy's arrays, and clients' by partition.
+    """After ``round`` rounds: the packed model, what the strategy carries, and clients' states.
 
-    ``clients`` is empty except in simulations whose clients keep something between rounds.
+    ``clients`` are by partition, and empty except in simulations whose clients keep something
+    between rounds.
     """
 
     round: int
     values: NDArray[np.float32]
-    strategy: Arrays = field(default_factory=dict)
+    carried: Arrays = field(default_factory=dict)
     clients: Mapping[int, NDArray[np.uint8]] = field(default_factory=dict)
 
 
@@ -49,8 +50,8 @@ def save_state(
     """
     unpack(model, state.values, groups)
     extra: dict[str, Tensor] = {"round": torch.tensor(state.round)}
-    for name, array in state.strategy.items():
-        extra[f"strategy/{name}"] = torch.from_numpy(np.array(array))
+    for name, array in state.carried.items():
+        extra[f"carried/{name}"] = torch.from_numpy(np.array(array))
     for partition, values in state.clients.items():
         extra[f"client/{partition}"] = torch.from_numpy(np.array(values))
     path = checkpoint_path(folder, state.round)
@@ -87,7 +88,7 @@ def _state(model: nn.Module, extra: dict[str, Tensor], groups: tuple[Group, ...]
         return {n.removeprefix(prefix): t.numpy() for n, t in extra.items() if n.startswith(prefix)}
 
     clients = {int(partition): values for partition, values in under("client/").items()}
-    return ServerState(int(extra["round"]), pack(model, groups), under("strategy/"), clients)
+    return ServerState(int(extra["round"]), pack(model, groups), under("carried/"), clients)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

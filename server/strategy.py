@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -12,8 +13,9 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from csg_core import Manifest
-from csg_core.codecs import codec_named
-from csg_core.payload import Label, PayloadError, decode, encode
+from csg_core.broadcast import Channel, Sender
+from csg_core.codecs import CodecError, codec_named
+from csg_core.payload import PayloadError, decode
 from federation.messages import (
     EvaluationReport,
     ReplyError,
@@ -55,11 +57,16 @@ class CsgStrategy(Strategy):
 
     Works under any Grid, by ``strategy.start`` or round by round. ``outcome`` tells of the last
     round. The model is an ArrayRecord with one float32 array, as ``pack`` makes it.
-    ``partitions`` tells the partition of nodes, where that is known before they answer.
+    ``first`` is the model that the recipe's seed makes; ``partitions`` tells the partition of
+    nodes, where that is known before they answer.
     """
 
     def __init__(
-        self, recipe: Recipe, manifest: Manifest, partitions: Mapping[int, int] | None = None
+        self,
+        recipe: Recipe,
+        manifest: Manifest,
+        first: Values,
+        partitions: Mapping[int, int] | None = None,
     ) -> None:
         self.recipe = recipe
         self.manifest = manifest
@@ -69,6 +76,14 @@ class CsgStrategy(Strategy):
             trained=manifest.size - manifest.count("statistics"),
         )
         self.outcome = RoundOutcome(0, 0)
+        wire = recipe.wire
+        self._uplink = codec_named(wire.uplink)
+        self.sender = Sender(
+            Channel(manifest.fingerprint, manifest.parts, codec_named(wire.downlink), wire.deltas),
+            first,
+        )
+        # of the model, that nodes hold; None: they said that they cannot go on from it
+        self._versions: dict[int, int | None] = {}
         self._current: Values = np.zeros(0, np.float32)
         self._asked: list[int] = []
         self._waiting: set[int] = set()
@@ -143,7 +158,9 @@ class CsgStrategy(Strategy):
                         reply.content, most_examples=self.recipe.server.max_examples
                     )
                 )
+                self._versions[node] = self.sender.held.version
             except ReplyError as error:
+                self._versions[node] = None
                 self._fail(node, f"evaluation: {error}")
         if not reports:
             return None
@@ -159,20 +176,24 @@ class CsgStrategy(Strategy):
     def _messages(
         self, kind: str, round_: int, nodes: list[int], config: ConfigRecord
     ) -> tuple[list[Message], int]:
-        label = self._label(round_, "model")
-        payload = encode(self._current, label, codec_named(self.recipe.wire.downlink))
-        timeout = self.recipe.server.round_timeout
+        seed = derived_seed(self.recipe.run.seed, "downlink", round_, kind)
+        rng = np.random.Generator(np.random.Philox(key=seed))
+        try:
+            self.sender.advance(self._current, round_, rng)
+        except CodecError as error:
+            raise RunError(f"round {round_}: the model cannot be sent: {error}") from error
+        payloads = [self.sender.message(self._versions.get(node, 0)) for node in nodes]
         messages = [
             Message(
                 instruction(payload, round_, config),
                 dst_node_id=node,
                 message_type=kind,
-                ttl=timeout,
+                ttl=self.recipe.server.round_timeout,
                 group_id=str(round_),
             )
-            for node in nodes
+            for node, payload in zip(nodes, payloads, strict=True)
         ]
-        return messages, len(payload) * len(nodes)
+        return messages, sum(map(len, payloads))
 
     def _sample(self, round_: int, grid: Grid) -> list[int]:
         cohort, quorum = self.recipe.cohort, self.recipe.quorum
@@ -205,9 +226,11 @@ class CsgStrategy(Strategy):
             try:
                 update, report = self._read(round_, reply)
             except (ReplyError, PayloadError) as error:
+                self._versions[node] = None
                 self._fail(node, str(error))
                 continue
             self._partitions[node] = report.partition
+            self._versions[node] = self.sender.held.version
             self.outcome.reports.append(report)
             yield update
 
@@ -216,8 +239,8 @@ class CsgStrategy(Strategy):
             raise ReplyError(_one_line(reply.error.reason))
         self.outcome.bytes_up += payload_bytes_in(reply.content)
         report = train_report_in(reply.content, most_examples=self.recipe.server.max_examples)
-        uplink = codec_named(self.recipe.wire.uplink)
-        values = decode(payload_in(reply.content), self._label(round_, "update"), uplink)
+        label = self.sender.channel.label("update", round_, self.sender.held)
+        values = decode(payload_in(reply.content), label, self._uplink)
         return Update(report.partition, report.examples, values), report
 
     def _check_quorum(self, round_: int) -> None:
@@ -244,13 +267,31 @@ class CsgStrategy(Strategy):
             + (f"; and {more} more" if more > 0 else "")
         )
 
-    def _label(self, round_: int, kind: str) -> Label:
-        return Label(
-            fingerprint=self.manifest.fingerprint,
-            size=self.manifest.size,
-            round=round_,
-            kind="model" if kind == "model" else "update",
-        )
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What is carried from round to round besides the model, for a checkpoint."""
+        found = {f"strategy/{name}": array for name, array in self.aggregation.state().items()}
+        found |= {f"downlink/{name}": array for name, array in self.sender.state().items()}
+        if self.recipe.wire.deltas:
+            known = [(node, 0 if v is None else v + 1) for node, v in self._versions.items()]
+            # nodes are uint64, which checkpoints cannot hold
+            found["downlink/versions"] = np.array(known, np.uint64).reshape(-1, 2).view(np.int64)
+        return found
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take up what ``state`` gave."""
+
+        def under(prefix: str) -> dict[str, NDArray[Any]]:
+            return {
+                name.removeprefix(prefix): array
+                for name, array in state.items()
+                if name.startswith(prefix)
+            }
+
+        downlink = under("downlink/")
+        versions = downlink.pop("versions", np.zeros((0, 2), np.int64)).view(np.uint64)
+        self.aggregation.restore(under("strategy/"))
+        self.sender.restore(downlink)
+        self._versions = {node: v - 1 if v else None for node, v in versions.tolist()}
 
 
 def model_record(values: Values) -> ArrayRecord:

@@ -92,8 +92,8 @@ def _total_bytes(recipe: Recipe) -> int:
 
 
 def _one_way(recipe: Recipe, codec: str) -> int:
-    size = manifest(build(recipe.model), recipe.train.travelling()).size
-    return payload_bytes(size, codec_named(codec))
+    parts = manifest(build(recipe.model), recipe.train.travelling()).parts
+    return payload_bytes(parts, codec_named(codec))
 
 
 def _print_table(*, as_json: bool) -> None:

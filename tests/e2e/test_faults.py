@@ -49,12 +49,14 @@ def train(message, context):
     payload = record["payload"].data
     if fault == "nan":
         import struct, zlib
-        body = struct.pack("<f", float("nan")) * ((len(payload) - 48) // 4)
-        checksum = zlib.crc32(body, zlib.crc32(payload[:44]))
-        payload = payload[:44] + struct.pack("<I", checksum) + body
+        body = struct.pack("<f", float("nan")) * ((len(payload) - 56) // 4)
+        checksum = zlib.crc32(body, zlib.crc32(payload[:52]))
+        payload = payload[:52] + struct.pack("<I", checksum) + body
     if fault == "architecture":
-        label = Label(fingerprint="ab" * 16, size=10, round=1, kind="update")
-        payload = encode(np.zeros(10, np.float32), label, codec_named("fp32"))
+        label = Label(fingerprint="ab" * 16, parts=(("codes", 10),), round=1, kind="update",
+                      version=1, digest=0)
+        rng = np.random.default_rng(0)
+        payload = encode(np.zeros(10, np.float32), label, codec_named("fp32"), rng)
     if fault == "noise":
         payload = np.random.default_rng(0).bytes(10_000_000)
     if fault == "examples":

@@ -94,7 +94,7 @@ def test_a_state_comes_back_and_only_the_last_two_stay(folder, tiny):
     back = _load(folder, tiny)
     assert back.round == 3
     assert np.array_equal(back.values, state.values)
-    assert np.array_equal(back.strategy["m_t"], state.strategy["m_t"])
+    assert np.array_equal(back.carried["m_t"], state.carried["m_t"])
     assert np.array_equal(back.clients[2], state.clients[2])
     assert read_checkpoint(path)[0] == tiny().model
 

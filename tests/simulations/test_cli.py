@@ -23,7 +23,7 @@ def test_estimate_prints_the_costs_of_a_recipe(capsys):
         "other": 2_458,
         "dense": 269_722,
     }
-    one_way = 48 + 4 * (115_426 + 2 * 688)  # a header, and running means and variances as well
+    one_way = 56 + 4 * (115_426 + 2 * 688)  # a header, and running means and variances as well
     assert (answer["payload_bytes_up"], answer["payload_bytes_down"]) == (one_way, one_way)
     assert answer["total_bytes"] == 20 * 10 * 2 * one_way
     assert answer["ratio_to_dense"] == pytest.approx(2.3209, abs=1e-4)

@@ -40,12 +40,14 @@ def _state(path):
 def test_both_engines_average_to_the_same_model(tmp_path, tiny_settings):
     before = _processes_of_flower()
     for engine in ("local", "flower"):
-        settings = [*tiny_settings, "--set", f"run.dir={engine}", "--set", f"run.engine={engine}"]
+        wire = ["wire.uplink=fp16", "wire.downlink=fp16", "wire.deltas=true"]
+        more = [f"run.dir={engine}", f"run.engine={engine}", "train.rounds=3", *wire]
+        settings = [*tiny_settings, *(part for value in more for part in ("--set", value))]
         done = _csg("run", "demo", *settings, cwd=tmp_path)
         assert done.returncode == 0, done.stderr + (tmp_path / engine / "run.log").read_text()
-        assert "round 2/2" in done.stdout
+        assert "round 3/3" in done.stdout
     local, flower = (_state(tmp_path / engine) for engine in ("local", "flower"))
-    assert local.round == flower.round == 2
+    assert local.round == flower.round == 3
     np.testing.assert_allclose(local.values, flower.values, rtol=1e-4, atol=1e-4)
     rows = [RunFolder(tmp_path / engine).rows() for engine in ("local", "flower")]
     assert [row.payload_bytes_up for row in rows[0]] == [row.payload_bytes_up for row in rows[1]]

@@ -70,8 +70,8 @@ def test_rows_count_every_byte_that_was_handed_over(tiny, run):
     size = manifest(build(recipe.model)).size
     for row in folder.rows():
         assert (row.clients, row.failures) == (3, 0)
-        assert row.payload_bytes_down == 3 * (48 + 4 * size)
-        assert row.payload_bytes_up == 3 * (48 + 2 * size)
+        assert row.payload_bytes_down == 3 * (56 + 4 * size)
+        assert row.payload_bytes_up == 3 * (56 + 2 * size)
         assert (row.wire_bytes_up, row.wire_bytes_down) == (None, None)
     summary = folder.summary()
     assert summary["outcome"] == "completed"
@@ -119,8 +119,8 @@ def test_clients_evaluate_where_norms_stay_with_them(tiny, run):
     last = folder.rows()[-1]
     assert 0 <= last.test_accuracy <= 1
     size = manifest(build(recipe.model), recipe.train.travelling()).size
-    assert last.payload_bytes_down == 2 * 4 * (48 + 4 * size)  # to train, and to evaluate
-    assert last.payload_bytes_up == 4 * (48 + 4 * size)
+    assert last.payload_bytes_down == 2 * 4 * (56 + 4 * size)  # to train, and to evaluate
+    assert last.payload_bytes_up == 4 * (56 + 4 * size)
 
 
 @pytest.mark.parametrize("strategy", ["fedavgm", "fedadam", "fedmedian", "krum"])
@@ -134,7 +134,7 @@ def test_strategies_by_name_train(tiny, run, strategy):
 def test_flowers_own_loop_runs_the_strategy_too(tiny):
     recipe = tiny()
     model = build(recipe.model)
-    strategy = CsgStrategy(recipe, manifest(model))
+    strategy = CsgStrategy(recipe, manifest(model), pack(model))
     result = strategy.start(
         grid=LocalGrid(recipe, make_app()),
         initial_arrays=model_record(pack(model)),
@@ -157,7 +157,7 @@ def test_pushed_messages_are_answered_when_pulled(tiny):
     recipe = tiny()
     grid = LocalGrid(recipe, make_app())
     model = build(recipe.model)
-    strategy = CsgStrategy(recipe, manifest(model))
+    strategy = CsgStrategy(recipe, manifest(model), pack(model))
     from flwr.app import ConfigRecord
 
     messages = strategy.configure_train(1, model_record(pack(model)), ConfigRecord(), grid)
@@ -185,7 +185,7 @@ def test_memory_of_an_update_is_enough_whatever_the_cohort(tiny):
         return reply
 
     model = build(recipe.model)
-    strategy = CsgStrategy(recipe, manifest(model))
+    strategy = CsgStrategy(recipe, manifest(model), pack(model))
     strategy.start(
         grid=LocalGrid(recipe, app), initial_arrays=model_record(pack(model)), num_rounds=1
     )
@@ -212,3 +212,68 @@ def test_a_missing_quorum_leaves_a_record(tiny, run, monkeypatch, tmp_path):
     with pytest.raises(RunError, match=r"round 1: 0 of 4 .* quorum is 2 .*: client 0 raised OSErr"):
         run(tiny(run={"client_app": "failing:app"}))
     assert RunFolder(tmp_path / "run").summary()["outcome"].startswith("stopped: round 1: 0 of 4")
+
+
+LOSSY = {"uplink": "ecsq:step=1; statistics=fp16", "downlink": "ecsq:step=1; statistics=fp16",
+         "deltas": True}  # fmt: skip
+
+
+def test_lossy_deltas_with_feedback_train_like_whole_floats(tiny, run):
+    train = {"rounds": 6, "lr": 0.1}
+    plain, _ = run(tiny(train=train), "plain")
+    small, _ = run(tiny(train=train, wire=LOSSY), "small")
+    rows = small.rows()
+    assert rows[-1].test_loss == pytest.approx(plain.rows()[-1].test_loss, rel=0.15)
+    assert rows[-1].test_loss < 0.8 * rows[0].test_loss
+    sent = [f.rows()[-1].payload_bytes_up + f.rows()[-1].payload_bytes_down for f in (plain, small)]
+    assert sent[1] < sent[0] / 5
+
+
+def test_a_client_that_failed_is_sent_a_whole_model_once(tiny, run, tmp_path, monkeypatch):
+    (tmp_path / "once.py").write_text(
+        "from flwr.clientapp import ClientApp\n"
+        "from client.app import make_app\n"
+        "real, app = make_app(), ClientApp()\n"
+        "@app.train()\n"
+        "def train(message, context):\n"
+        "    at = message.content.config_records['config']['server-round']\n"
+        "    if at == 3 and context.node_config['partition-id'] == 2:\n"
+        "        context.state.clear()\n"
+        "        raise OSError('the disk is gone')\n"
+        "    return real(message, context)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    folder, _ = run(tiny(train={"rounds": 6}, wire=LOSSY, run={"client_app": "once:app"}))
+    rows = folder.rows()
+    assert [row.failures for row in rows] == [0, 0, 1, 0, 0, 0]
+    whole = 2 * manifest(build(folder.recipe().model)).size
+    down = [row.payload_bytes_down for row in rows]
+    assert 0.7 * whole < down[3] - down[4] < whole  # in place of a delta
+
+
+def test_what_feedback_left_out_comes_with_the_next_update(tiny):
+    """Sent so far and still kept make up all that was trained, to the last float."""
+    from client.local import LocalClient
+    from client.shard import Shards
+    from csg_core.broadcast import Channel, Sender
+    from csg_core.codecs import codec_named
+    from csg_core.payload import decode
+
+    recipe = tiny(wire={"uplink": "topk:fraction=0.05"})
+    client = LocalClient(recipe)
+    shard = Shards(recipe, client.device)[0]
+    model = build(recipe.model, seed=0)
+    found = manifest(model)
+    channel = Channel(found.fingerprint, found.parts, codec_named("fp32"), deltas=False)
+    sender, memory = Sender(channel, pack(model)), None
+    sent, trained = np.zeros(found.size), np.zeros(found.size)
+    for round_ in (1, 2, 3):
+        sender.advance(pack(model), round_, np.random.default_rng(0))
+        more = {} if memory is None else {"memory": memory}
+        answer = client.train(sender.message(None), shard, round_=round_, partition=0, **more)
+        label = channel.label("update", round_, sender.held)
+        sent += decode(answer.payload, label, codec_named("topk:fraction=0.05"))
+        trained += pack(client._model) - sender.held.values
+        memory = answer.memory
+    np.testing.assert_allclose(sent + memory.residual, trained, atol=1e-5)
+    assert np.abs(memory.residual).max() > 1e-3

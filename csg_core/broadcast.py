@@ -1,0 +1,217 @@
+"""The downlink: one chain of model versions, sent whole or as deltas from version to version.
+
+The server keeps its model in float32. What clients are given is the *reference*, which follows the
+model as closely as the codec lets it; what a delta leaves out is in the next one, since each is
+taken against the reference. References of a chain of deltas are rounded to float16, so that a
+client that is new or has fallen behind can be sent one exactly in two bytes a value, as a video
+codec sends a key frame. Version 0 is the model that the recipe's seed makes: nothing is sent of it.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csg_core.codecs import Codec, CodecError, Float16, Parts
+from csg_core.codecs.base import Values
+from csg_core.payload import (
+    HEADER_BYTES,
+    Label,
+    PayloadError,
+    decode,
+    digest_of,
+    header_of,
+    seal,
+)
+
+_KEY = Float16()
+
+
+@dataclass(frozen=True)
+class Held:
+    """A version of the model as sender and receiver have it: ``values`` float32 [size]."""
+
+    version: int
+    values: Values
+
+    @cached_property
+    def digest(self) -> int:
+        """CRC-32 of the values."""
+        return digest_of(self.values)
+
+    @cached_property
+    def packed(self) -> bytes:
+        """The values of a chain of deltas, two bytes each, nothing lost."""
+        return self.values.astype("<f2").tobytes()
+
+    @classmethod
+    def unpacked(cls, version: int, packed: bytes) -> "Held":
+        """What ``packed`` gave."""
+        return cls(version, np.frombuffer(packed, "<f2").astype(np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """What both ends of a downlink know.
+
+    Attributes:
+        fingerprint: of the manifest.
+        parts: group and size of every tensor.
+        codec: of whole models, or of deltas.
+        deltas: whether deltas are sent.
+    """
+
+    fingerprint: str
+    parts: Parts
+    codec: Codec
+    deltas: bool
+
+    def first(self, model: Values) -> Held:
+        """Version 0, from the model that the recipe's seed makes."""
+        return Held(0, _rounded(model) if self.deltas else model)
+
+    def receive(self, message: bytes, round_: int, held: Held) -> Held:
+        """The version that a message of a round leads to, from the one held.
+
+        Frames of versions that are held already are passed over, so that a message may be repeated.
+
+        Raises:
+            PayloadError: if the message is not this round's, is damaged, or builds on a version
+                that is not held; the sender then has to send a whole model.
+        """
+        if not self.deltas:
+            return self._whole(message, round_, held, self.codec)
+        rest = memoryview(message)
+        while True:
+            header = header_of(rest, self.fingerprint)
+            frame, rest = bytes(rest[: header.end]), rest[header.end :]
+            if header.kind == "model":
+                held = self._whole(frame, header.round, held, _KEY)
+            elif header.version != held.version or header.digest != held.digest:
+                held = self._next(frame, held)
+            if not len(rest):
+                break
+        if header.round != round_:
+            raise PayloadError(f"model of round {header.round}; expected round {round_}")
+        return held
+
+    def _whole(self, frame: bytes, round_: int, held: Held, codec: Codec) -> Held:
+        header = header_of(frame, self.fingerprint)
+        label = self.label("model", round_, Held(header.version, held.values), header.digest)
+        return _proved(Held(header.version, decode(frame, label, codec)), header.digest)
+
+    def _next(self, frame: bytes, held: Held) -> Held:
+        header = header_of(frame, self.fingerprint)
+        if header.version <= held.version:
+            return held
+        if header.version != held.version + 1:
+            raise PayloadError(
+                f"delta to version {header.version} of the model, but version {held.version} is "
+                "held; a whole model is needed"
+            )
+        label = self.label("delta", header.round, Held(header.version, held.values), header.digest)
+        step = decode(frame, label, self.codec)
+        try:
+            values = _rounded(held.values + step)
+        except CodecError as error:
+            raise PayloadError(str(error)) from error
+        return _proved(Held(header.version, values), header.digest)
+
+    def label(self, kind: str, round_: int, held: Held, digest: int | None = None) -> Label:
+        """What a payload about a version has to be."""
+        return Label(
+            fingerprint=self.fingerprint,
+            parts=self.parts,
+            round=round_,
+            kind=kind,  # type: ignore[arg-type]
+            version=held.version,
+            digest=held.digest if digest is None else digest,
+        )
+
+
+class Sender:
+    """The server's end: makes each version once, and to each client the frames that it lacks."""
+
+    def __init__(self, channel: Channel, model: Values) -> None:
+        self.channel = channel
+        self.held = channel.first(model)
+        self._frames: deque[bytes] = deque()  # of the last versions, the newest last
+        self._whole = b""
+        self._round = 0
+
+    def advance(self, model: Values, round_: int, rng: np.random.Generator) -> None:
+        """Make the next version, for a model, float32 [size].
+
+        Raises:
+            ValueError: if the codec cannot hold a value.
+        """
+        channel, version = self.channel, self.held.version + 1
+        wanted = model - self.held.values if channel.deltas else model
+        body = channel.codec.encode(wanted, channel.parts, rng)
+        decoded = channel.codec.decode(body, channel.parts)
+        values = _rounded(self.held.values + decoded) if channel.deltas else decoded
+        self.held = Held(version, values)
+        kind = "delta" if channel.deltas else "model"
+        frame = seal(body, channel.label(kind, round_, self.held), channel.codec)
+        self._round, self._whole = round_, b""
+        self._frames.append(frame)
+        most = HEADER_BYTES + _KEY.most_bytes(channel.parts) if channel.deltas else 0
+        while len(self._frames) > 1 and sum(map(len, self._frames)) > most:
+            self._frames.popleft()
+
+    def message(self, version: int | None) -> bytes:
+        """The newest version for a client that holds ``version``, or none of which is known."""
+        missing = None if version is None else self.held.version - version
+        if not self.channel.deltas:
+            return self._frames[-1]
+        if missing is not None and 1 <= missing <= len(self._frames):
+            return b"".join(list(self._frames)[-missing:])
+        if not self._whole:
+            body = _KEY.encode(self.held.values, self.channel.parts, np.random.default_rng(0))
+            self._whole = seal(body, self.channel.label("model", self._round, self.held), _KEY)
+        return self._whole
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What a checkpoint has to hold."""
+        numbers = {"numbers": np.array([self.held.version, self._round], np.int64)}
+        if not self.channel.deltas:
+            return numbers
+        return numbers | {
+            "reference": np.frombuffer(self.held.packed, np.uint8),
+            "frames": np.frombuffer(b"".join(self._frames), np.uint8),
+        }
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take up what ``state`` gave."""
+        version, self._round = state["numbers"].tolist()
+        if not self.channel.deltas:
+            self.held = Held(version, self.held.values)
+            return
+        self.held = Held.unpacked(version, state["reference"].tobytes())
+        self._frames.clear()
+        rest = memoryview(state["frames"].tobytes())
+        while len(rest):
+            end = header_of(rest, self.channel.fingerprint).end
+            self._frames.append(bytes(rest[:end]))
+            rest = rest[end:]
+
+
+def _rounded(values: Values) -> Values:
+    with np.errstate(over="ignore"):
+        rounded: Values = values.astype(np.float16).astype(np.float32)
+    if not np.isfinite(rounded).all():
+        raise CodecError("a value of the model is beyond float16; send whole models (wire.deltas)")
+    return rounded
+
+
+def _proved(held: Held, digest: int) -> Held:
+    if held.digest != digest:
+        raise PayloadError(
+            f"version {held.version} of the model came out different from the sender's; a whole "
+            "model is needed"
+        )
+    return held

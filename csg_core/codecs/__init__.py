@@ -1,0 +1,31 @@
+"""Codecs: how the values of a payload are written as bytes, and read back.
+
+A codec is named in one line, as in recipes: ``fp16``, ``ecsq:step=1.5``, or, with another codec for
+some groups of tensors, ``ecsq:step=1.5; norms=fp16; statistics=none``.
+"""
+
+from csg_core.codecs.base import Codec, CodecError, Part, Parts, total
+from csg_core.codecs.blockwise import Uniform
+from csg_core.codecs.ecsq import Ecsq
+from csg_core.codecs.grouped import Grouped
+from csg_core.codecs.named import CODECS, codec_named
+from csg_core.codecs.plain import Float16, Float32, Nothing
+from csg_core.codecs.sparse import Ternary, TopK
+
+__all__ = [
+    "CODECS",
+    "Codec",
+    "CodecError",
+    "Ecsq",
+    "Float16",
+    "Float32",
+    "Grouped",
+    "Nothing",
+    "Part",
+    "Parts",
+    "Ternary",
+    "TopK",
+    "Uniform",
+    "codec_named",
+    "total",
+]

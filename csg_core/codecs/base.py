@@ -1,0 +1,75 @@
+"""What a codec is: flat float32 arrays to bytes and back, the same class for either direction."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csg_core.exchange import Group
+
+Values = NDArray[np.float32]
+Part = tuple[Group, int]  # a tensor's group and its number of values
+Parts = Sequence[Part]
+
+
+class CodecError(ValueError):
+    """Values that a codec cannot hold, or bytes that are not a codec's; the message says which."""
+
+
+class Codec(ABC):
+    """How the values of a payload are written.
+
+    A codec holds settings only. Sender and receiver know the ``parts``, the tensors in their order;
+    whatever else the receiver needs is in the bytes. What the receiver will have is what ``decode``
+    gives: a sender that has to know decodes its own bytes.
+
+    Attributes:
+        name: what recipes call it.
+        exact: whether values of float32 come back as they were.
+    """
+
+    name: ClassVar[str]
+    exact: ClassVar[bool] = False
+
+    @abstractmethod
+    def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:
+        """The bytes of an array, float32 [sum of the parts]; ``rng`` is for stochastic rounding.
+
+        Raises:
+            CodecError: if the codec cannot hold a value.
+        """
+
+    @abstractmethod
+    def decode(self, body: bytes | memoryview, parts: Parts) -> Values:
+        """The array, float32 [sum of the parts]; nothing larger than it is allocated.
+
+        Raises:
+            CodecError: if the bytes are not those of such an array.
+        """
+
+    @abstractmethod
+    def most_bytes(self, parts: Parts) -> int:
+        """The most bytes that ``encode`` makes, to which receivers hold payloads."""
+
+    def bytes_about(self, parts: Parts) -> int:
+        """The bytes to expect: exact for codecs of fixed rate."""
+        return self.most_bytes(parts)
+
+
+def total(parts: Parts) -> int:
+    """Number of values of all parts."""
+    return sum(size for _, size in parts)
+
+
+def require_finite(values: Values, name: str) -> None:
+    """Raise CodecError for NaN or infinity."""
+    if not np.isfinite(values).all():
+        raise CodecError(f"{name} holds no NaN or infinity")
+
+
+def require_length(body: bytes | memoryview, wanted: int, name: str) -> None:
+    """Raise CodecError unless the body has the only possible length."""
+    if len(body) != wanted:
+        raise CodecError(f"{len(body):,} bytes of {name}; it takes {wanted:,}")

@@ -1,0 +1,131 @@
+"""Uniform quantisation in blocks, 1 to 8 bits a value, with stochastic rounding; fixed rate."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csg_core.codecs.base import (
+    Codec,
+    Parts,
+    Values,
+    require_finite,
+    require_length,
+    total,
+)
+
+Blocks_BN = NDArray[np.float32]  # B blocks of N values
+
+_SEED = 4  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform(Codec):
+    """Blocks of values on a uniform grid from minus to plus the block's largest magnitude.
+
+    Rounding is stochastic, so the expectation of what is decoded is the value (QSGD: Alistarh et
+    al., 2017, section 3.1, with the largest magnitude as the norm).
+
+    With ``rotate``, blocks are first turned by a randomised Hadamard transform, after which all
+    values are of like size (Suresh et al., 2017, section 3). One bit and ``rotate`` is DRIVE
+    (Vargaftik et al., 2021, algorithm 1): the signs, and the scale that leaves no bias.
+
+    Attributes:
+        bits: of a value; 2^bits - 1 levels with zero among them, or two for one bit.
+        block: values that share a scale; a power of two.
+        rotate: whether blocks are turned.
+    """
+
+    bits: int = 8
+    block: int = 256
+    rotate: bool = False
+
+    name = "uniform"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"bits={self.bits}: give 1 to 8")
+        if not 8 <= self.block <= 2**16 or self.block & (self.block - 1):
+            raise ValueError(f"block={self.block}: give a power of two from 8 to 65536, as 256")
+
+    def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:
+        require_finite(values, self.name)
+        blocks_BN = self._blocks(values, total(parts))
+        seed = rng.bytes(_SEED) if self.rotate else b""
+        if self.rotate:
+            blocks_BN = _hadamard(blocks_BN * self._signs(seed))
+        scales_B1 = self._scales(blocks_BN)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            unit_BN = np.where(scales_B1 > 0, blocks_BN / scales_B1, 0.0).astype(np.float32)
+        if self._sign_only:
+            indices = (unit_BN >= 0).astype(np.uint8)
+        else:
+            position = (unit_BN + 1) * ((self._levels - 1) / 2)
+            drawn = rng.random(position.shape, dtype=np.float32)
+            indices = np.clip(np.floor(position + drawn), 0, self._levels - 1).astype(np.uint8)
+        planes = np.unpackbits(indices[..., None], axis=-1)[..., 8 - self.bits :]
+        return seed + scales_B1.astype("<f4").tobytes() + np.packbits(planes).tobytes()
+
+    def decode(self, body: bytes | memoryview, parts: Parts) -> Values:
+        require_length(body, self.most_bytes(parts), self.name)
+        count = total(parts)
+        blocks = self._count(count)
+        start = _SEED if self.rotate else 0
+        end = start + 4 * blocks
+        scales_B1 = np.frombuffer(body[start:end], "<f4").reshape(-1, 1)
+        packed = np.frombuffer(body[end:], np.uint8)
+        planes = np.unpackbits(packed, count=blocks * self.block * self.bits)
+        weights = (1 << np.arange(self.bits - 1, -1, -1)).astype(np.uint8)
+        indices_BN = (planes.reshape(-1, self.bits) @ weights).reshape(-1, self.block)
+        unit_BN = indices_BN * np.float32(2 / (self._levels - 1)) - np.float32(1)
+        blocks_BN = (unit_BN * scales_B1).astype(np.float32)
+        if self.rotate:
+            blocks_BN = _hadamard(blocks_BN) * self._signs(bytes(body[:_SEED]))
+        return np.ascontiguousarray(blocks_BN.reshape(-1)[:count])
+
+    def most_bytes(self, parts: Parts) -> int:
+        blocks = self._count(total(parts))
+        return (_SEED if self.rotate else 0) + 4 * blocks + -(-blocks * self.block * self.bits // 8)
+
+    @property
+    def _levels(self) -> int:
+        return 2 if self.bits == 1 else 2**self.bits - 1
+
+    @property
+    def _sign_only(self) -> bool:
+        return self.rotate and self.bits == 1
+
+    def _count(self, size: int) -> int:
+        return -(-size // self.block)
+
+    def _blocks(self, values: Values, size: int) -> Blocks_BN:
+        padded = np.zeros(self._count(size) * self.block, np.float32)
+        padded[:size] = values
+        return padded.reshape(-1, self.block)
+
+    def _scales(self, blocks_BN: Blocks_BN) -> Blocks_BN:
+        if not self._sign_only:
+            peaks: Blocks_BN = np.abs(blocks_BN).max(axis=1, keepdims=True)
+            return peaks
+        sums = np.abs(blocks_BN).sum(axis=1, keepdims=True, dtype=np.float64)
+        squares = np.square(blocks_BN, dtype=np.float64).sum(axis=1, keepdims=True)
+        scales: Blocks_BN = np.divide(squares, sums, out=np.zeros_like(sums), where=sums > 0)
+        return scales.astype(np.float32)
+
+    def _signs(self, seed: bytes) -> NDArray[np.float32]:
+        bits = np.random.Generator(np.random.Philox(key=int.from_bytes(seed, "little")))
+        return bits.integers(0, 2, self.block).astype(np.float32) * 2 - 1
+
+
+def _hadamard(blocks_BN: Blocks_BN) -> Blocks_BN:
+    """The orthonormal Walsh-Hadamard transform of every row; its own inverse."""
+    size = blocks_BN.shape[1]
+    done = blocks_BN
+    step = 1
+    while step < size:
+        pairs = done.reshape(len(done), size // (2 * step), 2, step)
+        done = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
+        done = done.reshape(len(blocks_BN), size)
+        step *= 2
+    scaled: Blocks_BN = (done * np.float32(size**-0.5)).astype(np.float32)
+    return scaled

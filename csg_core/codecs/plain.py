@@ -1,0 +1,62 @@
+"""Codecs of fixed rate without state: floating-point numbers one after another, and nothing."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from csg_core.codecs.base import Codec, CodecError, Parts, Values, require_length, total
+
+
+class _Plain(Codec):
+    """Values one after another in a little-endian floating-point format."""
+
+    dtype: ClassVar[np.dtype[np.floating]]
+
+    def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:  # noqa: ARG002
+        with np.errstate(over="ignore"):
+            written = values.astype(self.dtype)
+        if not np.isfinite(written).all():
+            raise CodecError(f"a value is NaN, infinite or too large for {self.name}; use fp32")
+        return written.tobytes()
+
+    def decode(self, body: bytes | memoryview, parts: Parts) -> Values:
+        require_length(body, self.most_bytes(parts), self.name)
+        return np.frombuffer(body, self.dtype).astype(np.float32)
+
+    def most_bytes(self, parts: Parts) -> int:
+        return total(parts) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Float32(_Plain):
+    """Four bytes a value, nothing lost."""
+
+    name = "fp32"
+    exact = True
+    dtype = np.dtype("<f4")
+
+
+@dataclass(frozen=True, slots=True)
+class Float16(_Plain):
+    """Two bytes a value; values up to 65,504, eleven significant bits."""
+
+    name = "fp16"
+    dtype = np.dtype("<f2")
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing(Codec):
+    """Zero bytes, decoded as zeros: of updates and deltas, values that stay as they are."""
+
+    name = "none"
+
+    def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:  # noqa: ARG002
+        return b""
+
+    def decode(self, body: bytes | memoryview, parts: Parts) -> Values:
+        require_length(body, 0, self.name)
+        return np.zeros(total(parts), np.float32)
+
+    def most_bytes(self, parts: Parts) -> int:  # noqa: ARG002
+        return 0

@@ -1,0 +1,154 @@
+"""Sender and receiver never have different models without knowing it."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from csg_core.broadcast import Channel, Held, Sender
+from csg_core.codecs import codec_named
+from csg_core.payload import HEADER_BYTES, PayloadError
+
+PARTS = (("generator", 300), ("codes", 60), ("norms", 8))
+SIZE = 368
+
+
+def _channel(line="ecsq:step=1.5", *, deltas=True):
+    return Channel("ab" * 16, PARTS, codec_named(line), deltas)
+
+
+def _models(count, seed=0):
+    rng = np.random.default_rng(seed)
+    steps = rng.normal(size=(count, SIZE)) * 0.01
+    steps[0] *= 100
+    return steps.cumsum(axis=0).astype(np.float32)
+
+
+def _rng():
+    return np.random.default_rng(1)
+
+
+def test_a_chain_of_deltas_follows_the_model_and_costs_little():
+    models = _models(12)
+    channel = _channel("ecsq:step=1")
+    sender, held = Sender(channel, models[0]), channel.first(models[0])
+    sizes = []
+    for round_, model in enumerate(models, start=1):
+        sender.advance(model, round_, _rng())
+        message = sender.message(held.version)
+        sizes.append(len(message))
+        held = channel.receive(message, round_, held)
+        assert np.array_equal(held.values, sender.held.values)
+        assert held.digest == sender.held.digest
+    assert np.abs(held.values - models[-1]).max() < 0.02
+    assert max(sizes[1:]) < len(sender.message(None)) / 3
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_lost_repeated_and_late_messages_never_part_the_two_ends(data):
+    """Acknowledgements get lost, messages come twice or not at all, clients lose their memory."""
+    models = _models(9, seed=data.draw(st.integers(0, 20)))
+    channel = _channel()
+    sender, first = Sender(channel, models[0]), channel.first(models[0])
+    held, known = first, 0
+    messages = []
+    for round_, model in enumerate(models, start=1):
+        sender.advance(model, round_, _rng())
+        messages.append((round_, sender.message(known)))
+        what = data.draw(st.sampled_from(["good", "lost", "no answer", "twice", "late", "amnesia"]))
+        if what == "lost":
+            continue
+        if what == "amnesia":
+            held = first
+        if what == "late":
+            messages.insert(0, messages.pop())
+        for number, message in messages[-1:] * (2 if what == "twice" else 1):
+            try:
+                held = channel.receive(message, number, held)
+            except PayloadError:
+                known = None
+                continue
+            if held.version == sender.held.version:
+                assert np.array_equal(held.values, sender.held.values)
+                known = known if what == "no answer" else held.version
+    sender.advance(models[-1], 10, _rng())
+    held = channel.receive(sender.message(None), 10, held)
+    assert np.array_equal(held.values, sender.held.values)
+
+
+def test_a_client_that_fell_behind_gets_what_it_lacks_or_the_whole():
+    models = _models(60)
+    channel = _channel()
+    sender = Sender(channel, models[0])
+    early = None
+    for round_, model in enumerate(models, start=1):
+        sender.advance(model, round_, _rng())
+        if round_ == 57:
+            early = sender.held
+    behind = sender.message(early.version)
+    assert len(behind) < len(sender.message(None)) == HEADER_BYTES + 2 * SIZE
+    assert np.array_equal(channel.receive(behind, 60, early).values, sender.held.values)
+    assert sender.message(0) == sender.message(None)  # deltas since then would cost more
+
+
+def test_a_client_that_starts_elsewhere_notices():
+    models = _models(3)
+    channel = _channel()
+    sender = Sender(channel, models[0])
+    sender.advance(models[1], 1, _rng())
+    other = channel.first(models[2])
+    with pytest.raises(PayloadError, match="came out different"):
+        channel.receive(sender.message(0), 1, other)
+    with pytest.raises(PayloadError, match="delta to version 1 of the model, but version -1"):
+        channel.receive(sender.message(0), 1, Held(-1, other.values))
+    with pytest.raises(PayloadError, match="model of round 1; expected round 2"):
+        channel.receive(sender.message(0), 2, channel.first(models[0]))
+
+
+@pytest.mark.parametrize("deltas", [True, False])
+def test_a_sender_goes_on_where_a_checkpoint_left_it(deltas):
+    models = _models(8)
+    channel = _channel("ecsq:step=0.1", deltas=deltas)
+    whole, begun = Sender(channel, models[0]), Sender(channel, models[0])
+    for round_, model in enumerate(models[:5], start=1):
+        for sender in (whole, begun):
+            sender.advance(model, round_, _rng())
+    resumed = Sender(channel, models[0])
+    resumed.restore(begun.state())
+    for round_, model in enumerate(models[5:], start=6):
+        for sender in (whole, resumed):
+            sender.advance(model, round_, _rng())
+        for version in (None, whole.held.version - 1, whole.held.version - 3, 0):
+            assert resumed.message(version) == whole.message(version)
+
+
+def test_whole_models_need_nothing_held():
+    models = _models(2)
+    channel = _channel("fp16", deltas=False)
+    sender = Sender(channel, models[0])
+    sender.advance(models[1], 1, _rng())
+    held = channel.receive(sender.message(None), 1, channel.first(models[0]))
+    assert np.array_equal(held.values, models[1].astype(np.float16).astype(np.float32))
+
+
+@settings(max_examples=200, deadline=None)
+@given(place=st.integers(0, 10**6), change=st.integers(1, 255), cut=st.integers(0, 10**6))
+def test_damaged_messages_are_refused(place, change, cut):
+    models = _models(4)
+    channel = _channel()
+    sender, held = Sender(channel, models[0]), channel.first(models[0])
+    for round_, model in enumerate(models, start=1):
+        sender.advance(model, round_, _rng())
+    message = bytearray(sender.message(0))
+    message[place % len(message)] ^= change
+    for wrong in (bytes(message), bytes(sender.message(0)[: cut % len(message)])):
+        with pytest.raises(PayloadError):
+            channel.receive(wrong, 4, held)
+
+
+def test_a_model_beyond_float16_is_named():
+    channel = _channel("fp32")
+    sender = Sender(channel, np.zeros(SIZE, np.float32))
+    with pytest.raises(ValueError, match="beyond float16"):
+        sender.advance(np.full(SIZE, 1e6, np.float32), 1, _rng())

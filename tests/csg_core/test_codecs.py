@@ -1,0 +1,208 @@
+"""Encode, then decode: what the sender believes; and nothing foreign gets through."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from csg_core.codecs import CodecError, Ecsq, TopK, Uniform, codec_named, total
+from csg_core.codecs.entropy import code, entropy_bits
+from csg_core.codecs.entropy import decode as decode_symbols
+
+LINES = [
+    "fp32",
+    "fp16",
+    "uniform",
+    "uniform:bits=3,block=8",
+    "uniform:bits=1",
+    "uniform:bits=1,block=32,rotate=true",
+    "uniform:bits=4,rotate=true",
+    "ternary",
+    "topk:fraction=0.1",
+    "topk:fraction=0.2,ternary=true",
+    "ecsq",
+    "ecsq:step=0.05,dead=0.5",
+    "ecsq:step=4; norms=fp16; statistics=none",
+    "none",
+]
+PARTS = (("generator", 700), ("codes", 40), ("codes", 0), ("codes", 300), ("norms", 7),
+         ("other", 1), ("statistics", 16))  # fmt: skip
+
+
+def _rng():
+    return np.random.default_rng(3)
+
+
+def _laplace(parts=PARTS, seed=0):
+    """Values as updates are: of another size in every tensor."""
+    rng = np.random.default_rng(seed)
+    scales = np.repeat(rng.lognormal(-5, 1, len(parts)), [size for _, size in parts])
+    return (rng.laplace(size=total(parts)) * scales).astype(np.float32)
+
+
+_groups = st.sampled_from(["generator", "codes", "norms", "other", "statistics"])
+_parts = st.lists(st.tuples(_groups, st.integers(0, 40)), max_size=6).map(
+    lambda parts: sorted(parts, key=lambda part: part[0])
+)
+
+
+@pytest.mark.parametrize("line", LINES)
+@settings(max_examples=60)
+@given(parts=_parts, data=st.data())
+def test_any_values_come_back_finite_within_the_bound_and_alike(line, parts, data):
+    codec = codec_named(line)
+    size = total(parts)
+    floats = st.floats(-60_000, 60_000, width=32)
+    values = np.array(data.draw(st.lists(floats, min_size=size, max_size=size)), np.float32)
+    body = codec.encode(values, parts, _rng())
+    assert len(body) <= codec.most_bytes(parts)
+    first, second = codec.decode(body, parts), codec.decode(bytes(body), parts)
+    assert first.dtype == np.float32
+    assert first.shape == (size,)
+    assert np.isfinite(first).all()
+    assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("line", LINES)
+@settings(max_examples=150)
+@given(data=st.data())
+def test_damaged_bytes_give_an_array_or_a_codec_error(line, data):
+    codec = codec_named(line)
+    body = bytearray(codec.encode(_laplace(), PARTS, _rng()))
+    kind = data.draw(st.sampled_from(["flip", "cut", "longer", "noise"]))
+    if kind == "flip" and body:
+        for _ in range(data.draw(st.integers(1, 4))):
+            body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    elif kind == "cut":
+        del body[data.draw(st.integers(0, len(body))) :]
+    elif kind == "longer":
+        body += data.draw(st.binary(min_size=1, max_size=9))
+    else:
+        body = data.draw(st.binary(max_size=3000))
+    try:
+        assert codec.decode(bytes(body), PARTS).shape == (total(PARTS),)
+    except CodecError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line not in ("none",)])
+def test_truncated_and_oversized_bytes_are_refused(line):
+    codec = codec_named(line)
+    body = codec.encode(_laplace(), PARTS, _rng())
+    for wrong in (body[:-4], body[: len(body) // 2], b"", body + bytes(4)):
+        with pytest.raises(CodecError):
+            codec.decode(wrong, PARTS)
+
+
+@pytest.mark.parametrize("line", LINES[1:-1])
+def test_bytes_to_expect_are_those_of_real_values(line):
+    parts = (("generator", 90_000), *[("codes", 600)] * 30, *[("norms", 16)] * 40)
+    codec = codec_named(line)
+    sent = len(codec.encode(_laplace(parts), parts, _rng()))
+    assert sent == pytest.approx(codec.bytes_about(parts), rel=0.1)
+
+
+@pytest.mark.parametrize("codec", [Uniform(bits=1, block=8), Uniform(bits=3, block=16),
+                                   Uniform(bits=2, block=8, rotate=True)], ids=repr)  # fmt: skip
+def test_stochastic_rounding_leaves_no_bias(codec):
+    parts = (("codes", 24),)
+    values = _laplace(parts)
+    rng = _rng()
+    drawn = np.stack([codec.decode(codec.encode(values, parts, rng), parts) for _ in range(4000)])
+    error = drawn.mean(axis=0) - values
+    tolerance = 5 * drawn.std(axis=0) / math.sqrt(len(drawn)) + 1e-6
+    assert (np.abs(error) < tolerance).all()
+
+
+def test_a_rotation_spreads_an_outlier():
+    parts = (("codes", 1024),)
+    values = np.zeros(1024, np.float32)
+    values[5] = 1.0
+    plain, turned = (Uniform(bits=2, block=1024, rotate=rotate) for rotate in (False, True))
+    values[6:] = 0.01
+    errors = [
+        np.square(codec.decode(codec.encode(values, parts, _rng()), parts) - values).sum()
+        for codec in (plain, turned)
+    ]
+    assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize(("step", "most"), [(0.1, 0.001), (1.0, 0.12), (1.5, 0.2), (3.0, 0.55)])
+def test_ecsq_keeps_to_its_error_and_leaves_no_bias(step, most):
+    parts = (("generator", 50_000), ("codes", 20_000))
+    values = _laplace(parts)
+    codec = Ecsq(step=step)
+    back = codec.decode(codec.encode(values, parts, _rng()), parts)
+    for rows in (slice(0, 50_000), slice(50_000, None)):
+        power = np.square(values[rows], dtype=np.float64).sum()
+        assert np.square(back[rows] - values[rows], dtype=np.float64).sum() < most * power
+        sent = back[rows] != 0
+        gain = np.abs(back[rows][sent]).sum() / np.abs(values[rows][sent]).sum()
+        assert gain == pytest.approx(1, abs=0.02)
+
+
+def test_ecsq_holds_far_outliers_and_zeros():
+    parts = (("codes", 4), ("codes", 1000))
+    values = np.zeros(1004, np.float32)
+    values[7], values[9] = 3e4, -1e-3
+    back = Ecsq(step=0.5).decode(Ecsq(step=0.5).encode(values, parts, _rng()), parts)
+    assert back[7] == pytest.approx(3e4, rel=0.02)
+    assert not back[:7].any()
+
+
+def test_top_k_keeps_the_largest():
+    values = np.array([0, -5, 1, 2, 3, -4, 0.5, 0, 0, 0], np.float32)
+    parts = (("codes", 10),)
+    kept = TopK(fraction=0.3).decode(TopK(fraction=0.3).encode(values, parts, _rng()), parts)
+    assert kept.tolist() == [0, -5, 0, 0, 3, -4, 0, 0, 0, 0]
+    signs = TopK(fraction=0.3, ternary=True)
+    assert signs.decode(signs.encode(values, parts, _rng()), parts).tolist() == [
+        0, -4, 0, 0, 4, -4, 0, 0, 0, 0]  # fmt: skip
+
+
+@given(
+    alphabet=st.integers(1, 255), seed=st.integers(0, 99), size=st.integers(0, 400),
+    slope=st.floats(0.01, 5),
+)  # fmt: skip
+def test_symbols_come_back(alphabet, seed, size, slope):
+    rng = np.random.default_rng(seed)
+    symbols = np.minimum(rng.geometric(min(slope / 5, 1), size) - 1, alphabet - 1).astype(np.int32)
+    assert np.array_equal(decode_symbols(code(symbols, alphabet), size, alphabet), symbols)
+
+
+def test_symbols_cost_little_more_than_their_entropy():
+    symbols = np.random.default_rng(0).binomial(6, 0.2, 100_000).astype(np.int32)
+    sent = 8 * (len(code(symbols, 7)) - 7)
+    assert entropy_bits(symbols) <= sent < 1.005 * entropy_bits(symbols)
+
+
+@pytest.mark.parametrize("line", LINES[:-1])
+def test_nan_is_named(line):
+    values = np.full(total(PARTS), np.nan, np.float32)
+    with pytest.raises(CodecError, match="NaN"):
+        codec_named(line).encode(values, PARTS, _rng())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("zip", "'zip' is unknown; use one of fp32, fp16"),
+        ("uniform:bits=9", "bits=9: give 1 to 8"),
+        ("uniform:bits=two", "bits=two is no whole number"),
+        ("uniform:rotate=1", "rotate=1 is neither true nor false"),
+        ("uniform:block=100", "power of two"),
+        ("fp16:bits=2", "'bits=2' is unknown; fp16 takes no settings"),
+        ("ecsq:stp=1", "'stp=1' is unknown; ecsq takes step, dead"),
+        ("ecsq:step=0", "give 0.001 to 100"),
+        ("ecsq:step=nan", "give 0.001 to 100"),
+        ("topk:fraction=0", "fraction=0: give"),
+        ("ecsq; heads=fp16", "groups are generator, codes, norms, other, statistics"),
+        ("ecsq; norms=fp16; norms=fp32", "norms has two codecs"),
+        ("ecsq; norms", "is no group=codec"),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_named(line, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        codec_named(line)
