@@ -16,9 +16,10 @@ from csg_core.exchange import Group
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Count = Annotated[int, Field(ge=1, le=10_000_000, strict=True)]
 
 _CLASSES = 10  # of CIFAR-10 and of digits
+_IMAGES = {"cifar10": 50_000, "digits": 1437}  # to train on
 
 
 class RecipeError(ValueError):
@@ -40,7 +41,11 @@ class DataConfig(_Section):
     min_images: Count = Field(10, description="of dirichlet: fewest images of a client")
     classes_per_client: Count = Field(2, description="of pathological")
     holdout: float = Field(
-        0.0, ge=0, lt=1, description="fraction of its shard that a client keeps for evaluation"
+        0.0,
+        ge=0,
+        lt=1,
+        description="fraction of its shard that a client keeps for evaluation, where norms stay "
+        "with the clients and the server has no whole model",
     )
 
     def rule(self) -> dict[str, Any]:
@@ -106,9 +111,11 @@ class ServerConfig(_Section):
     min_clients: Count | None = Field(
         None, description="quorum of good updates; none: half of the cohort, at least one"
     )
-    round_timeout: Positive = Field(3600.0, description="seconds for the clients of a round")
-    max_examples: Count = Field(
-        10_000_000, description="largest number of examples that a client may claim"
+    round_timeout: float = Field(
+        3600.0, gt=0, le=2_592_000, description="seconds for the clients of a round, up to 30 days"
+    )
+    max_examples: Count | None = Field(
+        None, description="examples that a client may claim at most; none: all of the data set's"
     )
 
 
@@ -206,6 +213,16 @@ class Recipe(_Section):
     def quorum(self) -> int:
         """Good updates that a round needs."""
         return self.server.min_clients or max(1, self.cohort // 2)
+
+    @property
+    def clients_evaluate(self) -> bool:
+        """Whether clients evaluate on held-out images, and not the server on the test images."""
+        return self.train.batch_norm != "average"
+
+    @property
+    def most_examples(self) -> int:
+        """Examples that a client may claim."""
+        return self.server.max_examples or _IMAGES[self.data.name]
 
     def dense_twin(self) -> "Recipe":
         """The same with an ordinary network."""

@@ -89,6 +89,14 @@ def _find(folder: Path, split: Split) -> tuple[list[Path], Callable[[Path], Imag
     whole = [path for path in parquet if path.stem == split]
     if len({path.parent for path in parquet}) > 1 or (whole and len(parquet) > 1):
         raise DataError(f"{folder}: holds several copies of {split}; name the folder of one")
+    if not whole:
+        count = int(parquet[0].stem.rpartition("-")[2])
+        for number in range(count):
+            name = f"{split}-{number:05d}-of-{count:05d}.parquet"
+            if not (parquet[0].parent / name).is_file():
+                raise DataError(f"{folder}: {name} is missing; the copy of CIFAR-10 is incomplete")
+        if len(parquet) != count:
+            raise DataError(f"{folder}: holds several copies of {split}; name the folder of one")
     return parquet, load_parquet
 
 

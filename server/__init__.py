@@ -1,1 +1,1 @@
-"""The server's side: checkpoints now; strategy and the record of a run with federated training."""
+"""The server's side: the Flower ServerApp, its strategy, checkpoints, and the record of a run."""

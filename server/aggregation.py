@@ -35,6 +35,9 @@ STRATEGIES: dict[str, type[FedAvg]] = {
 # These step along the mean update; a step past it may make a running variance negative, so
 # statistics are averaged beside them. The robust ones see everything.
 _OPTIMIZERS = (FedAvgM, FedAdam, FedYogi)
+# without these, Flower's defaults make the strategy plain FedAvg
+_NEEDED = {"fedprox": {"proximal_mu"}, "fedavgm": {"server_momentum"}}
+_IGNORED = {"eta_l"}  # a client's learning rate, which Flower's strategies keep but never use
 _STATE = ("momentum_vector", "m_t", "v_t")
 _KEY = "model"
 
@@ -124,13 +127,20 @@ def _mean(updates: Iterable[Update], size: int) -> Values:
 def _flower_strategy(name: str, options: dict[str, float]) -> FedAvg:
     kind = STRATEGIES[name]
     base = inspect.signature(FedAvg.__init__).parameters
-    own = [key for key in inspect.signature(kind.__init__).parameters if key not in base]
+    parameters = inspect.signature(kind.__init__).parameters
+    own = [key for key in parameters if key not in base and key not in _IGNORED]
     for key in options:
         if key not in own:
             raise ValueError(
                 f"server.options.{key} is nothing that {name} takes; "
                 f"it takes {', '.join(own) or 'no options'}"
             )
+    for key in sorted(_NEEDED.get(name, set()) - set(options)):
+        raise ValueError(f"server.strategy {name} is FedAvg without server.options.{key}; set it")
+    for key, value in options.items():
+        if value < 0 or (key == "num_malicious_nodes" and value != int(value)):
+            kind_ = "whole number" if key == "num_malicious_nodes" else "number"
+            raise ValueError(f"server.options.{key} = {value:g}: give a {kind_} of at least 0")
     whole: dict[str, Any] = {
         k: int(v) if k == "num_malicious_nodes" else v for k, v in options.items()
     }

@@ -13,13 +13,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from csg_core import build, manifest, pack
 from csg_core.codecs import codec_named
-from csg_core.images import ImageSet
 from csg_core.payload import payload_bytes
 from federation.devices import device_of
 from federation.messages import RECIPE
 from federation.recipe import Recipe, RecipeError
 from federation.sources import load_images
-from server.checkpoints import CheckpointError
 from server.record import RoundRow, RunFolder
 from server.rounds import Rounds, summary_of
 from server.strategy import CsgStrategy, RunError
@@ -55,38 +53,36 @@ def serve(recipe: Recipe, grid: Grid, on_round: Callable[[RoundRow], None]) -> N
     if recipe.run.dir is None:
         raise RecipeError("run.dir is not set; name the folder of the run")
     folder = RunFolder(Path(recipe.run.dir))
-    test = load_images(recipe.data.name, recipe.data.dir, "test")
     with folder.locked():
-        _serve(recipe, grid, folder, test, on_round)
-
-
-def _serve(
-    recipe: Recipe,
-    grid: Grid,
-    folder: RunFolder,
-    test: ImageSet,
-    on_round: Callable[[RoundRow], None],
-) -> None:
-    rounds = Rounds(recipe, grid, folder, test)
-    rounds.resume()
-    outcome = "completed"
-    try:
-        with _terminate_as_interrupt():
-            rounds.run(on_round)
-    except KeyboardInterrupt:
-        outcome = f"interrupted after round {rounds.state.round}"
-        raise
-    except (RunError, CheckpointError) as error:
-        outcome = f"stopped: {error}"
-        raise
-    except BaseException as error:
-        outcome = f"failed: {type(error).__name__}: {error}"
-        raise
-    finally:
+        folder.begin()
+        outcome = "completed"
         try:
-            folder.write_summary(summary_of(rounds.rows, outcome, dense_twin_bytes(recipe)))
-        except OSError as error:
-            _log.warning("%s: no summary could be written (%s)", folder.path, error.strerror)
+            test = load_images(recipe.data.name, recipe.data.dir, "test")
+            rounds = Rounds(recipe, grid, folder, test)
+            rounds.resume()
+            with terminate_as_interrupt():
+                rounds.run(on_round)
+        except KeyboardInterrupt:
+            outcome = "interrupted"
+            raise
+        except (ValueError, RunError) as error:
+            outcome = f"stopped: {error}"
+            raise
+        except BaseException as error:
+            outcome = f"failed: {type(error).__name__}: {error}"
+            raise
+        finally:
+            _conclude(recipe, folder, outcome)
+
+
+def _conclude(recipe: Recipe, folder: RunFolder, outcome: str) -> None:
+    try:
+        rows = folder.rows()
+        if outcome == "interrupted":
+            outcome += f" after round {rows[-1].round if rows else 0}"
+        folder.write_summary(summary_of(rows, outcome, dense_twin_bytes(recipe)))
+    except (OSError, ValueError) as error:
+        _log.warning("%s: no summary could be written (%s)", folder.path, error)
 
 
 def check(recipe: Recipe) -> None:
@@ -100,15 +96,15 @@ def check(recipe: Recipe) -> None:
     CsgStrategy(recipe, manifest(model, groups), pack(model, groups))
 
 
-def dense_twin_bytes(recipe: Recipe) -> int:
-    """Payload bytes of the recipe's dense twin for one client and round, both directions."""
+def dense_twin_bytes(recipe: Recipe) -> tuple[int, int]:
+    """Payload bytes of one update and of one model of the recipe's dense twin."""
     parts = manifest(build(recipe.dense_twin().model), recipe.train.travelling()).parts
-    codecs = (recipe.wire.uplink, recipe.wire.downlink)
-    return sum(payload_bytes(parts, codec_named(codec)) for codec in codecs)
+    up, down = (codec_named(line) for line in (recipe.wire.uplink, recipe.wire.downlink))
+    return payload_bytes(parts, up), payload_bytes(parts, down)
 
 
 @contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
+def terminate_as_interrupt() -> Iterator[None]:
     """SIGTERM ends a run as Ctrl-C does, with a checkpoint."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -59,7 +59,7 @@ def write_checkpoint(
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file that is there whole or not at all, whenever the process ends."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from federation.recipe import Recipe, RecipeError, recipe_of
 from server.checkpoints import replace_file
 
@@ -30,12 +32,14 @@ class RoundRow:
         round: from 1 on.
         clients: good updates, ``failures`` those that came to nothing.
         train_loss: mean over the clients by examples, nats.
-        test_loss, test_accuracy: of the averaged model; None in rounds without evaluation.
+        test_loss, test_accuracy: of the averaged model on the test images, or, where norms stay
+            with the clients, on the images that those hold out; None in rounds without evaluation.
         payload_bytes_up, payload_bytes_down: of payloads, header included.
         wire_bytes_up, wire_bytes_down: at the network interface; None where not measured.
         seconds: from the first message to the evaluation, without record and checkpoint.
         contributions: by client, ``partition, examples, loss_before, loss_after, seconds``.
         failed: by client, the reason.
+        models, updates: payloads that the server sent, and that came back.
     """
 
     round: int
@@ -51,6 +55,12 @@ class RoundRow:
     seconds: float
     contributions: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    models: int = 0
+    updates: int = 0
+
+
+_ROW = TypeAdapter(RoundRow)
+_SPREAD = TypeAdapter(list[list[int]])
 
 
 class RunFolder:
@@ -87,14 +97,25 @@ class RunFolder:
         Raises:
             RunFolderError: if another process runs it.
         """
-        with (self.path / ".lock").open("w") as file:
+        try:
+            file = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise RunFolderError(f"{self.path}: cannot be written ({error.strerror})") from error
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise RunFolderError(
                     f"{self.path}: another process is running it; wait for it, or stop it"
                 ) from error
+            for folder in (self.path, self.checkpoints):
+                for left in folder.glob(".*.tmp"):  # of a process that was killed
+                    left.unlink(missing_ok=True)
             yield
+
+    def begin(self) -> None:
+        """Forget how the run ended before, now that it goes on."""
+        (self.path / "summary.json").unlink(missing_ok=True)
 
     def recipe(self) -> Recipe:
         """The run's recipe.
@@ -115,8 +136,15 @@ class RunFolder:
             raise RunFolderError(f"{path}: cannot be read ({error})") from error
 
     def environment(self) -> dict[str, Any]:
-        """What the run ran on, or nothing if that was lost."""
-        return _json(self.path / "environment.json")
+        """What the run ran on, with the images by client and class, ``spread``; all may be lost."""
+        found = _json(self.path / "environment.json")
+        try:
+            return {
+                **found,
+                "spread": _SPREAD.validate_python(found.get("spread", []), strict=True),
+            }
+        except ValidationError:
+            return {**found, "spread": []}
 
     def summary(self) -> dict[str, Any]:
         """How the run ended, or nothing if it has not."""
@@ -138,11 +166,13 @@ class RunFolder:
         rows = []
         for number, line in enumerate(lines, start=1):
             try:
-                rows.append(RoundRow(**json.loads(line)))
-            except (ValueError, TypeError) as error:
-                if number == len(lines):
+                rows.append(_ROW.validate_json(line, strict=True))
+            except ValidationError as error:
+                if number == len(lines) and not line.endswith("}"):
                     break
-                raise RunFolderError(f"{path}: line {number} is damaged ({error})") from error
+                raise RunFolderError(
+                    f"{path}: line {number} is damaged ({_first(error)})"
+                ) from error
         return rows
 
     def append(self, row: RoundRow) -> None:
@@ -170,3 +200,9 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _first(error: ValidationError) -> str:
+    found = error.errors()[0]
+    place = ".".join(str(part) for part in found["loc"])
+    return f"{place}: {found['msg']}" if place else found["msg"]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from csg_core.evaluation import evaluate
 from csg_core.images import ImageSet
 from federation.devices import device_of, precision_of
 from federation.recipe import Recipe
-from server.checkpoints import CheckpointError, write_checkpoint
+from server.checkpoints import CheckpointError, read_with_extra, write_checkpoint
 from server.record import RoundRow, RunFolder
 from server.state import ServerState, load_state, save_state
 from server.strategy import CsgStrategy, RunError, model_in, model_record
@@ -55,7 +56,8 @@ class Rounds:
         partitions = self._simulated.partitions if self._simulated else None
         first = pack(self._model, self._groups)
         self.strategy = CsgStrategy(recipe, manifest(self._model, self._groups), first, partitions)
-        self.state = ServerState(0, first)
+        # what clients make of the seed, to the last bit
+        self.state = ServerState(0, self.strategy.sender.held.values, self.strategy.state())
         self._saved = -1
         self.rows: list[RoundRow] = []
 
@@ -66,6 +68,7 @@ class Rounds:
             CheckpointError: if all of them are damaged.
         """
         if not any(self.folder.checkpoints.glob("round-*")):
+            self.folder.cut(0)
             return
         self.state = load_state(self.folder.checkpoints, self.recipe.model, self._groups)
         self._saved = self.state.round
@@ -73,11 +76,30 @@ class Rounds:
         if self._simulated:
             self._simulated.restore(self.state.clients)
         self.rows = self.folder.cut(self.state.round)
+        if [row.round for row in self.rows] != list(range(1, self.state.round + 1)):
+            raise CheckpointError(
+                f"{self.folder.path}/rounds.jsonl: does not hold rounds 1 to {self.state.round}, "
+                "which the checkpoint has behind it; bring the file back, or start the run anew"
+            )
+        self._resume_best()
+
+    def _resume_best(self) -> None:
+        """Drop a best model of a round that is to be run again."""
+        path = self.folder.checkpoints / "best.safetensors"
+        try:
+            found = int(read_with_extra(path)[2]["round"])
+        except (CheckpointError, KeyError):
+            found = -1
+        best = best_of(self.rows)
+        if best is not None and found != best.round and best.round == self.state.round:
+            self._write_best(best.round)
+        elif found > self.state.round:
+            path.unlink(missing_ok=True)
 
     def run(self, on_round: Callable[[RoundRow], None]) -> None:
         """Every round that is left; ``on_round`` is told of each.
 
-        Whatever ends the run early, the state after the last complete round is saved.
+        If the run is interrupted or stops, the state after the last complete round is saved.
 
         Raises:
             RunError: if the quorum is missed.
@@ -88,11 +110,6 @@ class Rounds:
                 self._save()
             for round_ in range(self.state.round + 1, self.recipe.train.rounds + 1):
                 on_round(self._round(round_))
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.folder.path}: cannot be written ({error.strerror}); "
-                f"the checkpoint of round {self._saved} is whole: csg resume goes on from there"
-            ) from error
         except (RunError, KeyboardInterrupt):
             self._save()
             raise
@@ -120,14 +137,22 @@ class Rounds:
             seconds=time.perf_counter() - started,
             contributions=[asdict(report) for report in outcome.reports],
             failed=dict(outcome.failures),
+            models=outcome.models,
+            updates=outcome.updates,
         )
-        self._record(row, state)
+        try:
+            self._record(row, state)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder.path}: cannot be written ({error.strerror}); "
+                f"the checkpoint of round {self._saved} is whole: csg resume goes on from there"
+            ) from error
         return row
 
     def _evaluate(self, round_: int, arrays: ArrayRecord) -> tuple[float | None, float | None]:
         if round_ % self.recipe.run.eval_every and round_ != self.recipe.train.rounds:
             return None, None
-        if self.recipe.data.holdout:
+        if self.recipe.clients_evaluate:
             messages = self.strategy.configure_evaluate(round_, arrays, ConfigRecord(), self.grid)
             timeout = self.recipe.server.round_timeout
             replies = self.grid.send_and_receive(messages, timeout=timeout)
@@ -144,12 +169,16 @@ class Rounds:
         self.rows.append(row)
         self.state = state
         if row.test_accuracy is not None and (best is None or row.test_accuracy > best.accuracy):
-            unpack(self._model, self.state.values, self._groups)
-            path = self.folder.checkpoints / "best.safetensors"
-            write_checkpoint(path, self._model, self.recipe.model)
+            self._write_best(row.round)
         due = row.round % self.recipe.run.checkpoint_every == 0
         if due or row.round == self.recipe.train.rounds:
             self._save()
+
+    def _write_best(self, round_: int) -> None:
+        unpack(self._model, self.state.values, self._groups)
+        path = self.folder.checkpoints / "best.safetensors"
+        extra = {"round": torch.tensor(round_)}
+        write_checkpoint(path, self._model, self.recipe.model, extra)
 
     def _save(self) -> None:
         if self._saved != self.state.round:
@@ -168,17 +197,17 @@ def best_of(rows: list[RoundRow]) -> Best | None:
     return found
 
 
-def summary_of(rows: list[RoundRow], outcome: str, dense_twin_bytes: int) -> dict[str, Any]:
+def summary_of(rows: list[RoundRow], outcome: str, twin: tuple[int, int]) -> dict[str, Any]:
     """``summary.json``: the outcome, accuracies, and bytes against the dense twin's.
 
-    ``dense_twin_bytes`` are the twin's for one client and round; what the twin would exchange is
-    reckoned for the clients that answered.
+    ``twin`` are the bytes of one update and of one model of the dense twin; it would have exchanged
+    as many of them.
     """
     best = best_of(rows)
     evaluated = [row for row in rows if row.test_accuracy is not None]
     up = sum(row.payload_bytes_up for row in rows)
     down = sum(row.payload_bytes_down for row in rows)
-    twin = sum(row.clients for row in rows) * dense_twin_bytes
+    twin_bytes = sum(row.updates * twin[0] + row.models * twin[1] for row in rows)
     return {
         "outcome": outcome,
         "rounds": len(rows),
@@ -188,8 +217,8 @@ def summary_of(rows: list[RoundRow], outcome: str, dense_twin_bytes: int) -> dic
         "payload_bytes_up": up,
         "payload_bytes_down": down,
         "payload_bytes": up + down,
-        "dense_twin_payload_bytes": twin,
-        "ratio_to_dense": twin / (up + down) if up + down else None,
+        "dense_twin_payload_bytes": twin_bytes,
+        "ratio_to_dense": twin_bytes / (up + down) if up + down else None,
         "wire_bytes": None,
         "failures": sum(row.failures for row in rows),
         "seconds": sum(row.seconds for row in rows),

@@ -48,6 +48,8 @@ class RoundOutcome:
     cohort: int
     bytes_down: int
     bytes_up: int = 0
+    models: int = 0  # payloads sent to clients, and
+    updates: int = 0  # payloads that came back
     reports: list[TrainReport] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)  # client and reason
 
@@ -103,7 +105,7 @@ class CsgStrategy(Strategy):
         messages, sent = self._messages(
             MessageType.TRAIN, server_round, nodes, ConfigRecord({**config, **wanted})
         )
-        self.outcome = RoundOutcome(len(nodes), sent)
+        self.outcome = RoundOutcome(len(nodes), sent, models=len(messages))
         return messages
 
     def aggregate_train(
@@ -132,13 +134,15 @@ class CsgStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Messages to the cohort of the round, where clients keep what a whole model needs."""
-        if not self.recipe.data.holdout:
+        if not self.recipe.clients_evaluate:
             return []
         self._current = model_in(arrays)
         present = set(grid.get_node_ids())
         nodes = [node for node in self._asked if node in present]
         messages, sent = self._messages(MessageType.EVALUATE, server_round, nodes, config)
         self.outcome.bytes_down += sent
+        self.outcome.models += len(messages)
+        self._waiting = set(nodes)
         return messages
 
     def aggregate_evaluate(
@@ -150,18 +154,21 @@ class CsgStrategy(Strategy):
         reports: list[EvaluationReport] = []
         for reply in replies:
             node = reply.metadata.src_node_id
+            if not self._answers(node):
+                continue
             try:
                 if reply.has_error():
                     raise ReplyError(_one_line(reply.error.reason))
-                reports.append(
-                    evaluation_report_in(
-                        reply.content, most_examples=self.recipe.server.max_examples
-                    )
-                )
-                self._versions[node] = self.sender.held.version
+                most = self.recipe.most_examples
+                report = evaluation_report_in(reply.content, most_examples=most)
+                self._check_partition(node, report.partition)
             except ReplyError as error:
                 self._versions[node] = None
                 self._fail(node, f"evaluation: {error}")
+                continue
+            reports.append(report)
+            self._versions[node] = self.sender.held.version
+        self._fail_waiting("evaluation: ")
         if not reports:
             return None
         weights = [report.examples for report in reports]
@@ -197,7 +204,7 @@ class CsgStrategy(Strategy):
 
     def _sample(self, round_: int, grid: Grid) -> list[int]:
         cohort, quorum = self.recipe.cohort, self.recipe.quorum
-        wanted = self.recipe.data.clients if round_ == 1 else quorum
+        wanted = quorum if self._asked else self.recipe.data.clients  # all may register first
         until = time.monotonic() + self.recipe.server.round_timeout
         while len(nodes := sorted(grid.get_node_ids())) < wanted and time.monotonic() < until:
             time.sleep(_POLL_S)
@@ -219,12 +226,11 @@ class CsgStrategy(Strategy):
         self._waiting = set(self._asked)
         for reply in _in_order(replies):
             node = reply.metadata.src_node_id
-            if node not in self._waiting:
-                _log.warning("a reply of node %d, which was not asked, is left out", node)
+            if not self._answers(node):
                 continue
-            self._waiting.remove(node)
             try:
                 update, report = self._read(round_, reply)
+                self._check_partition(node, report.partition)
             except (ReplyError, PayloadError) as error:
                 self._versions[node] = None
                 self._fail(node, str(error))
@@ -238,21 +244,47 @@ class CsgStrategy(Strategy):
         if reply.has_error():
             raise ReplyError(_one_line(reply.error.reason))
         self.outcome.bytes_up += payload_bytes_in(reply.content)
-        report = train_report_in(reply.content, most_examples=self.recipe.server.max_examples)
+        self.outcome.updates += 1
+        report = train_report_in(reply.content, most_examples=self.recipe.most_examples)
         label = self.sender.channel.label("update", round_, self.sender.held)
         values = decode(payload_in(reply.content), label, self._uplink)
         return Update(report.partition, report.examples, values), report
 
+    def _answers(self, node: int) -> bool:
+        """Whether this is the one answer that the node was asked for."""
+        if node not in self._waiting:
+            _log.warning("a reply of node %d, which was not asked, is left out", node)
+            return False
+        self._waiting.remove(node)
+        return True
+
+    def _check_partition(self, node: int, partition: int) -> None:
+        """Refuse a partition that is another client's, or not the one the node had before."""
+        known = self._partitions.get(node, partition)
+        if known != partition:
+            raise ReplyError(f"claims partition {partition}; it has {known}")
+        for report in self.outcome.reports:
+            if report.partition == partition and node not in self._partitions:
+                raise ReplyError(
+                    f"claims partition {partition}, which another client trained; "
+                    "give each client a partition-id of its own"
+                )
+
     def _check_quorum(self, round_: int) -> None:
-        for node in sorted(self._waiting):
-            timeout = self.recipe.server.round_timeout
-            self._fail(node, f"did not answer within {timeout:g} s")
+        self._fail_waiting()
         good = len(self.outcome.reports)
         if good < self.recipe.quorum:
             raise RunError(self._too_few(round_, good))
 
+    def _fail_waiting(self, stage: str = "") -> None:
+        timeout = self.recipe.server.round_timeout
+        for node in sorted(self._waiting):
+            self._fail(node, f"{stage}did not answer within {timeout:g} s")
+        self._waiting.clear()
+
     def _fail(self, node: int, reason: str) -> None:
-        self.outcome.failures[self._name(node)] = reason
+        before = self.outcome.failures.get(self._name(node))
+        self.outcome.failures[self._name(node)] = f"{before}; {reason}" if before else reason
         _log.warning("%s failed: %s", self._name(node), reason)
 
     def _name(self, node: int) -> str:

@@ -87,7 +87,9 @@ def _total_bytes(recipe: Recipe) -> int:
     up, down = (_one_way(recipe, codec) for codec in (recipe.wire.uplink, recipe.wire.downlink))
     rounds = recipe.train.rounds
     every = recipe.run.eval_every
-    evaluations = -(-rounds // every) if recipe.data.holdout else 0  # models that clients evaluate
+    evaluations = (
+        -(-rounds // every) if recipe.clients_evaluate else 0
+    )  # models that clients evaluate
     return recipe.cohort * (rounds * (up + down) + evaluations * down)
 
 

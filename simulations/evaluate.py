@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 
 from csg_core.evaluation import evaluate
+from csg_core.images import ImageSet
 from csg_core.networks import usual_classes
-from federation.sources import load_parquet
+from federation.sources import load_images, load_parquet
 from server.checkpoints import read_checkpoint
 
 HELP = "accuracy of a checkpoint"
@@ -15,14 +16,15 @@ EXAMPLE = "csg evaluate acl-resnet20-slice16-code72.t7 --data test.parquet"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="this project's, or one the authors released")
-    parser.add_argument("--data", type=Path, required=True, metavar="PARQUET",
-                        help="images in the layout of uoft-cs/cifar10")  # fmt: skip
+    parser.add_argument("--data", required=True, metavar="PATH",
+                        help="a parquet file in the layout of uoft-cs/cifar10, a folder with the "
+                        "test images of CIFAR-10, or the word digits")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="machine-readable answer")
 
 
 def run(options: argparse.Namespace) -> None:
     spec, model = read_checkpoint(options.checkpoint)
-    data = load_parquet(options.data, classes=spec.classes or usual_classes(spec.name))
+    data = _images(options.data, spec.classes or usual_classes(spec.name))
     result = evaluate(model, data)
     if options.json:
         answer = {
@@ -36,3 +38,11 @@ def run(options: argparse.Namespace) -> None:
     kind = f"s={spec.slice_size} d={spec.code_size}" if spec.parametrization == "csg" else "dense"
     print(f"{spec.name} {kind}: {100 * result.accuracy:.2f} % of {result.examples:,} images, "
           f"loss {result.loss:.4f}")  # fmt: skip
+
+
+def _images(place: str, classes: int) -> ImageSet:
+    if place == "digits":
+        return load_images("digits", None, "test")
+    if Path(place).is_dir():
+        return load_images("cifar10", place, "test")
+    return load_parquet(place, classes=classes)

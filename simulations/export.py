@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from csg_core import fold, to_onnx, to_safetensors
-from server.checkpoints import check_writable, read_checkpoint, replace_file
-from server.record import RunFolderError
+from server.checkpoints import check_writable, read_with_extra, replace_file
+from server.record import RoundRow, RunFolderError
 from simulations.curves import RunData, read_run
 
 HELP = "the folded model of a run: state_dict, safetensors, ONNX, model card"
@@ -28,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     data = read_run(options.run)
     checkpoint = _checkpoint(data, options.which)
-    spec, model = read_checkpoint(checkpoint)
+    spec, model, extra = read_with_extra(checkpoint)
+    row = _row(data, checkpoint, extra)
     out = options.out or options.run / "export"
     plain = fold(model).eval()
     buffer = io.BytesIO()
@@ -36,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     files = {
         "model.pt": buffer.getvalue(),
         "model.safetensors": to_safetensors(plain),
-        "README.md": card(data, checkpoint, options.which).encode(),
+        "README.md": card(data, checkpoint, row).encode(),
     }
     try:
         files["model.onnx"] = to_onnx(plain)
@@ -54,12 +56,10 @@ def run(options: argparse.Namespace) -> None:
         print(f"  {name:<18} {len(content):>11,} bytes")
 
 
-def card(run: RunData, checkpoint: Path, which: str) -> str:
-    """The model card, Markdown."""
-    recipe, best = run.recipe, run.summary.get("best_round")
-    row = next((r for r in run.rows if r.round == best), run.rows[-1])
-    row = row if which == "best" else run.rows[-1]
-    images = sum(map(sum, run.environment.get("spread", [])))
+def card(run: RunData, checkpoint: Path, row: RoundRow) -> str:
+    """The model card of a checkpoint, made in the row's round, Markdown."""
+    recipe = run.recipe
+    images = sum(map(sum, run.environment["spread"]))
     facts: dict[str, Any] = {
         "Network": f"{recipe.model.name}, generated filters folded into ordinary ones"
         if recipe.model.parametrization == "csg"
@@ -90,6 +90,17 @@ def card(run: RunData, checkpoint: Path, which: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _row(run: RunData, checkpoint: Path, extra: dict[str, Tensor]) -> RoundRow:
+    """The row of the round that made a checkpoint."""
+    round_ = int(extra.get("round", torch.tensor(-1)))
+    for row in run.rows:
+        if row.round == round_:
+            return row
+    raise RunFolderError(
+        f"{checkpoint}: is of round {round_}, of which rounds.jsonl has no row; csg resume goes on"
+    )
 
 
 def _checkpoint(run: RunData, which: str) -> Path:

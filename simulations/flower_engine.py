@@ -57,16 +57,17 @@ def run_flower(recipe: Recipe, on_round: Callable[[RoundRow], None]) -> None:
     """
     folder = RunFolder(Path(str(recipe.run.dir)))
     seen = len(folder.rows())
-    before = folder.summary()
-    (folder.path / "summary.json").unlink(missing_ok=True)
+    folder.begin()
     with _scratch() as scratch, folder.log.open("a") as log:
         environment = _environment(scratch)
         port = _free_port()
-        with _superlink(port, scratch, environment, log):
+        with _superlink(port, scratch, environment, log) as superlink:
             run_id = _submit(recipe, scratch, environment, folder, log)
             asked = time.monotonic()
             while True:
                 time.sleep(_POLL_S)
+                if superlink.poll() is not None:
+                    raise EngineError(f"Flower's SuperLink has ended; see {folder.log}")
                 rows = folder.rows()
                 for row in rows[seen:]:
                     on_round(row)
@@ -79,7 +80,7 @@ def run_flower(recipe: Recipe, on_round: Callable[[RoundRow], None]) -> None:
                     break
     summary = folder.summary()
     if status != "finished:completed" or summary.get("outcome") != "completed":
-        outcome = summary.get("outcome", before.get("outcome", "the server side wrote no summary"))
+        outcome = summary.get("outcome", f"the server side wrote no summary; see {folder.log}")
         reason = str(outcome).removeprefix("stopped: ")
         raise RunError(f"Flower says {status}: {reason} (log: {folder.log})")
 
@@ -120,7 +121,9 @@ def _scratch() -> Iterator[Path]:
 
 
 @contextmanager
-def _superlink(port: int, scratch: Path, environment: dict[str, str], log: Any) -> Iterator[None]:
+def _superlink(
+    port: int, scratch: Path, environment: dict[str, str], log: Any
+) -> Iterator[subprocess.Popen[bytes]]:
     """A SuperLink of this run's own; every process below it is gone afterwards."""
     command = [
         *(_script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"),
@@ -142,7 +145,7 @@ def _superlink(port: int, scratch: Path, environment: dict[str, str], log: Any) 
             if process.poll() is not None or time.monotonic() > until:
                 raise EngineError(f"Flower's SuperLink did not start; see {log.name}")
             time.sleep(0.1)
-        yield
+        yield process
     finally:
         _end(process, scratch)
 

@@ -1,6 +1,7 @@
 """The engine ``local``: a Grid whose clients run one after another in this process."""
 
 import importlib
+import itertools
 import logging
 import signal
 import sys
@@ -54,7 +55,7 @@ def client_app(name: str) -> ClientApp:
         sys.path.append(str(Path.cwd()))
     try:
         app = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a module does when it is imported
         raise RecipeError(
             f"run.client_app {name!r} cannot be imported ({error}); give module:name"
         ) from error
@@ -67,7 +68,8 @@ class LocalGrid(Grid):
     """Hands each message to the ClientApp when its reply is asked for, in the messages' order.
 
     Nodes are called by their partitions. Every client has the whole timeout of a round, as if it
-    ran beside the others; it is enforced in the main thread of a Unix process only.
+    ran beside the others, though the first one builds the model in its time; the timeout is
+    enforced in the main thread of a Unix process only.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class LocalGrid(Grid):
         self._states: dict[int, RecordDict] = {}  # of clients that keep something
         self._on_client = on_client or (lambda _done, _of: None)
         self._pushed: dict[str, Message] = {}
+        self._names = itertools.count()
 
     def set_run(self, run: Run) -> None:
         """There is one run only."""
@@ -112,7 +115,7 @@ class LocalGrid(Grid):
         """Keep messages until their replies are pulled."""
         names = []
         for message in messages:
-            names.append(f"message-{len(self._pushed)}")
+            names.append(f"message-{next(self._names)}")
             self._pushed[names[-1]] = message
         return names
 

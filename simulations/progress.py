@@ -10,7 +10,7 @@ from typing import TextIO
 
 from csg_core import build, manifest
 from federation.recipe import Recipe
-from server.record import RoundRow, RunFolder
+from server.record import RoundRow, RunFolder, RunFolderError
 
 _LOGGERS = ("flwr", "ray")
 
@@ -108,7 +108,10 @@ class Progress:
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """All logging of this package, Flower and Ray goes to a file and not to the terminal."""
-    handler = logging.FileHandler(path)
+    try:
+        handler = logging.FileHandler(path)
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be written ({error.strerror})") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     before = {name: list(logging.getLogger(name).handlers) for name in _LOGGERS}

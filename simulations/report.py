@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from server.checkpoints import replace_file
+from server.checkpoints import check_writable, replace_file
 from server.record import RunFolder
 from simulations import plots
 from simulations.curves import RunData, read_run, table
@@ -39,7 +39,7 @@ def write_report(folders: list[RunFolder], out: Path) -> None:
         ValueError: if jinja2 or matplotlib is not installed.
     """
     runs = [read_run(folder.path) for folder in folders]
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
     replace_file(out, page(runs).encode())
 
 

@@ -21,4 +21,6 @@ def run(options: argparse.Namespace) -> int:
     if folder.summary().get("outcome") == "completed":
         raise RunFolderError(f"{options.run}: is complete; csg report shows it")
     section = recipe.run.model_copy(update={"dir": str(folder.path)})
-    return follow(recipe.model_copy(update={"run": section}), folder, as_json=options.json)
+    return follow(
+        recipe.model_copy(update={"run": section}), folder, "resume", as_json=options.json
+    )

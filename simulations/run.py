@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from federation.devices import device_of, precision_of
 from federation.recipe import Recipe
 from federation.shards import class_spread, shard_rows
 from federation.sources import load_images
-from server.app import check
+from server.app import check, terminate_as_interrupt
 from server.checkpoints import CheckpointError
 from server.record import RunFolder
 from server.strategy import RunError
@@ -37,21 +38,26 @@ def run(options: argparse.Namespace) -> int:
     client_app(recipe.run.client_app)
     folder = RunFolder(Path(str(recipe.run.dir)))
     folder.create(recipe, {"recipe": name, **environment(recipe)}, _spread(recipe))
-    return follow(recipe, folder, as_json=options.json)
+    return follow(recipe, folder, "run", as_json=options.json)
 
 
-def follow(recipe: Recipe, folder: RunFolder, *, as_json: bool) -> int:
+def follow(recipe: Recipe, folder: RunFolder, command: str, *, as_json: bool) -> int:
     """Run a recipe into its folder, from the newest checkpoint there, and show how it goes.
+
+    ``command`` is named in messages.
 
     Returns:
         The exit status: 0 if the run was completed, 1 if it stopped, 130 if interrupted.
     """
+    with folder.locked():  # tried before anything is started
+        pass
     progress = Progress(recipe, folder.rows(), sys.stderr if as_json else sys.stdout)
     progress.begin(folder)
     status, message = 0, ""
     with log_to(folder.log):
         try:
-            _engine(recipe, progress)
+            with terminate_as_interrupt():
+                _engine(recipe, progress)
         except KeyboardInterrupt:
             status = 130
         except (RunError, CheckpointError) as error:
@@ -66,7 +72,7 @@ def follow(recipe: Recipe, folder: RunFolder, *, as_json: bool) -> int:
             message = message or f"no report could be written ({error})"
     progress.end(folder)
     if message:
-        print(f"csg run: {message}", file=sys.stderr)
+        print(f"csg {command}: {message}", file=sys.stderr)
     if as_json:
         print(json.dumps({"run": str(folder.path), **folder.summary()}))
     return status
@@ -91,16 +97,21 @@ def _engine(recipe: Recipe, progress: Progress) -> None:
 
 
 def _resolved(name: str, recipe: Recipe) -> Recipe:
-    """With the folders that the recipe leaves open, all of them absolute."""
+    """With the folders and the arithmetic that the recipe leaves open."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     place = recipe.run.dir or _free(Path("runs") / f"{name}-{stamp}")
-    data = recipe.data.dir or os.environ.get("CSG_DATA_DIR")
-    if data is not None and recipe.data.name != "digits":
-        data = str(Path(data).absolute())
+    data = None
+    if recipe.data.name != "digits":
+        found = recipe.data.dir or os.environ.get("CSG_DATA_DIR")
+        data = str(Path(found).absolute()) if found else None
     updates: dict[str, Any] = {
         "run": recipe.run.model_copy(update={"dir": str(Path(place).absolute())}),
         "data": recipe.data.model_copy(update={"dir": data}),
     }
+    if recipe.run.engine == "local":  # elsewhere, clients have machines of their own
+        precision = {"precision": precision_of(recipe)}
+        updates["train"] = recipe.train.model_copy(update=precision)
+        updates["run"] = updates["run"].model_copy(update={"device": str(device_of(recipe))})
     return recipe.model_copy(update=updates)
 
 

@@ -1,5 +1,7 @@
 """ResNet-20 over ten clients, 20 rounds: generated, dense, and narrow dense of about equal bytes.
 
+Each in float32, and with both directions entropy-coded, the downlink as deltas.
+
 Every run is a ``csg run``; what is kept of it is one JSON file, and a run whose file is there is
 not repeated. The table and the picture are made from the files. Example:
 
@@ -21,12 +23,16 @@ RESULTS = Path(__file__).parent / "federated"
 TARGETS = (0.6, 0.7, 0.75)
 PARTITIONS = ("iid", "dirichlet")
 
+_LINE = "ecsq:step=1.5; statistics=ecsq:step=0.5"
+_ECSQ = ("--set", f"wire.uplink={_LINE}", "--set", f"wire.downlink={_LINE}",
+         "--set", "wire.deltas=true")  # fmt: skip
 # Arms by name: recipe and settings. 11 base channels make the dense network of about equal bytes.
-ARMS: dict[str, tuple[str, ...]] = {
+_PLAIN: dict[str, tuple[str, ...]] = {
     "dense": ("cifar10-resnet20-dense",),
     "csg": ("cifar10-resnet20",),
     "dense-narrow": ("cifar10-resnet20-dense", "--set", "model.width=0.6875"),
 }
+ARMS = {**_PLAIN, **{f"{name}-ecsq": (*arm, *_ECSQ) for name, arm in _PLAIN.items()}}
 
 
 def main() -> None:
@@ -83,11 +89,11 @@ def table(results: list[dict[str, Any]]) -> str:
         rows, sent = result["rows"], _megabytes(result)
         best = max(row["test_accuracy"] for row in rows)
         cells = [partition, arm, f"{100 * rows[-1]['test_accuracy']:.2f} %", f"{100 * best:.2f} %"]
-        cells.append(f"{sent[-1]:.1f}")
+        cells.append(f"{sent[-1]:.2f}")
         for target in TARGETS:
             there = (mb for row, mb in zip(rows, sent, strict=True) if _at(row) >= target)
             reached = next(there, None)
-            cells.append("not reached" if reached is None else f"{reached:.1f}")
+            cells.append("not reached" if reached is None else f"{reached:.2f}")
         cells.append(f"{sum(row['seconds'] for row in rows):.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -107,6 +113,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
                     if (found, name) == (partition, arm):
                         accuracy = [100 * _at(row) for row in result["rows"]]
                         axes.plot(_megabytes(result), accuracy, label=arm, color=f"C{number}")
+            axes.set_xscale("log")
             axes.set_title(f"{partition} shards")
             axes.set_xlabel("payload so far, MB, ten clients, both directions")
             axes.grid(alpha=0.3)
@@ -122,10 +129,9 @@ def _ordered(results: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, An
 
 
 def _arm(result: dict[str, Any]) -> str:
-    model = result["recipe"]["model"]
-    if model["parametrization"] == "csg":
-        return "csg"
-    return "dense" if model["width"] == 1.0 else "dense-narrow"
+    model, codec = result["recipe"]["model"], result["recipe"]["wire"]["uplink"].split(":")[0]
+    narrow = "" if model["width"] == 1.0 else "-narrow"
+    return f"{model['parametrization']}{narrow}" + ("" if codec == "fp32" else f"-{codec}")
 
 
 def _megabytes(result: dict[str, Any]) -> list[float]:

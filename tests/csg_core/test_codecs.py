@@ -82,9 +82,10 @@ def test_damaged_bytes_give_an_array_or_a_codec_error(line, data):
     else:
         body = data.draw(st.binary(max_size=3000))
     try:
-        assert codec.decode(bytes(body), PARTS).shape == (total(PARTS),)
-    except CodecError as error:
-        assert str(error)
+        values = codec.decode(bytes(body), PARTS)
+    except CodecError:
+        return
+    assert values.shape == (total(PARTS),)
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line not in ("none",)])

@@ -31,12 +31,23 @@ from federation.messages import _array_record
 app, real = ClientApp(), make_app()
 
 
+@app.evaluate()
+def evaluate(message, context):
+    if context.node_config["partition-id"] == 1:
+        if os.environ["FAULT"] == "hang in evaluation":
+            time.sleep(3600)
+        raise OSError("the camera is gone")
+    return real(message, context)
+
+
 @app.train()
 def train(message, context):
     if context.node_config["partition-id"] != 1:
         return real(message, context)
     fault = os.environ["FAULT"]
-    if fault == "raise":
+    if fault.endswith("in evaluation"):
+        return real(message, context)
+    if fault in ("raise", "raise in both"):
         raise OSError("the camera is gone")
     if fault == "hang":
         while True:
@@ -60,7 +71,9 @@ def train(message, context):
     if fault == "noise":
         payload = np.random.default_rng(0).bytes(10_000_000)
     if fault == "examples":
-        reply.content["metrics"]["num-examples"] = 10**15
+        reply.content["metrics"]["num-examples"] = 1438
+    if fault == "partition":
+        reply.content["metrics"]["partition"] = 0
     if fault == "nothing":
         del reply.content["arrays"]
     else:
@@ -130,7 +143,8 @@ def demo(tmp_path, tiny_settings):
         ("nan", "client 1 failed: payload holds NaN or infinity"),
         ("architecture", "client 1 failed: payload of another model"),
         ("noise", "client 1 failed: payload of 10,000,000 bytes; this round takes"),
-        ("examples", "client 1 failed: num-examples 1000000000000000 is absurd"),
+        ("examples", "client 1 failed: num-examples 1438 is absurd; 1 to 1,437 are taken"),
+        ("partition", "client 1 failed: claims partition 0; it has 1"),
         ("nothing", "client 1 failed: message without the one array 'payload'"),
         ("extra", "client 1 failed: message without the one array 'payload'"),
     ],
@@ -144,6 +158,26 @@ def test_a_faulty_client_is_named_and_the_round_goes_on(demo, tmp_path, fault, m
     (row,) = RunFolder(tmp_path / "run").rows()
     assert (row.clients, row.failures) == (3, 1)
     assert list(row.failed) == ["client 1"]
+    assert row.test_accuracy is not None
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("hang in evaluation", "evaluation: did not answer within 4 s"),
+        ("raise in evaluation", "evaluation: raised OSError: the camera is gone"),
+        ("raise in both", "raised OSError: the camera is gone; evaluation: raised OSError: the"),
+    ],
+)
+def test_a_client_that_fails_in_evaluation_is_named(demo, tmp_path, fault, message):
+    values = ["run.client_app=faulty:app", "train.rounds=1", "server.round_timeout=4",
+              "train.batch_norm=local", "data.holdout=0.1"]  # fmt: skip
+    settings = [part for value in values for part in ("--set", value)]
+    done = _csg(*demo, *settings, cwd=tmp_path, FAULT=fault)
+    assert done.returncode == 0, done.stderr
+    (row,) = RunFolder(tmp_path / "run").rows()
+    assert row.failures == 1
+    assert message in row.failed["client 1"]
     assert row.test_accuracy is not None
 
 
@@ -203,6 +237,7 @@ def _momentum(folder):
     values = ["model.width=0.25", "model.slice_size=4", "model.code_size=12", "data.clients=3",
               "train.rounds=3", "train.precision=fp32", "server.strategy=fedavgm",
               "server.options.server_momentum=0.9", "train.batch_norm=local", "data.holdout=0.1",
+              "wire.uplink=ecsq:step=2", "wire.downlink=uniform:bits=4", "wire.deltas=true",
               f"run.dir={folder}"]  # fmt: skip
     return ["run", "demo", *(part for value in values for part in ("--set", value))]
 
@@ -222,11 +257,16 @@ def test_a_run_killed_at_any_stage_ends_as_if_it_had_not_been(stage, whole, tmp_
         ours, theirs = (load_file(run.checkpoints / name) for run in (folder, whole))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+    ours, theirs = ({**run.summary(), "seconds": 0} for run in (folder, whole))
+    assert ours == theirs
+    assert not list(folder.path.rglob("*.tmp"))
 
 
 def test_the_killed_run_had_state_of_every_kind_to_lose(whole):
     names = load_file(whole.checkpoints / "round-000003.safetensors").keys()
-    assert {"extra/strategy/momentum_vector", "extra/client/0", "extra/round"} <= set(names)
+    carried = {"strategy/momentum_vector", "downlink/reference", "downlink/frames"}
+    wanted = {f"extra/carried/{name}" for name in carried} | {"extra/client/0", "extra/round"}
+    assert wanted <= set(names)
 
 
 def test_a_complete_run_is_not_resumed(whole):

@@ -21,6 +21,10 @@ from federation.recipe import Recipe, RecipeError, read_recipe, recipe_of
         ({"model": {"name": "r"}}, "model.name 'r' is unknown; use one of resnet20"),
         ({"model": {"code_size": -3}}, "code_size -3 cannot be"),
         ({"train": {"batch_norm": "local"}}, "set data.holdout"),
+        ({"train": {"rounds": True}}, "train.rounds = True: .* valid integer"),
+        ({"server": {"round_timeout": 1e18}}, "server.round_timeout = 1e.18: .* 2592000"),
+        ({"wire": {"uplink": "ecsq:stp=1"}}, "wire.uplink = .* ecsq takes step, dead"),
+        ({"wire": {"downlink": "fp16; norms=none"}}, "would send zeros for a model"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(content, message):

@@ -51,6 +51,9 @@ def test_a_split_of_several_files_is_joined_in_order(tmp_path, pixels):
     assert data.labels.tolist() == [0, 1, 2, 3, 4, 5]
     assert np.array_equal(data.images.numpy(), pixels)
     assert len(load_split(tmp_path, "test")) == 1
+    (tmp_path / "train-00001-of-00002.parquet").unlink()
+    with pytest.raises(DataError, match=r"train-00001-of-00002.parquet is missing"):
+        load_split(tmp_path, "train")
 
 
 def test_the_shared_copy_loads(shared):

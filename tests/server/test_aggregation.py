@@ -84,6 +84,12 @@ def test_options_that_cannot_be_are_named():
         Aggregation("fedadam", {"etha": 1}, trained=1)
     with pytest.raises(ValueError, match="options for fedtrimmedavg"):
         Aggregation("fedtrimmedavg", {"beta": 0.7}, trained=1)
+    with pytest.raises(ValueError, match="eta_l is nothing that fedyogi takes"):
+        Aggregation("fedyogi", {"eta_l": 0.1}, trained=1)
+    with pytest.raises(ValueError, match=r"is FedAvg without server.options.proximal_mu; set it"):
+        Aggregation("fedprox", {}, trained=1)
+    with pytest.raises(ValueError, match=r"num_malicious_nodes = 1.5: give a whole number"):
+        Aggregation("krum", {"num_malicious_nodes": 1.5}, trained=1)
 
 
 def test_no_updates_are_no_model(grid):

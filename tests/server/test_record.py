@@ -64,6 +64,28 @@ def test_one_process_at_a_time_runs_a_run(folder):
         pass
 
 
+def test_what_killed_processes_left_is_swept_away(folder):
+    for place in (folder.path, folder.checkpoints):
+        (place / ".summary.json.ab12.tmp").write_text("half")
+    with folder.locked():
+        assert not list(folder.path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("line", ['{"round": "x"}', "[1]", None], ids=str)
+def test_a_line_of_wrong_types_is_named(folder, line):
+    folder.append(ROW)
+    path = folder.path / "rounds.jsonl"
+    wrong = path.read_text().replace("0.5", '"hi"') if line is None else f"{line}\n"
+    path.write_text(wrong + path.read_text())
+    with pytest.raises(RunFolderError, match="line 1 is damaged"):
+        folder.rows()
+
+
+def test_a_damaged_spread_is_left_out(folder):
+    (folder.path / "environment.json").write_text('{"seed": 0, "spread": 3}')
+    assert folder.environment() == {"seed": 0, "spread": []}
+
+
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(RunFolderError, match="holds no run"):
         RunFolder(tmp_path).recipe()
@@ -122,14 +144,15 @@ def test_a_checkpoint_of_another_recipe_is_refused(folder, tiny):
 
 
 def test_the_summary_adds_up():
+    row = replace(ROW, models=4, updates=3)
     rows = [
-        ROW,
-        replace(ROW, round=2, test_accuracy=0.4),
-        replace(ROW, round=3, test_accuracy=None),
+        row,
+        replace(row, round=2, test_accuracy=0.4),
+        replace(row, round=3, test_accuracy=None),
     ]
-    summary = summary_of(rows, "completed", dense_twin_bytes=100)
+    summary = summary_of(rows, "completed", (90, 50))
     assert best_of(rows).round == 1
     assert (summary["accuracy"], summary["best_accuracy"]) == (0.4, 0.5)
     assert summary["payload_bytes"] == 3 * 70
-    assert summary["ratio_to_dense"] == pytest.approx(3 * 3 * 100 / 210)
-    assert summary_of([], "interrupted", 100)["ratio_to_dense"] is None
+    assert summary["ratio_to_dense"] == pytest.approx(3 * (3 * 90 + 4 * 50) / 210)
+    assert summary_of([], "interrupted", (90, 50))["ratio_to_dense"] is None

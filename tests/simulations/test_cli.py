@@ -105,6 +105,10 @@ def test_a_fitted_network_is_read_back_as_it_was_trained(tmp_path, capsys, gener
             ["run", "demo", "--set", "run.client_app=nowhere:app"],
             "'nowhere:app' cannot be imported",
         ),
+        (
+            ["run", "demo", "--set", "run.client_app=.x:app"],
+            "'.x:app' cannot be imported",
+        ),
         (["run", "cifar10-resnet20", "--set", "data.dir=nowhere"], "nowhere: no such folder"),
         (["resume", "nowhere"], "nowhere: holds no run (no config.toml)"),
         (["compare", "nowhere"], "nowhere: holds no run"),

@@ -1,8 +1,9 @@
 """Flower's Simulation Engine runs the same recipe to the same model, and leaves nothing behind."""
 
-import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -76,10 +77,32 @@ def test_a_failed_run_is_passed_on_and_cleaned_up(tmp_path, tiny_settings):
     assert set(Path("/tmp").glob("csg-*")) <= scratch
 
 
-def test_without_ray_the_engine_says_what_to_install(tmp_path, tiny_settings, monkeypatch):
+@pytest.mark.slow
+def test_sigterm_leaves_nothing_running(tmp_path, tiny_settings):
+    before = _processes_of_flower()
+    scratch = set(Path("/tmp").glob("csg-*"))
+    settings = [*tiny_settings, "--set", "run.dir=run", "--set", "run.engine=flower",
+                "--set", "train.rounds=500"]  # fmt: skip
+    command = [sys.executable, "-m", "simulations.cli", "run", "demo", *settings]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    folder, until = RunFolder(tmp_path / "run"), time.monotonic() + 120
+    while not folder.rows() and time.monotonic() < until:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert _processes_of_flower() <= before
+    assert set(Path("/tmp").glob("csg-*")) <= scratch
+    done = _csg("export", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_ray_the_engine_says_what_to_install(tmp_path, tiny_settings, monkeypatch, capsys):
     monkeypatch.setattr("simulations.flower_engine.shutil.which", lambda *_, **__: None)
     monkeypatch.chdir(tmp_path)
     from simulations.cli import main
 
     assert main(["run", "demo", *tiny_settings, "--set", "run.engine=flower"]) == 1
-    assert os.listdir(tmp_path / "runs")
+    assert "is not installed; install the extra csg-fl[ray]" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from csg_core.evaluation import evaluate
 from federation.messages import RECIPE
 from federation.sources import load_images
 from server.app import make_app as make_server_app
+from server.checkpoints import CheckpointError
 from server.record import RunFolder
 from server.state import load_state
 from server.strategy import CsgStrategy, RunError, model_in, model_record
@@ -123,6 +124,52 @@ def test_clients_evaluate_where_norms_stay_with_them(tiny, run):
     assert last.payload_bytes_up == 4 * (56 + 4 * size)
 
 
+def test_what_was_measured_is_what_was_estimated(tiny, run):
+    from simulations.estimate import estimate
+
+    for name, sections in {
+        "whole": {},
+        "held out": {"train": {"batch_norm": "local"}, "data": {"holdout": 0.1}},
+        "lossy": {"wire": {"uplink": "topk:fraction=0.02", "downlink": "uniform"}},
+    }.items():
+        recipe = tiny(**sections)
+        summary, expected = run(recipe, name)[0].summary(), estimate(recipe)
+        assert summary["payload_bytes"] == pytest.approx(expected["total_bytes"], rel=0.02)
+        assert summary["ratio_to_dense"] == pytest.approx(expected["ratio_to_dense"], rel=0.02)
+
+
+def test_a_run_without_its_checkpoints_begins_anew(tiny, run, tmp_path):
+    folder, state = run(tiny())
+    for path in folder.checkpoints.glob("round-*"):
+        path.unlink()
+    run_local(folder.recipe(), lambda _row: None)
+    assert [row.round for row in folder.rows()] == [1, 2]
+    again = load_state(folder.checkpoints, tiny().model, tiny().train.travelling())
+    assert np.array_equal(again.values, state.values)
+
+
+def test_a_checkpoint_without_its_rows_is_not_resumed(tiny, run):
+    folder, _ = run(tiny())
+    (folder.path / "rounds.jsonl").unlink()
+    with pytest.raises(CheckpointError, match="does not hold rounds 1 to 2"):
+        run_local(folder.recipe(), lambda _row: None)
+    assert folder.summary()["outcome"].startswith("stopped: ")
+
+
+def test_the_card_is_of_the_round_that_made_the_file(tiny, run, capsys):
+    from server.checkpoints import read_with_extra
+    from simulations.cli import main
+
+    folder, _ = run(tiny(train={"rounds": 3}))
+    (folder.path / "summary.json").unlink()
+    found = int(read_with_extra(folder.checkpoints / "best.safetensors")[2]["round"])
+    assert main(["export", str(folder.path)]) == 0
+    card = (folder.path / "export" / "README.md").read_text()
+    accuracy = folder.rows()[found - 1].test_accuracy
+    assert f"**Rounds**: {found} of 3" in card
+    assert f"{100 * accuracy:.2f} %" in card
+
+
 @pytest.mark.parametrize("strategy", ["fedavgm", "fedadam", "fedmedian", "krum"])
 def test_strategies_by_name_train(tiny, run, strategy):
     options = {"fedadam": {"eta": 0.01}, "fedavgm": {"server_momentum": 0.5}}.get(strategy, {})
@@ -161,8 +208,10 @@ def test_pushed_messages_are_answered_when_pulled(tiny):
     from flwr.app import ConfigRecord
 
     messages = strategy.configure_train(1, model_record(pack(model)), ConfigRecord(), grid)
-    names = grid.push_messages(messages)
-    arrays, _ = strategy.aggregate_train(1, list(grid.pull_messages(reversed(names))))
+    names = grid.push_messages(messages[:2])
+    first = list(grid.pull_messages(names[:1]))
+    names += grid.push_messages(messages[2:])
+    arrays, _ = strategy.aggregate_train(1, first + list(grid.pull_messages(reversed(names[1:]))))
     assert [report.partition for report in strategy.outcome.reports] == [0, 1, 2, 3]
     assert np.isfinite(model_in(arrays)).all()
 
@@ -227,6 +276,7 @@ def test_lossy_deltas_with_feedback_train_like_whole_floats(tiny, run):
     assert rows[-1].test_loss < 0.8 * rows[0].test_loss
     sent = [f.rows()[-1].payload_bytes_up + f.rows()[-1].payload_bytes_down for f in (plain, small)]
     assert sent[1] < sent[0] / 5
+    assert rows[0].payload_bytes_down < sent[0] / 20  # the seed says it all
 
 
 def test_a_client_that_failed_is_sent_a_whole_model_once(tiny, run, tmp_path, monkeypatch):
