@@ -29,6 +29,7 @@ from server.record import RoundRow
 
 _log = logging.getLogger(__name__)
 _RUN_ID = 1
+_START_S = 30.0
 
 
 class _ClientTimeout(BaseException):
@@ -68,8 +69,8 @@ class LocalGrid(Grid):
     """Hands each message to the ClientApp when its reply is asked for, in the messages' order.
 
     Nodes are called by their partitions. Every client has the whole timeout of a round, as if it
-    ran beside the others, though the first one builds the model in its time; the timeout is
-    enforced in the main thread of a Unix process only.
+    ran beside the others, and the first of them 30 s more, since it loads the images and builds the
+    model for all; it is enforced in the main thread of a Unix process only.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class LocalGrid(Grid):
         self._on_client = on_client or (lambda _done, _of: None)
         self._pushed: dict[str, Message] = {}
         self._names = itertools.count()
+        self._start_up = _START_S
 
     def set_run(self, run: Run) -> None:
         """There is one run only."""
@@ -160,7 +162,8 @@ class LocalGrid(Grid):
             run_config=dict(self._run_config),
         )
         try:
-            with _deadline(timeout):
+            with _deadline(None if timeout is None else timeout + self._start_up):
+                self._start_up = 0.0
                 reply = self._app(message, context)
         except _ClientTimeout:
             _log.warning("client %d did not answer within %g s", partition, timeout)
