@@ -160,6 +160,14 @@ class RunConfig(_Section):
     client_app: str = Field(
         "client.app:app", description="the ClientApp, as module:name; to simulate others"
     )
+    superlink: str | None = Field(
+        None,
+        description="flower engine: HOST:PORT of a running SuperLink whose SuperNodes are the "
+        "clients; none: one is started for a simulation",
+    )
+    interface: str | None = Field(
+        None, description="network interface of the server whose bytes are recorded, as eth0"
+    )
     client_cpus: Positive = Field(1.0, description="flower engine: CPUs of a simulated client")
     client_gpus: NotNegative = Field(0.0, description="flower engine: GPUs of a simulated client")
 
@@ -196,6 +204,10 @@ class Recipe(_Section):
             raise ValueError(
                 f"server.min_clients {self.quorum} is more than the cohort of {self.cohort}; "
                 "no round could succeed"
+            )
+        if self.run.superlink is not None and self.run.engine != "flower":
+            raise ValueError(
+                f"run.superlink {self.run.superlink!r} goes with run.engine=flower; set that too"
             )
         if self.train.batch_norm != "average" and not self.data.holdout:
             raise ValueError(

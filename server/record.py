@@ -35,7 +35,8 @@ class RoundRow:
         test_loss, test_accuracy: of the averaged model on the test images, or, where norms stay
             with the clients, on the images that those hold out; None in rounds without evaluation.
         payload_bytes_up, payload_bytes_down: of payloads, header included.
-        wire_bytes_up, wire_bytes_down: at the network interface; None where not measured.
+        wire_bytes_up, wire_bytes_down: all that the server's interface received and sent since the
+            row before, whoever caused it; None where not measured.
         seconds: from the first message to the evaluation, without record and checkpoint.
         contributions: by client, ``partition, examples, loss_before, loss_after, seconds``.
         failed: by client, the reason.

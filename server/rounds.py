@@ -20,6 +20,7 @@ from server.checkpoints import CheckpointError, read_with_extra, write_checkpoin
 from server.record import RoundRow, RunFolder
 from server.state import ServerState, load_state, save_state
 from server.strategy import CsgStrategy, RunError, model_in, model_record
+from server.wire import interface_bytes
 
 
 @runtime_checkable
@@ -59,6 +60,7 @@ class Rounds:
         # what clients make of the seed, to the last bit
         self.state = ServerState(0, self.strategy.sender.held.values, self.strategy.state())
         self._saved = -1
+        self._counted = self._wire_bytes()
         self.rows: list[RoundRow] = []
 
     def resume(self) -> None:
@@ -125,6 +127,8 @@ class Rounds:
         kept = self._simulated.kept() if self._simulated else {}
         state = ServerState(round_, model_in(arrays), strategy.state(), kept)
         outcome = strategy.outcome
+        before, self._counted = self._counted, self._wire_bytes()
+        wire = [now - then for now, then in zip(self._counted, before, strict=True)]
         row = RoundRow(
             round=round_,
             clients=len(outcome.reports),
@@ -134,6 +138,8 @@ class Rounds:
             test_accuracy=accuracy,
             payload_bytes_up=outcome.bytes_up,
             payload_bytes_down=outcome.bytes_down,
+            wire_bytes_up=wire[0] if wire else None,
+            wire_bytes_down=wire[1] if wire else None,
             seconds=time.perf_counter() - started,
             contributions=[asdict(report) for report in outcome.reports],
             failed=dict(outcome.failures),
@@ -148,6 +154,11 @@ class Rounds:
                 f"the checkpoint of round {self._saved} is whole: csg resume goes on from there"
             ) from error
         return row
+
+    def _wire_bytes(self) -> tuple[int, ...]:
+        """Received and sent so far at the recipe's interface; nothing without one."""
+        name = self.recipe.run.interface
+        return () if name is None else interface_bytes(name)
 
     def _evaluate(self, round_: int, arrays: ArrayRecord) -> tuple[float | None, float | None]:
         if round_ % self.recipe.run.eval_every and round_ != self.recipe.train.rounds:
@@ -207,6 +218,7 @@ def summary_of(rows: list[RoundRow], outcome: str, twin: tuple[int, int]) -> dic
     evaluated = [row for row in rows if row.test_accuracy is not None]
     up = sum(row.payload_bytes_up for row in rows)
     down = sum(row.payload_bytes_down for row in rows)
+    wire = [bytes_ for row in rows for bytes_ in (row.wire_bytes_up, row.wire_bytes_down)]
     twin_bytes = sum(row.updates * twin[0] + row.models * twin[1] for row in rows)
     return {
         "outcome": outcome,
@@ -219,7 +231,7 @@ def summary_of(rows: list[RoundRow], outcome: str, twin: tuple[int, int]) -> dic
         "payload_bytes": up + down,
         "dense_twin_payload_bytes": twin_bytes,
         "ratio_to_dense": twin_bytes / (up + down) if up + down else None,
-        "wire_bytes": None,
+        "wire_bytes": sum(wire) if rows and None not in wire else None,
         "failures": sum(row.failures for row in rows),
         "seconds": sum(row.seconds for row in rows),
     }

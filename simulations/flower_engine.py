@@ -2,7 +2,8 @@
 
 A SuperLink of our own runs in a scratch folder and on a free port, the recipe travels in the run
 config, and the server side writes the run's folder as it does everywhere. With ``$RAY_ADDRESS``
-set, Ray joins that cluster instead of starting one.
+set, Ray joins that cluster instead of starting one. With ``run.superlink`` set, nothing is started:
+the run goes to that SuperLink, which shares this file system, and to its SuperNodes.
 """
 
 import json
@@ -15,7 +16,7 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +30,7 @@ from server.record import RoundRow, RunFolder
 from server.strategy import RunError
 
 _log = logging.getLogger(__name__)
-_CONNECTION = "csg"
+CONNECTION = "csg"
 _START_S = 60.0
 _POLL_S = 0.5
 _STATUS_EVERY_S = 5.0
@@ -37,8 +38,8 @@ _STOP_S = 10.0
 
 # The app that Flower bundles: the code itself is installed wherever a client runs.
 _APP = """\
-from {module} import {name} as client_app
-from server.app import app as server_app
+from {client} import {client_name} as client_app
+from {server} import {server_name} as server_app
 
 __all__ = ["client_app", "server_app"]
 """
@@ -59,25 +60,26 @@ def run_flower(recipe: Recipe, on_round: Callable[[RoundRow], None]) -> None:
     seen = len(folder.rows())
     folder.begin()
     with _scratch() as scratch, folder.log.open("a") as log:
-        environment = _environment(scratch)
-        port = _free_port()
-        with _superlink(port, scratch, environment, log) as superlink:
+        environment = environment_of(scratch)
+        with _superlink_of(recipe, scratch, environment, log) as superlink:
             run_id = _submit(recipe, scratch, environment, folder, log)
-            asked = time.monotonic()
-            while True:
-                time.sleep(_POLL_S)
-                if superlink.poll() is not None:
-                    raise EngineError(f"Flower's SuperLink has ended; see {folder.log}")
-                rows = folder.rows()
-                for row in rows[seen:]:
-                    on_round(row)
-                seen = len(rows)
-                if time.monotonic() - asked < _STATUS_EVERY_S and not folder.summary():
-                    continue
-                status = _status(run_id, environment)
-                asked = time.monotonic()
-                if status.startswith("finished"):
-                    break
+            asked, status = time.monotonic(), ""
+            try:
+                while not status.startswith("finished"):
+                    time.sleep(_POLL_S)
+                    if superlink is not None and superlink.poll() is not None:
+                        raise EngineError(f"Flower's SuperLink has ended; see {folder.log}")
+                    rows = folder.rows()
+                    for row in rows[seen:]:
+                        on_round(row)
+                    seen = len(rows)
+                    if time.monotonic() - asked > _STATUS_EVERY_S or folder.summary():
+                        status = status_of(run_id, environment)
+                        asked = time.monotonic()
+            except KeyboardInterrupt:
+                if superlink is None:  # it goes on, but not with this run
+                    flwr(["stop", run_id, CONNECTION], environment)
+                raise
     summary = folder.summary()
     if status != "finished:completed" or summary.get("outcome") != "completed":
         outcome = summary.get("outcome", f"the server side wrote no summary; see {folder.log}")
@@ -85,7 +87,25 @@ def run_flower(recipe: Recipe, on_round: Callable[[RoundRow], None]) -> None:
         raise RunError(f"Flower says {status}: {reason} (log: {folder.log})")
 
 
-def _environment(scratch: Path) -> dict[str, str]:
+@contextmanager
+def _superlink_of(
+    recipe: Recipe, scratch: Path, environment: dict[str, str], log: Any
+) -> Iterator[subprocess.Popen[bytes] | None]:
+    """The SuperLink that the run is given to: the recipe's, or one of our own."""
+    address = recipe.run.superlink
+    port = _free_port()
+    connection = {"address": address or f"127.0.0.1:{port}", "insecure": True}
+    (scratch / "flwr" / "config.toml").write_text(
+        tomli_w.dumps({"superlink": {CONNECTION: connection}})
+    )
+    if address is not None:
+        yield None
+        return
+    with _superlink(port, scratch, environment, log) as superlink:
+        yield superlink
+
+
+def environment_of(scratch: Path) -> dict[str, str]:
     settings = {
         "FLWR_HOME": str(scratch / "flwr"),
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -101,7 +121,7 @@ def _environment(scratch: Path) -> dict[str, str]:
     return {**os.environ, **settings}
 
 
-def _script(name: str) -> str:
+def script(name: str) -> str:
     """A command that was installed beside this Python."""
     found = shutil.which(name, path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.defpath}")
     if found is None:
@@ -126,11 +146,9 @@ def _superlink(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A SuperLink of this run's own; every process below it is gone afterwards."""
     command = [
-        *(_script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"),
+        *(script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"),
         *("--host", "127.0.0.1", "--port", str(port)),
     ]
-    connection = {"superlink": {_CONNECTION: {"address": f"127.0.0.1:{port}", "insecure": True}}}
-    (scratch / "flwr" / "config.toml").write_text(tomli_w.dumps(connection))
     process = subprocess.Popen(
         command,
         env=environment,
@@ -183,15 +201,17 @@ def _alive(entry: Path) -> bool:
 def _submit(
     recipe: Recipe, scratch: Path, environment: dict[str, str], folder: RunFolder, log: Any
 ) -> str:
-    _write_app(recipe, scratch / "app")
+    config = {RECIPE: recipe.model_dump_json()}
+    write_app(scratch / "app", recipe.run.client_app, "server.app:app", config)
     federation = [
         f"num-supernodes={recipe.data.clients}",
         f"client-resources-num-cpus={recipe.run.client_cpus:g}",
         f"client-resources-num-gpus={recipe.run.client_gpus:g}",
         "init-args-log-to-driver=true",
     ]
-    answer = _flwr(
-        ["run", str(scratch / "app"), _CONNECTION, "--federation-config", " ".join(federation)],
+    simulated = ["--federation-config", " ".join(federation)]
+    answer = flwr(
+        ["run", str(scratch / "app"), CONNECTION, *([] if recipe.run.superlink else simulated)],
         environment,
     )
     log.write(json.dumps(answer) + "\n")
@@ -201,11 +221,20 @@ def _submit(
     return str(answer["run-id"])
 
 
-def _write_app(recipe: Recipe, path: Path) -> None:
-    module, _, name = recipe.run.client_app.partition(":")
-    if not module or not name.isidentifier():
-        raise RecipeError(f"run.client_app {recipe.run.client_app!r}: give module:name")
-    (path / "csg_app.py").write_text(_APP.format(module=module, name=name))
+def write_app(path: Path, client: str, server: str, config: dict[str, Any]) -> None:
+    """Write an app that Flower can bundle, of installed apps named ``module:name``.
+
+    Raises:
+        RecipeError: if a name cannot be one.
+    """
+    names: dict[str, str] = {}
+    for what, place in (("client", client), ("server", server)):
+        module, _, name = place.partition(":")
+        if not module or not name.isidentifier():
+            raise RecipeError(f"run.client_app {place!r}: give module:name")
+        names |= {what: module, f"{what}_name": name}
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "csg_app.py").write_text(_APP.format(**names))
     (path / "LICENSE").write_text("Apache-2.0\n")
     flower = version("flwr")
     project = {
@@ -226,7 +255,7 @@ def _write_app(recipe: Recipe, path: Path) -> None:
                         "serverapp": "csg_app:server_app",
                         "clientapp": "csg_app:client_app",
                     },
-                    "config": {RECIPE: recipe.model_dump_json()},
+                    "config": config,
                 }
             }
         },
@@ -234,15 +263,22 @@ def _write_app(recipe: Recipe, path: Path) -> None:
     (path / "pyproject.toml").write_text(tomli_w.dumps(project))
 
 
-def _status(run_id: str, environment: dict[str, str]) -> str:
+def status_of(run_id: str, environment: dict[str, str], before: Sequence[str] = ()) -> str:
     """As ``running`` or ``finished:completed``."""
-    answer = _flwr(["ls", _CONNECTION, "--run-id", run_id], environment)
+    answer = flwr(["ls", CONNECTION, "--run-id", run_id], environment, before)
     runs = answer.get("runs") or [{}]
     return str(runs[0].get("status", "unknown"))
 
 
-def _flwr(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    command = [_script("flwr"), *arguments, "--format", "json"]
+def flwr(
+    arguments: list[str], environment: dict[str, str], before: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What ``flwr`` answers, as JSON; ``before`` goes before the command, to enter a namespace.
+
+    Raises:
+        EngineError: if it gives no answer.
+    """
+    command = [*before, script("flwr"), *arguments, "--format", "json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     start = done.stdout.find("{")
     try:

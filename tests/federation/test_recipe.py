@@ -23,6 +23,7 @@ from federation.recipe import Recipe, RecipeError, read_recipe, recipe_of
         ({"train": {"batch_norm": "local"}}, "set data.holdout"),
         ({"train": {"rounds": True}}, "train.rounds = True: .* valid integer"),
         ({"server": {"round_timeout": 1e18}}, "server.round_timeout = 1e.18: .* 2592000"),
+        ({"run": {"superlink": "host:8000"}}, "goes with run.engine=flower; set that too"),
         ({"wire": {"uplink": "ecsq:stp=1"}}, "wire.uplink = .* ecsq takes step, dead"),
         ({"wire": {"downlink": "fp16; norms=none"}}, "would send zeros for a model"),
     ],

@@ -81,6 +81,14 @@ def test_rows_count_every_byte_that_was_handed_over(tiny, run):
     )
 
 
+def test_bytes_at_an_interface_are_recorded_where_one_is_named(tiny, run):
+    folder, _ = run(tiny(run={"interface": "lo"}))
+    rows = folder.rows()
+    assert all(row.wire_bytes_up >= 0 and row.wire_bytes_down >= 0 for row in rows)
+    total = sum(row.wire_bytes_up + row.wire_bytes_down for row in rows)
+    assert folder.summary()["wire_bytes"] == total
+
+
 def test_the_recorded_accuracy_is_that_of_the_checkpoint(tiny, run):
     recipe = tiny()
     folder, state = run(recipe)
@@ -268,12 +276,12 @@ LOSSY = {"uplink": "ecsq:step=1; statistics=fp16", "downlink": "ecsq:step=1; sta
 
 
 def test_lossy_deltas_with_feedback_train_like_whole_floats(tiny, run):
-    train = {"rounds": 6, "lr": 0.1}
+    train = {"rounds": 6}
     plain, _ = run(tiny(train=train), "plain")
     small, _ = run(tiny(train=train, wire=LOSSY), "small")
     rows = small.rows()
-    assert rows[-1].test_loss == pytest.approx(plain.rows()[-1].test_loss, rel=0.15)
-    assert rows[-1].test_loss < 0.8 * rows[0].test_loss
+    assert rows[-1].train_loss == pytest.approx(plain.rows()[-1].train_loss, rel=0.05)
+    assert rows[-1].train_loss < 0.85 * rows[0].train_loss
     sent = [f.rows()[-1].payload_bytes_up + f.rows()[-1].payload_bytes_down for f in (plain, small)]
     assert sent[1] < sent[0] / 5
     assert rows[0].payload_bytes_down < sent[0] / 20  # the seed says it all
