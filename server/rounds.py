@@ -58,7 +58,7 @@ class Rounds:
         first = pack(self._model, self._groups)
         self.strategy = CsgStrategy(recipe, manifest(self._model, self._groups), first, partitions)
         # what clients make of the seed, to the last bit
-        self.state = ServerState(0, self.strategy.sender.held.values, self.strategy.state())
+        self.state = ServerState(0, self.strategy.downlink.first, self.strategy.state())
         self._saved = -1
         self._counted = self._wire_bytes()
         self.rows: list[RoundRow] = []

@@ -13,7 +13,6 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from csg_core import Manifest
-from csg_core.broadcast import Channel, Sender
 from csg_core.codecs import CodecError, codec_named
 from csg_core.payload import PayloadError, decode
 from federation.messages import (
@@ -29,6 +28,7 @@ from federation.messages import (
 from federation.recipe import Recipe
 from federation.seeds import derived_seed
 from server.aggregation import Aggregation, Update
+from server.downlink import Downlink
 
 _log = logging.getLogger(__name__)
 _KEY = "model"
@@ -78,14 +78,8 @@ class CsgStrategy(Strategy):
             trained=manifest.size - manifest.count("statistics"),
         )
         self.outcome = RoundOutcome(0, 0)
-        wire = recipe.wire
-        self._uplink = codec_named(wire.uplink)
-        self.sender = Sender(
-            Channel(manifest.fingerprint, manifest.parts, codec_named(wire.downlink), wire.deltas),
-            first,
-        )
-        # of the model, that nodes hold; None: they said that they cannot go on from it
-        self._versions: dict[int, int | None] = {}
+        self._uplink = codec_named(recipe.wire.uplink)
+        self.downlink = Downlink(recipe, manifest, first)
         self._current: Values = np.zeros(0, np.float32)
         self._asked: list[int] = []
         self._waiting: set[int] = set()
@@ -163,11 +157,11 @@ class CsgStrategy(Strategy):
                 report = evaluation_report_in(reply.content, most_examples=most)
                 self._check_partition(node, report.partition)
             except ReplyError as error:
-                self._versions[node] = None
+                self.downlink.failed(node)
                 self._fail(node, f"evaluation: {error}")
                 continue
             reports.append(report)
-            self._versions[node] = self.sender.held.version
+            self.downlink.answered(node)
         self._fail_waiting("evaluation: ")
         if not reports:
             return None
@@ -183,13 +177,10 @@ class CsgStrategy(Strategy):
     def _messages(
         self, kind: str, round_: int, nodes: list[int], config: ConfigRecord
     ) -> tuple[list[Message], int]:
-        seed = derived_seed(self.recipe.run.seed, "downlink", round_, kind)
-        rng = np.random.Generator(np.random.Philox(key=seed))
         try:
-            self.sender.advance(self._current, round_, rng)
+            payloads = self.downlink.payloads(self._current, round_, kind, nodes)
         except CodecError as error:
             raise RunError(f"round {round_}: the model cannot be sent: {error}") from error
-        payloads = [self.sender.message(self._versions.get(node, 0)) for node in nodes]
         messages = [
             Message(
                 instruction(payload, round_, config),
@@ -232,11 +223,11 @@ class CsgStrategy(Strategy):
                 update, report = self._read(round_, reply)
                 self._check_partition(node, report.partition)
             except (ReplyError, PayloadError) as error:
-                self._versions[node] = None
+                self.downlink.failed(node)
                 self._fail(node, str(error))
                 continue
             self._partitions[node] = report.partition
-            self._versions[node] = self.sender.held.version
+            self.downlink.answered(node)
             self.outcome.reports.append(report)
             yield update
 
@@ -246,7 +237,7 @@ class CsgStrategy(Strategy):
         self.outcome.bytes_up += payload_bytes_in(reply.content)
         self.outcome.updates += 1
         report = train_report_in(reply.content, most_examples=self.recipe.most_examples)
-        label = self.sender.channel.label("update", round_, self.sender.held)
+        label = self.downlink.update_label(round_)
         values = decode(payload_in(reply.content), label, self._uplink)
         return Update(report.partition, report.examples, values), report
 
@@ -302,12 +293,7 @@ class CsgStrategy(Strategy):
     def state(self) -> dict[str, NDArray[Any]]:
         """What is carried from round to round besides the model, for a checkpoint."""
         found = {f"strategy/{name}": array for name, array in self.aggregation.state().items()}
-        found |= {f"downlink/{name}": array for name, array in self.sender.state().items()}
-        if self.recipe.wire.deltas:
-            known = [(node, 0 if v is None else v + 1) for node, v in self._versions.items()]
-            # nodes are uint64, which checkpoints cannot hold
-            found["downlink/versions"] = np.array(known, np.uint64).reshape(-1, 2).view(np.int64)
-        return found
+        return found | {f"downlink/{name}": a for name, a in self.downlink.state().items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Take up what ``state`` gave."""
@@ -319,11 +305,8 @@ class CsgStrategy(Strategy):
                 if name.startswith(prefix)
             }
 
-        downlink = under("downlink/")
-        versions = downlink.pop("versions", np.zeros((0, 2), np.int64)).view(np.uint64)
         self.aggregation.restore(under("strategy/"))
-        self.sender.restore(downlink)
-        self._versions = {node: v - 1 if v else None for node, v in versions.tolist()}
+        self.downlink.restore(under("downlink/"))
 
 
 def model_record(values: Values) -> ArrayRecord:
