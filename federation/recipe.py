@@ -165,6 +165,9 @@ class RunConfig(_Section):
         description="flower engine: HOST:PORT of a running SuperLink whose SuperNodes are the "
         "clients; none: one is started for a simulation",
     )
+    superlink_ca: str | None = Field(
+        None, description="file of the certificate that proves run.superlink; none: no encryption"
+    )
     interface: str | None = Field(
         None, description="network interface of the server whose bytes are recorded, as eth0"
     )
@@ -208,6 +211,10 @@ class Recipe(_Section):
         if self.run.superlink is not None and self.run.engine != "flower":
             raise ValueError(
                 f"run.superlink {self.run.superlink!r} goes with run.engine=flower; set that too"
+            )
+        if self.run.superlink_ca is not None and self.run.superlink is None:
+            raise ValueError(
+                f"run.superlink_ca {self.run.superlink_ca!r} goes with run.superlink; set that too"
             )
         if self.train.batch_norm != "average" and not self.data.holdout:
             raise ValueError(

@@ -7,46 +7,37 @@ the run goes to that SuperLink, which shares this file system, and to its SuperN
 """
 
 import json
-import logging
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from federation.messages import RECIPE
-from federation.recipe import Recipe, RecipeError
+from federation.recipe import Recipe
 from server.record import RoundRow, RunFolder
 from server.strategy import RunError
+from simulations.flower_cli import (
+    CONNECTION,
+    EngineError,
+    connect,
+    environment_of,
+    flwr,
+    script,
+    status_of,
+    write_app,
+)
 
-_log = logging.getLogger(__name__)
-CONNECTION = "csg"
 _START_S = 60.0
 _POLL_S = 0.5
 _STATUS_EVERY_S = 5.0
 _STOP_S = 10.0
-
-# The app that Flower bundles: the code itself is installed wherever a client runs.
-_APP = """\
-from {client} import {client_name} as client_app
-from {server} import {server_name} as server_app
-
-__all__ = ["client_app", "server_app"]
-"""
-
-
-class EngineError(RunError):
-    """Flower's engine could not run; the message says why and names the log."""
 
 
 def run_flower(recipe: Recipe, on_round: Callable[[RoundRow], None]) -> None:
@@ -94,39 +85,12 @@ def _superlink_of(
     """The SuperLink that the run is given to: the recipe's, or one of our own."""
     address = recipe.run.superlink
     port = _free_port()
-    connection = {"address": address or f"127.0.0.1:{port}", "insecure": True}
-    (scratch / "flwr" / "config.toml").write_text(
-        tomli_w.dumps({"superlink": {CONNECTION: connection}})
-    )
+    connect(scratch, address or f"127.0.0.1:{port}", recipe.run.superlink_ca)
     if address is not None:
         yield None
         return
     with _superlink(port, scratch, environment, log) as superlink:
         yield superlink
-
-
-def environment_of(scratch: Path) -> dict[str, str]:
-    settings = {
-        "FLWR_HOME": str(scratch / "flwr"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TMPDIR": str(scratch / "ray"),
-        "PATH": os.pathsep.join(
-            [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
-        ),
-        "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]),
-    }
-    return {**os.environ, **settings}
-
-
-def script(name: str) -> str:
-    """A command that was installed beside this Python."""
-    found = shutil.which(name, path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.defpath}")
-    if found is None:
-        raise EngineError(f"{name} is not installed; install the extra csg-fl[ray]")
-    return found
 
 
 @contextmanager
@@ -219,74 +183,6 @@ def _submit(
         reason = answer.get("error-message", answer)
         raise EngineError(f"Flower refused the run: {reason} (log: {folder.log})")
     return str(answer["run-id"])
-
-
-def write_app(path: Path, client: str, server: str, config: dict[str, Any]) -> None:
-    """Write an app that Flower can bundle, of installed apps named ``module:name``.
-
-    Raises:
-        RecipeError: if a name cannot be one.
-    """
-    names: dict[str, str] = {}
-    for what, place in (("client", client), ("server", server)):
-        module, _, name = place.partition(":")
-        if not module or not name.isidentifier():
-            raise RecipeError(f"run.client_app {place!r}: give module:name")
-        names |= {what: module, f"{what}_name": name}
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "csg_app.py").write_text(_APP.format(**names))
-    (path / "LICENSE").write_text("Apache-2.0\n")
-    flower = version("flwr")
-    project = {
-        "project": {
-            "name": "csg-fl-run",
-            "version": version("csg-fl"),
-            "description": "A run of csg-fl",
-            "license": {"file": "LICENSE"},
-            "dependencies": [f"flwr>={flower}"],
-        },
-        "tool": {
-            "flwr": {
-                "app": {
-                    "publisher": "csg-fl",
-                    "fab-format-version": 1,
-                    "flwr-version-target": flower,
-                    "components": {
-                        "serverapp": "csg_app:server_app",
-                        "clientapp": "csg_app:client_app",
-                    },
-                    "config": config,
-                }
-            }
-        },
-    }
-    (path / "pyproject.toml").write_text(tomli_w.dumps(project))
-
-
-def status_of(run_id: str, environment: dict[str, str], before: Sequence[str] = ()) -> str:
-    """As ``running`` or ``finished:completed``."""
-    answer = flwr(["ls", CONNECTION, "--run-id", run_id], environment, before)
-    runs = answer.get("runs") or [{}]
-    return str(runs[0].get("status", "unknown"))
-
-
-def flwr(
-    arguments: list[str], environment: dict[str, str], before: Sequence[str] = ()
-) -> dict[str, Any]:
-    """What ``flwr`` answers, as JSON; ``before`` goes before the command, to enter a namespace.
-
-    Raises:
-        EngineError: if it gives no answer.
-    """
-    command = [*before, script("flwr"), *arguments, "--format", "json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    start = done.stdout.find("{")
-    try:
-        content = json.loads(done.stdout[start:])
-    except ValueError:
-        reason = (done.stderr or done.stdout).strip().splitlines()
-        raise EngineError(f"flwr {arguments[0]}: {reason[-1] if reason else 'no answer'}") from None
-    return content if isinstance(content, dict) else {}
 
 
 def _listening(port: int) -> bool:

@@ -104,8 +104,11 @@ def _resolved(name: str, recipe: Recipe) -> Recipe:
     if recipe.data.name != "digits":
         found = recipe.data.dir or os.environ.get("CSG_DATA_DIR")
         data = str(Path(found).absolute()) if found else None
+    files: dict[str, Any] = {"dir": str(Path(place).absolute())}
+    if recipe.run.superlink_ca is not None:
+        files["superlink_ca"] = str(Path(recipe.run.superlink_ca).absolute())
     updates: dict[str, Any] = {
-        "run": recipe.run.model_copy(update={"dir": str(Path(place).absolute())}),
+        "run": recipe.run.model_copy(update=files),
         "data": recipe.data.model_copy(update={"dir": data}),
     }
     if recipe.run.engine == "local":  # elsewhere, clients have machines of their own

@@ -9,7 +9,6 @@ the trained ones on digits. Needs root, iproute2 and ethtool. Example:
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,12 +19,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from server.checkpoints import replace_file
 from server.record import RunFolder
-from simulations.flower_engine import CONNECTION, environment_of, flwr, script, status_of, write_app
+from simulations.flower_cli import (
+    CONNECTION,
+    connect,
+    environment_of,
+    flwr,
+    script,
+    status_of,
+    write_app,
+)
 from simulations.machine import machine
+from simulations.studies.network import Network
 
 RESULTS = Path(__file__).parent / "wire"
 CLIENTS = 2
@@ -42,60 +48,11 @@ ARMS: dict[str, list[str] | None] = {
 }
 
 
-class Network:
-    """Namespaces ``server`` and ``client-0`` and on, each with an eth0 on one bridge."""
-
-    def __init__(self, clients: int) -> None:
-        self.prefix = f"csg{os.getpid()}-"
-        self.hosts = ["server", *(f"client-{n}" for n in range(clients))]
-        self._made: list[str] = []
-
-    def __enter__(self) -> "Network":
-        try:
-            self._add("switch")
-            switch = self.prefix + "switch"
-            _ip("-n", switch, "link", "add", "br0", "type", "bridge")
-            _ip("-n", switch, "link", "set", "br0", "up")
-            for number, host in enumerate(self.hosts, start=1):
-                self._add(host)
-                name, port = self.prefix + host, f"p{number}"
-                pair = ["link", "add", "eth0", "netns", name, "type", "veth", "peer", "name"]
-                _ip(*pair, port, "netns", switch)
-                _ip("-n", switch, "link", "set", port, "master", "br0", "up")
-                _ip("-n", name, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
-                _ip("-n", name, "link", "set", "lo", "up")
-                _ip("-n", name, "link", "set", "eth0", "up")
-                for where, link in ((name, "eth0"), (switch, port)):
-                    offloads = ["tso", "off", "gso", "off", "gro", "off"]
-                    _run("ip", "netns", "exec", where, "ethtool", "-K", link, *offloads)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name in self._made:
-            subprocess.run(["ip", "netns", "del", name], check=False)
-
-    def address(self, host: str) -> str:
-        """The IPv4 address of a host."""
-        return f"10.77.0.{self.hosts.index(host) + 1}"
-
-    def inside(self, host: str) -> list[str]:
-        """What to put before a command to run it on a host."""
-        return ["ip", "netns", "exec", self.prefix + host]
-
-    def _add(self, host: str) -> None:
-        _ip("netns", "add", self.prefix + host)
-        self._made.append(self.prefix + host)
-
-
 @contextmanager
 def deployment(network: Network, scratch: Path) -> Iterator[dict[str, str]]:
     """A SuperLink and SuperNodes; the environment for ``flwr`` on the server."""
     settings = environment_of(scratch)
-    connection = {CONNECTION: {"address": f"127.0.0.1:{_PORT}", "insecure": True}}
-    (scratch / "flwr" / "config.toml").write_text(tomli_w.dumps({"superlink": connection}))
+    connect(scratch, f"127.0.0.1:{_PORT}")
     with ExitStack() as stack, (scratch / "log").open("ab") as log:
 
         def start(host: str, *command: str, home: Path) -> None:
@@ -208,18 +165,6 @@ def main() -> None:
         replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
     kept = content["results"]
     print(table({name: kept[name] for name in ARMS if name in kept}))
-
-
-def _ip(*arguments: str) -> None:
-    _run("ip", *arguments)
-
-
-def _run(*command: str) -> None:
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
-        sys.exit(f"wire: {' '.join(command)}: {reason.strip()} (it needs root and iproute2)")
 
 
 def _options() -> argparse.Namespace:

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from simulations.studies import wire
+from simulations.studies.network import Network
 
 needs_namespaces = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("ethtool"),
@@ -22,7 +23,7 @@ def test_a_deployed_run_counts_more_than_its_payload(tmp_path, monkeypatch):
     tiny = ["model.name=resnet20", "model.width=0.25", "model.slice_size=4", "model.code_size=12",
             "train.precision=fp32", "wire.uplink=ecsq", "wire.downlink=ecsq",
             "wire.deltas=true"]  # fmt: skip
-    with wire.Network(wire.CLIENTS) as network:
+    with Network(wire.CLIENTS) as network:
         found = wire.ours(network, tmp_path, 3, tiny)
     for way in ("up", "down"):
         payload, measured = found[f"payload_{way}"], found[f"wire_{way}"]

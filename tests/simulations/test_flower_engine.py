@@ -100,7 +100,7 @@ def test_sigterm_leaves_nothing_running(tmp_path, tiny_settings):
 
 
 def test_without_ray_the_engine_says_what_to_install(tmp_path, tiny_settings, monkeypatch, capsys):
-    monkeypatch.setattr("simulations.flower_engine.shutil.which", lambda *_, **__: None)
+    monkeypatch.setattr("simulations.flower_cli.shutil.which", lambda *_, **__: None)
     monkeypatch.chdir(tmp_path)
     from simulations.cli import main
 
