@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 DOCKER = Path(__file__).parents[2] / "docker"
-HOST = "fl.test"
+HOST = "fl.example.org"  # as in the README
 USER = 12345  # neither root nor the images' own
 
 
@@ -111,3 +111,11 @@ def _digits() -> pa.Table:
         )
         images.append({"bytes": buffer.getvalue(), "path": None})
     return pa.table({"img": images, "label": found.target[:1000].tolist()})
+
+
+def readme_commands() -> list[list[str]]:
+    """The README's ``docker compose`` commands, in order, each without these two words."""
+    text = (DOCKER.parent / "README.md").read_text()
+    section = text[text.index("\n## Deployment\n") :]
+    lines = section.split("```")[1].splitlines()
+    return [line.split()[2:] for line in lines if line.startswith("docker compose ")]
