@@ -164,7 +164,8 @@ def decode(payload: bytes | memoryview, label: Label, codec: Codec) -> Values:
     if _CHECKSUM.unpack_from(payload, _HEADER.size)[0] != checksum:
         raise PayloadError("payload is damaged (checksum)")
     try:
-        values = codec.decode(body, label.parts)
+        with np.errstate(all="ignore"):  # whatever comes of foreign bits is looked at below
+            values = codec.decode(body, label.parts)
     except CodecError as error:
         raise PayloadError(f"payload cannot be decoded: {error}") from error
     if not np.isfinite(values).all():
