@@ -51,7 +51,6 @@ class GuardedGrid(Grid):
     ) -> Iterable[Message]:
         """Send messages; the replies that are whole when all are there, or time is up."""
         until = float("inf") if timeout is None else time.monotonic() + timeout
-        self._arriving.clear()
         waiting = {sent for sent in self.push_messages(messages) if sent}
         replies: list[Message] = []
         while waiting and time.monotonic() < until:
@@ -60,6 +59,9 @@ class GuardedGrid(Grid):
             waiting -= {reply.metadata.reply_to_message_id for reply in found}
             if waiting:
                 time.sleep(_POLL_S)
+        for reply in self._arriving:  # too late
+            self._forget(reply)
+        self._arriving.clear()
         return replies
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -70,12 +72,12 @@ class GuardedGrid(Grid):
             found = self._grid._runtime_client.PullMessages(
                 PullAppMessagesRequest(message_ids=asked)
             )
-            self._arriving += [
-                _Arriving(metadata_from_proto(message.metadata), tree, self._most)
-                for message, tree in zip(
-                    found.messages_list, found.message_object_trees, strict=True
-                )
-            ]
+            for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+                reply = _Arriving(metadata_from_proto(message.metadata), tree, self._most)
+                if reply.metadata.reply_to_message_id in asked:
+                    self._arriving.append(reply)
+                else:  # a client can send any number that answer nothing
+                    self._forget(reply)
         whole = [(reply, message) for reply in self._arriving if (message := self._pull(reply))]
         for reply, _ in whole:
             self._arriving.remove(reply)
@@ -85,17 +87,25 @@ class GuardedGrid(Grid):
         try:
             if not reply.pull(self._grid):
                 return None
-            message = read(reply.metadata, reply.contents, self._most)
-        except Exception as error:  # whatever else a stranger's objects may bring about
+        except ReplyError as error:
             message = _unreadable(reply.metadata, error)
-        self._grid._runtime_client.ConfirmMessageReceived(  # lets the SuperLink forget it
+        else:
+            try:
+                message = read(reply.metadata, reply.contents, self._most)
+            except Exception as error:  # whatever else a stranger's objects may bring about
+                message = _unreadable(reply.metadata, error)
+        self._forget(reply)
+        return message
+
+    def _forget(self, reply: "_Arriving") -> None:
+        """Have the SuperLink drop the objects of a reply."""
+        self._grid._runtime_client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(
                 node=self._grid.node,
                 run_id=self.run.run_id,
                 message_object_id=reply.metadata.message_id,
             )
         )
-        return message
 
     def set_run(self, run: Run) -> None:
         """Set the run."""

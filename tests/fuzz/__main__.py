@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 NAMES = ("server", "client", "messages")
-_MEMORY_MB = 4096  # of a process; atheris itself keeps about 100 bytes of every run
+_MEMORY_MB = 4096  # of a process; atheris itself keeps some hundred bytes of every run
 _INPUT_S = 5  # of one input; it takes milliseconds
 
 

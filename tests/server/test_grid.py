@@ -137,6 +137,31 @@ def test_an_upload_that_stops_holds_nobody_up(grid, link):
     assert found.metadata.src_node_id == 12
 
 
+def test_an_upload_that_is_too_late_is_dropped(grid, link, monkeypatch):
+    monkeypatch.setattr("server.grid._POLL_S", 0.01)
+    grid._grid.push_messages = lambda _messages: ["asked"]
+    inner = make_message(_metadata(), content=reply(b"x", REPORT))
+    objects = {name: found.deflate() for name, found in get_all_nested_objects(inner).items()}
+    objects.popitem()
+    link.push(inner.object_id, get_object_tree(inner), objects)
+    assert grid.send_and_receive([], timeout=0.05) == []
+    assert link.forgotten == [inner.object_id]
+    _push_honest(link)
+    (found,) = grid.send_and_receive([], timeout=5)
+    assert payload_in(found.content) == b"payload"
+
+
+def test_what_answers_nothing_is_dropped_unread(grid, link):
+    for number in range(3):
+        inner = make_message(_metadata(), content=reply(bytes([number]), REPORT))
+        objects = {name: found.deflate() for name, found in get_all_nested_objects(inner).items()}
+        unasked = _metadata(message_id=inner.object_id, src_node_id=1, reply_to_message_id="")
+        link.push(inner.object_id, get_object_tree(inner), objects, unasked)
+    assert list(grid.pull_messages(["asked"])) == []
+    assert len(link.forgotten) == 3
+    assert len(link.store) == 0
+
+
 def _bomb():
     chunk = _object("ArrayChunk", [], bytes(5_000))
     body = {"dtype": "uint8", "shape": [1], "stype": "csg-fl", "arraychunk_ids": [0] * 100_000}
