@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint bench fuzz clean
+.PHONY: setup demo test deploy-test lint bench fuzz clean
 
 setup: $(READY)
 
@@ -26,6 +26,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Images, compose project, TLS and keys for real; brings a Docker engine where there is none (root).
+deploy-test: $(READY)
+	tests/docker/with-engine.sh $(BIN)/python -m pytest -m containers tests/docker
 
 lint: $(READY)
 	$(BIN)/ruff check .
