@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test deploy-test lint bench clean
+.PHONY: setup demo test deploy-test lint bench fuzz clean
 
 setup: $(READY)
 
@@ -39,6 +39,13 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m simulations.bench
+
+# Strangers' bytes through every door, guided by coverage; ten minutes: make fuzz SECONDS=600.
+SECONDS ?= 60
+fuzz: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --only-binary atheris \
+	  --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 clean:
 	rm -rf .venv dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache

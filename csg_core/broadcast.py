@@ -20,6 +20,7 @@ from csg_core.codecs import Codec, CodecError, Float16, Parts
 from csg_core.codecs.base import Values
 from csg_core.payload import (
     HEADER_BYTES,
+    Header,
     Label,
     PayloadError,
     decode,
@@ -29,6 +30,7 @@ from csg_core.payload import (
 )
 
 _KEY = Float16()
+MOST_FRAMES = 64  # of a message; a receiver that lacks more versions is sent a whole model
 
 
 @dataclass(frozen=True)
@@ -74,40 +76,65 @@ class Channel:
         """Version 0, from the model that the recipe's seed makes."""
         return Held(0, _rounded(model) if self.deltas else model)
 
+    @property
+    def most_bytes(self) -> int:
+        """The most bytes of a message, to which receivers hold them: one frame, or many."""
+        whole = self.codec.most_bytes(self.parts)
+        return HEADER_BYTES + (max(_KEY.most_bytes(self.parts), whole) if self.deltas else whole)
+
     def receive(self, message: bytes, round_: int, held: Held) -> Held:
         """The version that a message of a round leads to, from the one held.
 
         Frames of versions that are held already are passed over, so that a message may be repeated.
+        What a message costs is bounded before it is begun: by its length, the number of its
+        frames and their order.
 
         Raises:
             PayloadError: if the message is not this round's, is damaged, or builds on a version
                 that is not held; the sender then has to send a whole model.
         """
+        if len(message) > self.most_bytes:
+            raise PayloadError(f"model of {len(message):,} bytes; {self.most_bytes:,} are taken")
         if not self.deltas:
-            return self._whole(message, round_, held, self.codec)
-        rest = memoryview(message)
-        while True:
-            header = header_of(rest, self.fingerprint)
-            frame, rest = bytes(rest[: header.end]), rest[header.end :]
+            return self._whole(memoryview(message), round_, held, self.codec)
+        frames = self._frames(memoryview(message))
+        last = frames[-1][0]
+        if last.round != round_:
+            raise PayloadError(f"model of round {last.round}; expected round {round_}")
+        for header, frame in frames:
             if header.kind == "model":
                 held = self._whole(frame, header.round, held, _KEY)
-            elif header.version != held.version or header.digest != held.digest:
-                held = self._next(frame, held)
-            if not len(rest):
-                break
-        if header.round != round_:
-            raise PayloadError(f"model of round {header.round}; expected round {round_}")
+            elif header.version > held.version:
+                held = self._next(header, frame, held)
+        if (held.version, held.digest) != (last.version, last.digest):
+            raise PayloadError(
+                f"version {held.version} of the model is held, which is not the sender's version "
+                f"{last.version}; a whole model is needed"
+            )
         return held
 
-    def _whole(self, frame: bytes, round_: int, held: Held, codec: Codec) -> Held:
+    def _frames(self, message: memoryview) -> list[tuple[Header, memoryview]]:
+        """What a message is made of: a whole model, or deltas from version to version."""
+        frames: list[tuple[Header, memoryview]] = []
+        while len(message) or not frames:
+            if len(frames) == MOST_FRAMES:
+                raise PayloadError(f"model in more than {MOST_FRAMES} frames")
+            header = header_of(message, self.fingerprint)
+            if frames and (header.kind, header.version) != ("delta", frames[-1][0].version + 1):
+                raise PayloadError(
+                    f"{header.kind} of version {header.version} after version "
+                    f"{frames[-1][0].version} in one message"
+                )
+            frames.append((header, message[: header.end]))
+            message = message[header.end :]
+        return frames
+
+    def _whole(self, frame: memoryview, round_: int, held: Held, codec: Codec) -> Held:
         header = header_of(frame, self.fingerprint)
         label = self.label("model", round_, Held(header.version, held.values), header.digest)
         return _proved(Held(header.version, decode(frame, label, codec)), header.digest)
 
-    def _next(self, frame: bytes, held: Held) -> Held:
-        header = header_of(frame, self.fingerprint)
-        if header.version <= held.version:
-            return held
+    def _next(self, header: Header, frame: memoryview, held: Held) -> Held:
         if header.version != held.version + 1:
             raise PayloadError(
                 f"delta to version {header.version} of the model, but version {held.version} is "
@@ -160,7 +187,9 @@ class Sender:
         self._round, self._whole = round_, b""
         self._frames.append(frame)
         most = HEADER_BYTES + _KEY.most_bytes(channel.parts) if channel.deltas else 0
-        while len(self._frames) > 1 and sum(map(len, self._frames)) > most:
+        while len(self._frames) > 1 and (
+            sum(map(len, self._frames)) > most or len(self._frames) > MOST_FRAMES
+        ):
             self._frames.popleft()
 
     def message(self, version: int | None) -> bytes:

@@ -79,6 +79,11 @@ def payload_bytes(parts: Parts, codec: Codec) -> int:
     return HEADER_BYTES + codec.bytes_about(parts)
 
 
+def most_payload_bytes(parts: Parts, codec: Codec) -> int:
+    """The most bytes of a payload, to which receivers hold it."""
+    return HEADER_BYTES + codec.most_bytes(parts)
+
+
 def encode(values: Values, label: Label, codec: Codec, rng: np.random.Generator) -> bytes:
     """The payload of an array, float32 [label.size].
 
@@ -141,7 +146,7 @@ def decode(payload: bytes | memoryview, label: Label, codec: Codec) -> Values:
         PayloadError: if the payload is not what ``label`` and ``codec`` say, is damaged, or holds
             NaN or infinity.
     """
-    limit = HEADER_BYTES + codec.most_bytes(label.parts)
+    limit = most_payload_bytes(label.parts, codec)
     if not HEADER_BYTES <= len(payload) <= limit:
         raise PayloadError(f"payload of {len(payload):,} bytes; this round takes {limit:,}")
     header = header_of(payload, label.fingerprint)
@@ -164,7 +169,8 @@ def decode(payload: bytes | memoryview, label: Label, codec: Codec) -> Values:
     if _CHECKSUM.unpack_from(payload, _HEADER.size)[0] != checksum:
         raise PayloadError("payload is damaged (checksum)")
     try:
-        values = codec.decode(body, label.parts)
+        with np.errstate(all="ignore"):  # whatever comes of foreign bits is looked at below
+            values = codec.decode(body, label.parts)
     except CodecError as error:
         raise PayloadError(f"payload cannot be decoded: {error}") from error
     if not np.isfinite(values).all():

@@ -10,14 +10,16 @@ from types import FrameType
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid.http_grid import HttpGrid
 
 from csg_core import build, manifest, pack
 from csg_core.codecs import codec_named
-from csg_core.payload import payload_bytes
+from csg_core.payload import most_payload_bytes, payload_bytes
 from federation.devices import device_of
 from federation.messages import RECIPE
 from federation.recipe import Recipe, RecipeError
 from federation.sources import load_images
+from server.grid import GuardedGrid
 from server.record import RoundRow, RunFolder
 from server.rounds import Rounds, summary_of
 from server.strategy import CsgStrategy, RunError
@@ -37,6 +39,8 @@ def make_app(on_round: Callable[[RoundRow], None] | None = None) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         recipe = Recipe.model_validate_json(str(context.run_config[RECIPE]))
+        if isinstance(grid, HttpGrid):
+            grid = GuardedGrid(grid, most_update_bytes(recipe))
         serve(recipe, grid, on_round or _log_row)
 
     return app
@@ -104,6 +108,12 @@ def dense_twin_bytes(recipe: Recipe) -> tuple[int, int]:
     parts = manifest(build(recipe.dense_twin().model), recipe.train.travelling()).parts
     up, down = (codec_named(line) for line in (recipe.wire.uplink, recipe.wire.downlink))
     return payload_bytes(parts, up), payload_bytes(parts, down)
+
+
+def most_update_bytes(recipe: Recipe) -> int:
+    """The most bytes of a client's update: of longer ones, nothing is read."""
+    parts = manifest(build(recipe.model), recipe.train.travelling()).parts
+    return most_payload_bytes(parts, codec_named(recipe.wire.uplink))
 
 
 @contextmanager

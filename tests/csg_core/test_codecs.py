@@ -82,7 +82,8 @@ def test_damaged_bytes_give_an_array_or_a_codec_error(line, data):
     else:
         body = data.draw(st.binary(max_size=3000))
     try:
-        values = codec.decode(bytes(body), PARTS)
+        with np.errstate(all="ignore"):  # as payload.decode has it
+            values = codec.decode(bytes(body), PARTS)
     except CodecError:
         return
     assert values.shape == (total(PARTS),)
