@@ -1,0 +1,270 @@
+#!/usr/bin/env python3
+"""Certificates and keys of a deployment, and which clients its SuperLink lets in.
+
+    keys make --host fl.example.org --clients 2    # once: authority, server, proxy, clients
+    keys register                                  # the SuperLink is up: let the clients in
+    keys add hospital-a                            # one more client; then register
+    keys revoke client-1                           # turned away from now on, for good
+    keys list
+
+A client's folder, clients/NAME, is all that its host needs: its key, the authority's certificate
+and its partition. Nothing that exists is overwritten.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import certificates
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_INSIDE = ["server", "localhost", "127.0.0.1"]  # as the proxy and the server's own side call it
+_AUTHORITY_DAYS = 3650
+
+
+class KeysError(ValueError):
+    """What was asked for cannot be done; the message says why."""
+
+
+class Keys:
+    """The folder of a deployment's keys: ``authority``, ``server``, ``proxy``, ``clients``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known = path / "clients.json"  # by name: partition, node id, whether revoked
+
+    def make(self, hosts: Sequence[str], clients: int, days: int) -> None:
+        """A new authority, the certificates of server and proxy, and clients ``client-0`` and on.
+
+        Raises:
+            KeysError: if there is an authority already, or a host can be none.
+        """
+        if (self.path / "authority").exists():
+            raise KeysError(
+                f"{self.path / 'authority'}: exists, and clients trust it; keys add makes more "
+                "clients, another --dir another deployment"
+            )
+        for host in hosts:
+            certificates.alternative(host)  # refused before anything is written
+        authority = certificates.authority("csg-fl authority", _AUTHORITY_DAYS)
+        with _whole(self.path / "authority") as folder:
+            _write(folder / "ca.key", authority.key, 0o600)
+            _write(folder / "ca.crt", authority.certificate, 0o644)
+        for place, names in (("server", _INSIDE), ("proxy", hosts)):
+            signed = certificates.signed(f"csg-fl {place}", names, authority, days)
+            with _whole(self.path / place) as folder:
+                _write(folder / "tls.key", signed.key, 0o600)
+                _write(folder / "tls.crt", signed.certificate, 0o644)
+                _write(folder / "ca.crt", authority.certificate, 0o644)
+        self.add([f"client-{number}" for number in range(clients)])
+
+    def add(self, names: Sequence[str]) -> None:
+        """Keys of more clients, each with the next free partition.
+
+        Raises:
+            KeysError: if a name is taken or can be none, or there is no authority.
+        """
+        known = self.clients()
+        for name in names:
+            if not _NAME.fullmatch(name):
+                raise KeysError(f"client {name!r}: use letters, digits and hyphens, as hospital-a")
+            if name in known:
+                raise KeysError(f"client {name!r} exists; choose another name")
+            authority, partition = self._authority(), len(known)
+            with _whole(self.path / "clients" / name) as folder:
+                private, public = certificates.client_key()
+                _write(folder / "key", private, 0o600)
+                _write(folder / "key.pub", public, 0o644)
+                _write(folder / "partition", f"{partition}\n".encode(), 0o644)
+                _write(folder / "ca.crt", authority, 0o644)
+            known[name] = {"partition": partition, "node": None, "revoked": False}
+            self._remember(known)
+
+    def register(self, names: Sequence[str], superlink: str) -> list[str]:
+        """Let clients in, all that are not yet if none is named; the names let in.
+
+        Raises:
+            KeysError: if there is no such client, it was revoked, or the SuperLink refuses.
+        """
+        known = self.clients()
+        wanted = names or [name for name, of in known.items() if not of["node"]]
+        for name in wanted:
+            if self._client(known, name)["revoked"]:
+                raise KeysError(f"client {name!r} was revoked; keys add makes a new one")
+        for name in wanted:
+            public = str(self.path / "clients" / name / "key.pub")
+            arguments = ["supernode", "register", public, "--name", name]
+            known[name]["node"] = str(self._ask(superlink, arguments)["node-id"])
+            self._remember(known)
+        return list(wanted)
+
+    def revoke(self, name: str, superlink: str) -> None:
+        """Turn a client away, now and whenever it comes back.
+
+        Raises:
+            KeysError: if there is no such client, it is not let in, or the SuperLink refuses.
+        """
+        known = self.clients()
+        client = self._client(known, name)
+        if client["revoked"] or not client["node"]:
+            raise KeysError(f"client {name!r} is not registered; there is nothing to revoke")
+        self._ask(superlink, ["supernode", "unregister", client["node"]])
+        known[name] = {**client, "revoked": True}
+        self._remember(known)
+
+    def clients(self) -> dict[str, dict[str, Any]]:
+        """What is known of the clients, by name.
+
+        Raises:
+            KeysError: if the record is damaged.
+        """
+        try:
+            found: dict[str, dict[str, Any]] = json.loads(self._known.read_text())
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise KeysError(f"{self._known}: is damaged ({error}); restore it") from error
+        return found
+
+    def _client(self, known: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+        if name not in known:
+            there = ", ".join(known) or "none"
+            raise KeysError(f"client {name!r} is unknown; there are {there}")
+        return known[name]
+
+    def _remember(self, known: dict[str, dict[str, Any]]) -> None:
+        partial = self._known.with_suffix(".tmp")
+        partial.write_text(json.dumps(known, indent=1) + "\n")
+        os.replace(partial, self._known)
+
+    def _authority(self) -> bytes:
+        try:
+            return (self.path / "authority" / "ca.crt").read_bytes()
+        except FileNotFoundError as error:
+            raise KeysError(
+                f"{self.path}: has no authority; keys make --host NAME makes one"
+            ) from error
+
+    def _ask(self, superlink: str, arguments: list[str]) -> dict[str, Any]:
+        # here, because it takes seconds
+        from simulations.flower_cli import CONNECTION, EngineError, connect, environment_of, flwr
+
+        with tempfile.TemporaryDirectory() as place:
+            scratch = Path(place)
+            (scratch / "flwr").mkdir()
+            connect(scratch, superlink, str((self.path / "server" / "ca.crt").absolute()))
+            try:
+                answer = flwr([*arguments[:3], CONNECTION, *arguments[3:]], environment_of(scratch))
+            except EngineError as error:
+                raise KeysError(f"SuperLink {superlink}: {error}") from error
+        if not answer.get("success"):
+            reason = str(answer.get("error-message", answer)).strip().splitlines()[-1]
+            raise KeysError(f"SuperLink {superlink}: {reason}")
+        return answer
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        os.fchmod(file.fileno(), mode)  # whatever the umask
+        file.write(content)
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A new folder that only its owner can open, there with all its files or not at all."""
+    if folder.exists():
+        raise KeysError(f"{folder}: exists; nothing is overwritten")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))  # its mode is 0700
+    try:
+        yield partial
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0 only if what was asked for was done."""
+    options = _parser().parse_args(arguments)
+    keys = Keys(options.dir)
+    try:
+        if options.command == "make":
+            keys.make(options.host, options.clients, options.days)
+            print(f"{keys.path}: made the authority, server, proxy and {options.clients} clients")
+        elif options.command == "add":
+            keys.add(options.name)
+            print(f"made {', '.join(options.name)}; keys register lets them in")
+        elif options.command == "register":
+            names = keys.register(options.name, options.superlink)
+            print(f"registered {', '.join(names) or 'none: all are'}")
+        elif options.command == "revoke":
+            keys.revoke(options.name, options.superlink)
+            print(f"revoked {options.name}")
+        else:
+            _print(keys.clients())
+    except (ValueError, OSError) as error:
+        print(f"keys {options.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _print(clients: dict[str, dict[str, Any]]) -> None:
+    for name, of in clients.items():
+        state = "revoked" if of["revoked"] else "registered" if of["node"] else "not registered"
+        print(f"{name:24} partition {of['partition']:<4} {state:15} node {of['node'] or '-'}")
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 100,000")
+    return int(text)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="keys", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--dir",
+        type=Path,
+        default=Path(os.environ.get("CSG_KEYS_DIR", "keys")),
+        help="folder of the keys ($CSG_KEYS_DIR, else keys)",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    make = commands.add_parser("make", help="authority, server, proxy and first clients")
+    make.add_argument("--host", action="append", required=True,
+                      help="name or address of the server for clients; repeatable")  # fmt: skip
+    make.add_argument("--clients", type=_number, default=2, help="how many to begin with (2)")
+    make.add_argument("--days", type=_number, default=825, help="validity of certificates (825)")
+    add = commands.add_parser("add", help="more clients")
+    add.add_argument("name", nargs="+")
+    register = commands.add_parser("register", help="let clients in; all without a name")
+    register.add_argument("name", nargs="*")
+    revoke = commands.add_parser("revoke", help="turn a client away for good")
+    revoke.add_argument("name")
+    commands.add_parser("list", help="clients, and whether they are let in")
+    for command in (register, revoke):
+        address = os.environ.get("CSG_SUPERLINK", "127.0.0.1:8000")
+        command.add_argument("--superlink", default=address,
+                             help=f"HOST:PORT of its Control API ({address})")  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
