@@ -1,8 +1,7 @@
 """A deployed run on one machine: SuperLink, server side and SuperNodes, each to be killed and cut.
 
 Every host is a network namespace; what a host runs is one session of processes, ended as a power
-failure or as an operator ends it. Needs root, iproute2, ethtool, and with ``secure`` openssl and
-ssh-keygen.
+failure or as an operator ends it. Needs root, iproute2 and ethtool.
 """
 
 import os
@@ -13,18 +12,32 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulations.flower_cli import CONNECTION, connect, environment_of, flwr, script
-from simulations.studies.keys import make_ca, make_certificate, make_key
+from simulations.flower_cli import connect, environment_of, flwr, script
 from simulations.studies.network import Network
 
 SUPERLINK, SERVER = "superlink", "server"
 PORT = 8000
 _READY_S = 120.0
 _GONE_S = 30.0
+_KEYS = Path(__file__).parents[2] / "docker" / "keys.py"
 _NODE_ID = re.compile(rb"SuperNode ID: (\d+)")
+
+
+_APPS = (b"flwr-clientapp", b"flwr-serverapp")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Proportional set size of a component, in bytes, under the id of its first process."""
+
+    name: str
+    process: int
+    pss: int
+    anonymous: int
 
 
 class Deployment:
@@ -50,21 +63,24 @@ class Deployment:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.node_ids: dict[str, int] = {}
         self._environments = dict(environments or {})
+        self.identities = {name: name for name in self.clients}  # folders of keys
+        self.proofs: dict[str, list[str]] = {}  # other than the right one, by client
         self._numbers = {name: number for number, name in enumerate(self.clients)}
         self._ended: list[subprocess.Popen[bytes]] = []
         self._read: dict[str, int] = {}
 
     def __enter__(self) -> "Deployment":
-        for name in ("flwr", "ray", "logs", "keys"):
+        for name in ("flwr", "ray", "logs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        address = self.network.address("server")
         if self.secure:
-            make_ca(self.keys / "ca")
-            make_certificate(self.keys / "server", self.keys / "ca", [address, "127.0.0.1"])
+            hosts = ["--host", self.network.address("server"), "--host", "127.0.0.1"]
+            self._keys("make", *hosts, "--clients", str(len(self.clients)))
         connect(self.folder, f"127.0.0.1:{PORT}", self.ca)
         self.network.__enter__()
         try:
             self.start(SUPERLINK)
+            if self.secure:
+                self._keys("register")
             self.start(SERVER)
             for name in self.clients:
                 self.start(name, wait=False)
@@ -84,13 +100,9 @@ class Deployment:
         self.network.__exit__()
 
     @property
-    def keys(self) -> Path:
-        return self.folder / "keys"
-
-    @property
     def ca(self) -> str | None:
         """The certificate that proves the SuperLink."""
-        return str(self.keys / "ca.crt") if self.secure else None
+        return str(self.folder / "keys" / "proxy" / "ca.crt") if self.secure else None
 
     @property
     def settings(self) -> list[str]:
@@ -118,6 +130,7 @@ class Deployment:
                 start_new_session=True,
             )
         self.processes[name] = process
+        self.node_ids.pop(name, None)
         if wait:
             self.await_ready(name)
 
@@ -155,9 +168,9 @@ class Deployment:
                 self.processes[name].wait(_GONE_S)
         self._end(name, signal.SIGTERM)
 
-    def restart(self, name: str) -> None:
+    def restart(self, name: str, *, wait: bool = True) -> None:
         self.kill(name)
-        self.start(name)
+        self.start(name, wait=wait)
 
     def cut(self, name: str) -> None:
         """Pull the cable of a component's host."""
@@ -166,23 +179,29 @@ class Deployment:
     def restore(self, name: str) -> None:
         self.network.restore(self._host(name))
 
-    def memory(self) -> dict[str, int]:
-        """Bytes (proportional set size) of each component that is up, with all it started."""
+    def memory(self) -> list[Memory]:
+        """Of every component that is up, and apart from it of the apps that run for it."""
         sessions = {p.pid: name for name, p in self.processes.items() if p.poll() is None}
-        found = dict.fromkeys(sessions.values(), 0)
+        found: dict[tuple[str, int], Memory] = {}
         for pid, session in _sessions():
-            if session in sessions:
-                found[sessions[session]] += _pss(pid)
-        return found
+            if session not in sessions:
+                continue
+            command = _read(Path(f"/proc/{pid}/cmdline"))
+            name, leader = sessions[session], session
+            if any(app in command for app in _APPS):
+                name, leader = f"{name} app", pid
+            pss, anonymous = _pss(pid)
+            before = found.get((name, leader), Memory(name, leader, 0, 0))
+            more = Memory(name, leader, before.pss + pss, before.anonymous + anonymous)
+            found[name, leader] = more
+        return list(found.values())
 
-    def processes_of(self, name: str, command: str) -> list[int]:
-        """Ids of a component's processes whose command line holds ``command``."""
-        leader = self.processes[name].pid
-        return [
-            pid
-            for pid, session in _sessions()
-            if session == leader and command.encode() in _read(Path(f"/proc/{pid}/cmdline"))
-        ]
+    def keep_up(self) -> list[str]:
+        """Start whatever has ended, as a restart policy does; what was started."""
+        ended = [name for name in self.processes if not self.up(name)]
+        for name in ended:
+            self.start(name, wait=False)
+        return ended
 
     def csg(self, *arguments: str, log: Any = subprocess.PIPE) -> subprocess.Popen[str]:
         """Start the command ``csg`` on the server's host, in ``folder``."""
@@ -202,15 +221,19 @@ class Deployment:
         """What ``flwr`` answers on the server's host."""
         return flwr(list(arguments), self.environment("csg"), self.network.inside("server"))
 
-    def register(self, name: str) -> None:
-        """Let a client's key in, or a new one if it has none."""
-        public = make_key(self.keys / name)
-        self.flwr("supernode", "register", str(public), CONNECTION, "--name", name)
+    def new_identity(self, name: str, *, registered: bool = True) -> None:
+        """From its next start on, a client has another key, and so another node id."""
+        key = f"{name}-{len(list((self.folder / 'keys' / 'clients').iterdir()))}"
+        self._keys("add", key)
+        if registered:
+            self._keys("register", key)
+        self.identities[name] = key
 
-    def forget_key(self, name: str) -> None:
-        """The next start of this client is under a key of its own, and a new node id."""
-        for path in self.keys.glob(f"{name}*"):
-            path.unlink()
+    def _keys(self, *arguments: str) -> None:
+        command = [sys.executable, str(_KEYS), "--dir", str(self.folder / "keys"), *arguments]
+        inside = self.network.inside("server") if "register" in arguments else []
+        subprocess.run([*inside, *command], check=True, capture_output=True,
+                       env=self.environment("csg"))  # fmt: skip
 
     def environment(self, name: str) -> dict[str, str]:
         home = self.folder / ("flwr" if name in ("csg", SUPERLINK) else f"home-{name}")
@@ -224,25 +247,26 @@ class Deployment:
         return "server" if name in (SUPERLINK, SERVER) else name
 
     def _command(self, name: str) -> list[str]:
-        keys, ca = self.keys, self.ca
+        keys, ca = self.folder / "keys", self.ca
         proof = ["--root-certificates", ca] if ca else ["--insecure"]
         if name == SUPERLINK:
             shown = ["--insecure"]
             if ca:
-                shown = ["--ssl-ca-certfile", ca, "--ssl-certfile", str(keys / "server.crt"),
-                         "--ssl-keyfile", str(keys / "server.key"),
+                own = keys / "proxy"
+                shown = ["--ssl-ca-certfile", ca, "--ssl-certfile", str(own / "tls.crt"),
+                         "--ssl-keyfile", str(own / "tls.key"),
                          "--enable-supernode-auth"]  # fmt: skip
             return ["flower-superlink", *shown, "--host", "0.0.0.0", "--port", str(PORT),
                     "--isolation", "process", "--database", str(self.folder / "state.db"),
                     "--disable-runtime-dependency-installation"]  # fmt: skip
         if name == SERVER:
             return ["flower-superexec", *proof, "--runtime-api-address", f"127.0.0.1:{PORT}"]
-        if ca and not (keys / name).exists():
-            self.register(name)
-        key = ["--auth-supernode-private-key", str(keys / name)] if ca else []
+        key = keys / "clients" / self.identities[name] / "key"
         place = f"partition-id={self._numbers[name]} num-partitions={len(self.clients)}"
-        address = f"{self.network.address('server')}:{PORT}"
-        return ["flower-supernode", *proof, *key, "--superlink", address, "--node-config", place]
+        return ["flower-supernode", *self.proofs.get(name, proof),
+                *(["--auth-supernode-private-key", str(key)] if ca else []),
+                "--superlink", f"{self.network.address('server')}:{PORT}",
+                "--node-config", place]  # fmt: skip
 
     def _ready(self, name: str) -> bool:
         if not self.up(name):
@@ -282,11 +306,14 @@ def _sessions() -> Iterator[tuple[int, int]]:
             yield int(entry.name), int(fields[3])
 
 
-def _pss(pid: int) -> int:
+def _pss(pid: int) -> tuple[int, int]:
+    """Proportional set size, and what of it is anonymous, in bytes."""
+    found = {b"Pss:": 0, b"Pss_Anon:": 0}
     for line in _read(Path(f"/proc/{pid}/smaps_rollup")).splitlines():
-        if line.startswith(b"Pss:"):
-            return 1024 * int(line.split()[1])
-    return 0
+        key, *rest = line.split()
+        if key in found:
+            found[key] = 1024 * int(rest[0])
+    return found[b"Pss:"], found[b"Pss_Anon:"]
 
 
 def _listens(pid: int, port: int) -> bool:
