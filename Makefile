@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test fault-test lint bench clean
 
 setup: $(READY)
 
@@ -25,7 +25,12 @@ demo: $(READY)
 	  --picture runs/make-demo/compare.svg
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not deployment"
+
+# Parts of a deployed run are killed, cut off and restarted: root, iproute2 and ethtool are needed.
+# These tests wait more than they work, so that several run at once.
+fault-test: $(READY)
+	$(BIN)/python -m pytest -m deployment --numprocesses 4 --maxprocesses 4 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ from server.strategy import CsgStrategy, RunError
 from server.wire import interface_bytes
 
 _log = logging.getLogger(__name__)
-LOCK_S = 60.0  # for a server side that has lost its SuperLink to end
+LOCK_S = 60.0  # given to a server side of before, which has lost its SuperLink, to end
 
 
 def make_app(on_round: Callable[[RoundRow], None] | None = None) -> ServerApp:
@@ -60,7 +60,7 @@ def serve(recipe: Recipe, grid: Grid, on_round: Callable[[RoundRow], None]) -> N
     if recipe.run.dir is None:
         raise RecipeError("run.dir is not set; name the folder of the run")
     folder = RunFolder(Path(recipe.run.dir))
-    with folder.locked(LOCK_S if recipe.run.superlink else 0.0):
+    with folder.locked(LOCK_S if recipe.run.engine == "flower" else 0.0):
         folder.begin()
         outcome = "completed"
         try:

@@ -116,6 +116,14 @@ class RunFolder:
                     left.unlink(missing_ok=True)
             yield
 
+    def held(self) -> bool:
+        """Whether a process runs this run now."""
+        try:
+            with (self.path / ".lock").open() as file:
+                return not _lock(file)
+        except OSError:
+            return False
+
     def begin(self) -> None:
         """Forget how the run ended before, now that it goes on."""
         (self.path / "summary.json").unlink(missing_ok=True)

@@ -69,7 +69,7 @@ def run_flower(recipe: Recipe, on_round: Callable[[RoundRow], None]) -> None:
     summary = folder.summary()
     if status != "finished:completed" or summary.get("outcome") != "completed":
         known = str(summary.get("outcome", "")).removeprefix("stopped: ")
-        reason = known or details or "the server side ended without a word, as when it is killed"
+        reason = known or details or "the server side never began"
         raise RunError(f"Flower says {status}: {reason} (log: {folder.log})")
 
 

@@ -43,13 +43,20 @@ class Followed:
             RunError: if the SuperLink stays away or no server side takes the run up, for longer
                 than ``run.patience``.
         """
-        self._known, asked = known, 0.0
+        self._known, asked, served = known, 0.0, False
         self._answered = self._begun = time.monotonic()
         while True:
             time.sleep(_LOOK_S)
             check()
             self._tell(on_round)
-            ended = bool(self._folder.summary())
+            held, ended = self._folder.held(), bool(self._folder.summary())
+            if served and not held and not ended:  # Flower takes a minute to notice
+                self.stop()
+                raise RunError(
+                    "the server side ended without a word, as when it is killed; start it again "
+                    "if need be, then " + self._remedy()
+                )
+            served = served or held
             if not ended and time.monotonic() - asked < _ASK_S:
                 continue
             asked = time.monotonic()

@@ -239,9 +239,10 @@ class Deployment:
         home = self.folder / ("flwr" if name in ("csg", SUPERLINK) else f"home-{name}")
         home.mkdir(exist_ok=True)
         base = environment_of(self.folder)
-        path = os.pathsep.join([str(self.folder), base["PYTHONPATH"]])
-        own = self._environments.get(name, {})
-        return {**base, "FLWR_HOME": str(home), "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **own}
+        own = {"PYTHONPATH": "", **self._environments.get(name, {})}
+        path = [own["PYTHONPATH"], str(self.folder), base["PYTHONPATH"]]
+        own["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+        return {**base, "FLWR_HOME": str(home), "OMP_NUM_THREADS": "1", **own}
 
     def _host(self, name: str) -> str:
         return "server" if name in (SUPERLINK, SERVER) else name
