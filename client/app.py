@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.local import LocalClient, Memory
@@ -53,6 +53,11 @@ def make_app() -> ClientApp:
         )
         _keep(context, memory)
         return Message(reply(None, report), reply_to=message)
+
+    @app.query()
+    def query(message: Message, _context: Context) -> Message:
+        """An answer to the server's question whether this client is idle."""
+        return Message(RecordDict(), reply_to=message)
 
     return app
 

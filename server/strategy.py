@@ -12,7 +12,6 @@ from flwr.app import (
     ConfigRecord,
     Message,
     MessageType,
-    Metadata,
     MetricRecord,
 )
 from flwr.serverapp import Grid
@@ -92,7 +91,6 @@ class CsgStrategy(Strategy):
         self._waiting: set[int] = set()
         self._nodes: dict[int, Node] = {}  # as they were when last looked for
         self._trained: dict[int, int] = {}  # nodes by partition, of this round
-        self._sent: list[Metadata] = []  # of the messages that are to be answered
         self._partitions = dict(partitions or {})
 
     def configure_train(
@@ -156,9 +154,8 @@ class CsgStrategy(Strategy):
     ) -> MetricRecord | None:
         """Loss and accuracy over the clients' held-out images, weighted by their number."""
         reports: list[EvaluationReport] = []
-        asked = self._asked_by_message()
         for reply in replies:
-            node = asked.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+            node = reply.metadata.src_node_id
             if not self._answers(node):
                 continue
             try:
@@ -201,7 +198,6 @@ class CsgStrategy(Strategy):
             )
             for node, payload in zip(nodes, payloads, strict=True)
         ]
-        self._sent = [message.metadata for message in messages]
         return messages, sum(map(len, payloads))
 
     def _sample(self, round_: int, grid: Grid) -> list[int]:
@@ -239,9 +235,8 @@ class CsgStrategy(Strategy):
     def _updates(self, round_: int, replies: Iterable[Message]) -> Iterator[Update]:
         """Decoded and checked updates, one at a time; whatever is wrong with a reply is noted."""
         self._waiting, self._trained = set(self._asked), {}
-        asked = self._asked_by_message()
         for reply in _in_order(replies):
-            node = asked.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+            node = reply.metadata.src_node_id
             if not self._answers(node):
                 continue
             try:
@@ -269,10 +264,6 @@ class CsgStrategy(Strategy):
     def _check_error(self, reply: Message) -> None:
         if reply.has_error():
             raise ReplyError(refusal(reply.error, self.recipe.server.round_timeout))
-
-    def _asked_by_message(self) -> dict[str, int]:
-        """Nodes by the ids of their messages: errors that Flower makes name no node."""
-        return {sent.message_id: sent.dst_node_id for sent in self._sent if sent.message_id}
 
     def _answers(self, node: int) -> bool:
         """Whether this is the one answer that the node was asked for."""

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from simulations.flower_cli import connect, environment_of, flwr, script
 from simulations.studies.network import Network
+from simulations.studies.processes import listens, pss, read, sessions, wait_until
 
 SUPERLINK, SERVER = "superlink", "server"
 PORT = 8000
@@ -181,18 +182,18 @@ class Deployment:
 
     def memory(self) -> list[Memory]:
         """Of every component that is up, and apart from it of the apps that run for it."""
-        sessions = {p.pid: name for name, p in self.processes.items() if p.poll() is None}
+        leaders = {p.pid: name for name, p in self.processes.items() if p.poll() is None}
         found: dict[tuple[str, int], Memory] = {}
-        for pid, session in _sessions():
-            if session not in sessions:
+        for pid, session in sessions():
+            if session not in leaders:
                 continue
-            command = _read(Path(f"/proc/{pid}/cmdline"))
-            name, leader = sessions[session], session
+            command = read(Path(f"/proc/{pid}/cmdline"))
+            name, leader = leaders[session], session
             if any(app in command for app in _APPS):
                 name, leader = f"{name} app", pid
-            pss, anonymous = _pss(pid)
+            size, anonymous = pss(pid)
             before = found.get((name, leader), Memory(name, leader, 0, 0))
-            more = Memory(name, leader, before.pss + pss, before.anonymous + anonymous)
+            more = Memory(name, leader, before.pss + size, before.anonymous + anonymous)
             found[name, leader] = more
         return list(found.values())
 
@@ -273,7 +274,7 @@ class Deployment:
         if not self.up(name):
             return False
         if name == SUPERLINK:
-            return _listens(self.processes[name].pid, PORT)
+            return listens(self.processes[name].pid, PORT)
         if name == SERVER:
             return True
         found = _NODE_ID.search(self.log(name).read_bytes(), self._read[name])
@@ -288,44 +289,4 @@ class Deployment:
         self._ended.append(process)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        _await(lambda: not any(s == process.pid for _, s in _sessions()), f"{name} goes on")
-
-
-def _await(condition: Callable[[], bool], what: str, seconds: float = _GONE_S) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > until:
-            raise TimeoutError(f"{what} after {seconds:g} s")
-        time.sleep(0.1)
-
-
-def _sessions() -> Iterator[tuple[int, int]]:
-    """Ids of all processes that are no zombies, with their sessions'."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        fields = _read(entry / "stat").rpartition(b")")[2].split()
-        if fields and fields[0] != b"Z":
-            yield int(entry.name), int(fields[3])
-
-
-def _pss(pid: int) -> tuple[int, int]:
-    """Proportional set size, and what of it is anonymous, in bytes."""
-    found = {b"Pss:": 0, b"Pss_Anon:": 0}
-    for line in _read(Path(f"/proc/{pid}/smaps_rollup")).splitlines():
-        key, *rest = line.split()
-        if key in found:
-            found[key] = 1024 * int(rest[0])
-    return found[b"Pss:"], found[b"Pss_Anon:"]
-
-
-def _listens(pid: int, port: int) -> bool:
-    """Whether something in the network namespace of a process listens on a port."""
-    lines = _read(Path(f"/proc/{pid}/net/tcp")).splitlines()[1:]
-    rows: Sequence[list[bytes]] = [line.split() for line in lines]
-    return any(row[1].endswith(b":%04X" % port) and row[3] == b"0A" for row in rows)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:  # the process has ended
-        return b""
+        wait_until(lambda: not any(s == process.pid for _, s in sessions()), f"{name} goes on")

@@ -44,8 +44,8 @@ class Network:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in self._made:
-            subprocess.run(["ip", "netns", "del", name], check=False)
+        while self._made:
+            subprocess.run(["ip", "netns", "del", self._made.pop()], check=False)
 
     def address(self, host: str) -> str:
         """The IPv4 address of a host."""

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from server.app import terminate_as_interrupt
 from server.checkpoints import replace_file
 from server.record import RunFolder
 from simulations.machine import machine
@@ -208,7 +209,8 @@ def soak(rounds: int, seed: int, folder: Path) -> dict[str, Any]:
     began = time.monotonic()
     with Deployment(folder, clients=_CLIENTS, secure=True) as deployment:
         found = Soak(deployment, rounds, seed)
-        found.run()
+        with terminate_as_interrupt():
+            found.run()
         kept = summary(found, time.monotonic() - began)
     if kept["outcome"] != "completed" or kept["rounds"] != list(range(1, rounds + 1)):
         raise RuntimeError(f"{kept['outcome']}, with rounds {kept['rounds']}; see {folder}")
