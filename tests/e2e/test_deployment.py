@@ -328,7 +328,7 @@ def test_wrong_certificates_keys_recipes_and_code_are_refused_by_name(deploy, tm
     deployment.new_identity("client-0", registered=False)
     deployment.terminate("client-0")
     deployment.start("client-0", wait=False)
-    assert "No SuperNode found with the given public key" in _last_words(deployment, "client-0")
+    assert "Failed to activate SuperNode" in _last_words(deployment, "client-0")
     deployment.identities["client-0"] = "client-0"
     stranger = tmp_path / "stranger"
     deployment.proofs["client-0"] = ["--root-certificates", str(_authority(stranger))]
