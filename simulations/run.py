@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     name, recipe = recipe_from(options)
-    recipe = _resolved(name, recipe)
+    recipe = _resolved(name, deployed(recipe))
     check(recipe)
     client_app(recipe.run.client_app)
     folder = RunFolder(Path(str(recipe.run.dir)))
@@ -95,6 +95,19 @@ def _engine(recipe: Recipe, progress: Progress) -> None:
     from simulations.flower_engine import run_flower
 
     run_flower(recipe, progress.round)
+
+
+def deployed(recipe: Recipe) -> Recipe:
+    """The recipe on the SuperLink that ``$CSG_SUPERLINK`` names, unless it names one itself.
+
+    ``$CSG_SUPERLINK_CA`` is the file of the certificate that proves it.
+    """
+    address = os.environ.get("CSG_SUPERLINK")
+    if not address or recipe.run.superlink is not None:
+        return recipe
+    ca = os.environ.get("CSG_SUPERLINK_CA") or None
+    place = {"engine": "flower", "superlink": address, "superlink_ca": ca}
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update=place)})
 
 
 def _resolved(name: str, recipe: Recipe) -> Recipe:

@@ -1,0 +1,23 @@
+#!/bin/sh
+# A SuperNode, with the key in /keys, or with the first key in a folder of /keys that no other client
+# of this host holds: a lock on it ends with its holder, killed or not.
+set -eu
+: "${CSG_SERVER:?set it to HOST:PORT of the proxy of the deployment}"
+take() {
+  exec 9< "$1/key" && flock --nonblock 9
+}
+folder=
+for candidate in /keys /keys/*; do
+  if [ -e "$candidate/key" ]; then
+    [ -r "$candidate/key" ] || { echo "start-client: $candidate/key cannot be read by user $(id -u)" >&2; exit 2; }
+    if take "$candidate"; then folder=$candidate; break; fi
+  fi
+done
+[ -n "$folder" ] || { echo "start-client: no free key in /keys; keys add makes one more client" >&2; exit 2; }
+place="partition-id=$(cat "$folder/partition") interface=\"${CSG_INTERFACE:-eth0}\""
+[ -z "${CSG_DATA_DIR:-}" ] || place="$place data-dir=\"$CSG_DATA_DIR\""
+[ -z "${CSG_DATA_FOLDER:-}" ] || place="$place data-folder=\"$CSG_DATA_FOLDER\""
+echo "start-client: $folder"
+exec flower-supernode --superlink "$CSG_SERVER" --root-certificates "$folder/ca.crt" \
+  --auth-supernode-private-key "$folder/key" --node-config "$place" \
+  --health-server-address 127.0.0.1:8081 "$@"
