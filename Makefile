@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test deploy-test lint bench fuzz clean
+.PHONY: setup demo test fault-test deploy-test lint bench fuzz clean
 
 setup: $(READY)
 
@@ -26,6 +26,11 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Parts of a deployed run are killed, cut off and restarted: root, iproute2 and ethtool are needed.
+# These tests wait more than they work, so that several run at once.
+fault-test: $(READY)
+	$(BIN)/python -m pytest -m deployment --numprocesses 4 --maxprocesses 4 --dist worksteal
 
 # Images, compose project, TLS and keys for real; brings a Docker engine where there is none (root).
 deploy-test: $(READY)

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.local import LocalClient, Memory
 from client.shard import Shard, Shards, own_folder, partition_of
 from csg_core.broadcast import Held
+from federation.code import check_code
 from federation.messages import RECIPE, payload_in, reply
 from federation.recipe import Recipe
 
@@ -53,6 +54,11 @@ def make_app() -> ClientApp:
         _keep(context, memory)
         return Message(reply(None, report), reply_to=message)
 
+    @app.query()
+    def query(message: Message, _context: Context) -> Message:
+        """An answer to the server's question whether this client is idle."""
+        return Message(RecordDict(), reply_to=message)
+
     return app
 
 
@@ -68,6 +74,7 @@ class _Worker:
     def ready(self, context: Context) -> tuple[LocalClient, Shard, int]:
         text = str(context.run_config[RECIPE])
         if self._client is None or text != self._text:
+            check_code(context.run_config)
             recipe = Recipe.model_validate_json(text)
             self._client, self._text = LocalClient(recipe), text
             self._shards = self._own = None

@@ -114,6 +114,11 @@ class ServerConfig(_Section):
     round_timeout: float = Field(
         3600.0, gt=0, le=2_592_000, description="seconds for the clients of a round, up to 30 days"
     )
+    gather_timeout: NotNegative = Field(
+        60.0,
+        description="seconds that the first round waits for all of data.clients to connect; then "
+        "it goes on with the quorum",
+    )
     max_examples: Count | None = Field(
         None, description="examples that a client may claim at most; none: all of the data set's"
     )
@@ -167,6 +172,11 @@ class RunConfig(_Section):
     )
     superlink_ca: str | None = Field(
         None, description="file of the certificate that proves run.superlink; none: no encryption"
+    )
+    patience: Positive = Field(
+        120.0,
+        description="seconds that csg run waits for a SuperLink that does not answer, or for a "
+        "server side that takes the run up",
     )
     interface: str | None = Field(
         None, description="network interface of the server whose bytes are recorded, as eth0"

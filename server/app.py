@@ -15,6 +15,7 @@ from flwr.superlink.grid.http_grid import HttpGrid
 from csg_core import build, manifest, pack
 from csg_core.codecs import codec_named
 from csg_core.payload import most_payload_bytes, payload_bytes
+from federation.code import check_code
 from federation.devices import device_of
 from federation.messages import RECIPE
 from federation.recipe import Recipe, RecipeError
@@ -26,6 +27,7 @@ from server.strategy import CsgStrategy, RunError
 from server.wire import interface_bytes
 
 _log = logging.getLogger(__name__)
+LOCK_S = 60.0  # given to a server side of before, which has lost its SuperLink, to end
 
 
 def make_app(on_round: Callable[[RoundRow], None] | None = None) -> ServerApp:
@@ -38,10 +40,14 @@ def make_app(on_round: Callable[[RoundRow], None] | None = None) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        check_code(context.run_config)
         recipe = Recipe.model_validate_json(str(context.run_config[RECIPE]))
         if isinstance(grid, HttpGrid):
             grid = GuardedGrid(grid, most_update_bytes(recipe))
-        serve(recipe, grid, on_round or _log_row)
+        try:
+            serve(recipe, grid, on_round or _log_row)
+        except KeyboardInterrupt as error:  # so that Flower is told at once that the run has ended
+            raise RunError("interrupted") from error
 
     return app
 
@@ -58,7 +64,7 @@ def serve(recipe: Recipe, grid: Grid, on_round: Callable[[RoundRow], None]) -> N
     if recipe.run.dir is None:
         raise RecipeError("run.dir is not set; name the folder of the run")
     folder = RunFolder(Path(recipe.run.dir))
-    with folder.locked():
+    with folder.locked(LOCK_S if recipe.run.engine == "flower" else 0.0):
         folder.begin()
         outcome = "completed"
         try:
@@ -67,7 +73,7 @@ def serve(recipe: Recipe, grid: Grid, on_round: Callable[[RoundRow], None]) -> N
             rounds.resume()
             with terminate_as_interrupt():
                 rounds.run(on_round)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # the latter is Flower's, when a run is stopped
             outcome = "interrupted"
             raise
         except (ValueError, RunError) as error:

@@ -51,6 +51,10 @@ class Downlink:
         """The node failed; it may have lost what it held."""
         self._versions[node] = None
 
+    def forget(self) -> None:
+        """All nodes have lost what they held."""
+        self._versions = {}
+
     def state(self) -> dict[str, NDArray[Any]]:
         """What a checkpoint has to hold."""
         known = [(node, 0 if v is None else v + 1) for node, v in self._versions.items()]

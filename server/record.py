@@ -7,12 +7,13 @@
 import fcntl
 import json
 import os
+import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -92,27 +93,36 @@ class RunFolder:
             raise RunFolderError(f"{self.path}: cannot be written ({error.strerror})") from error
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, patience: float = 0.0) -> Iterator[None]:
         """Keep other processes from running this run; a lock ends with its process, killed or not.
 
         Raises:
-            RunFolderError: if another process runs it.
+            RunFolderError: if another process runs it still after ``patience`` seconds.
         """
         try:
             file = (self.path / ".lock").open("w")
         except OSError as error:
             raise RunFolderError(f"{self.path}: cannot be written ({error.strerror})") from error
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunFolderError(
-                    f"{self.path}: another process is running it; wait for it, or stop it"
-                ) from error
+            until = time.monotonic() + patience
+            while not _lock(file):
+                if time.monotonic() > until:
+                    raise RunFolderError(
+                        f"{self.path}: another process is running it; wait for it, or stop it"
+                    )
+                time.sleep(0.5)
             for folder in (self.path, self.checkpoints):
                 for left in folder.glob(".*.tmp"):  # of a process that was killed
                     left.unlink(missing_ok=True)
             yield
+
+    def held(self) -> bool:
+        """Whether a process runs this run now."""
+        try:
+            with (self.path / ".lock").open() as file:
+                return not _lock(file)
+        except OSError:
+            return False
 
     def begin(self) -> None:
         """Forget how the run ended before, now that it goes on."""
@@ -193,6 +203,14 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Say how the run ended."""
         replace_file(self.path / "summary.json", json.dumps(summary, indent=1).encode())
+
+
+def _lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _json(path: Path) -> dict[str, Any]:

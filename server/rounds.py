@@ -17,6 +17,7 @@ from csg_core.images import ImageSet
 from federation.devices import device_of, precision_of
 from federation.recipe import Recipe
 from server.checkpoints import CheckpointError, read_with_extra, write_checkpoint
+from server.nodes import exchange
 from server.record import RoundRow, RunFolder
 from server.state import ServerState, load_state, save_state
 from server.strategy import CsgStrategy, RunError, model_in, model_record
@@ -77,6 +78,8 @@ class Rounds:
         self.strategy.restore(self.state.carried)
         if self._simulated:
             self._simulated.restore(self.state.clients)
+        else:
+            self.strategy.downlink.forget()  # to clients, this is another run
         self.rows = self.folder.cut(self.state.round)
         if [row.round for row in self.rows] != list(range(1, self.state.round + 1)):
             raise CheckpointError(
@@ -112,7 +115,7 @@ class Rounds:
                 self._save()
             for round_ in range(self.state.round + 1, self.recipe.train.rounds + 1):
                 on_round(self._round(round_))
-        except (RunError, KeyboardInterrupt):
+        except (RunError, KeyboardInterrupt, SystemExit):
             self._save()
             raise
 
@@ -121,7 +124,7 @@ class Rounds:
         timeout, strategy = self.recipe.server.round_timeout, self.strategy
         arrays = model_record(self.state.values)
         messages = strategy.configure_train(round_, arrays, ConfigRecord(), self.grid)
-        replies = self.grid.send_and_receive(messages, timeout=timeout)
+        replies = exchange(self.grid, messages, timeout=timeout)
         arrays, metrics = strategy.aggregate_train(round_, replies)
         loss, accuracy = self._evaluate(round_, arrays)
         kept = self._simulated.kept() if self._simulated else {}
@@ -166,7 +169,7 @@ class Rounds:
         if self.recipe.clients_evaluate:
             messages = self.strategy.configure_evaluate(round_, arrays, ConfigRecord(), self.grid)
             timeout = self.recipe.server.round_timeout
-            replies = self.grid.send_and_receive(messages, timeout=timeout)
+            replies = exchange(self.grid, messages, timeout=timeout)
             found = self.strategy.aggregate_evaluate(round_, replies)
             return (float(found["loss"]), float(found["accuracy"])) if found else (None, None)  # type: ignore[arg-type]
         unpack(self._model, model_in(arrays), self._groups)

@@ -1,13 +1,19 @@
 """The server's half of a round: sample, encode, and then decode, check and average."""
 
 import logging
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+)
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
@@ -29,10 +35,10 @@ from federation.recipe import Recipe
 from federation.seeds import derived_seed
 from server.aggregation import Aggregation, Update
 from server.downlink import Downlink
+from server.nodes import Node, gather, refusal
 
 _log = logging.getLogger(__name__)
 _KEY = "model"
-_POLL_S = 1.0
 
 Values = NDArray[np.float32]
 
@@ -83,6 +89,8 @@ class CsgStrategy(Strategy):
         self._current: Values = np.zeros(0, np.float32)
         self._asked: list[int] = []
         self._waiting: set[int] = set()
+        self._nodes: dict[int, Node] = {}  # as they were when last looked for
+        self._trained: dict[int, int] = {}  # nodes by partition, of this round
         self._partitions = dict(partitions or {})
 
     def configure_train(
@@ -151,8 +159,7 @@ class CsgStrategy(Strategy):
             if not self._answers(node):
                 continue
             try:
-                if reply.has_error():
-                    raise ReplyError(_one_line(reply.error.reason))
+                self._check_error(reply)
                 most = self.recipe.most_examples
                 report = evaluation_report_in(reply.content, most_examples=most)
                 self._check_partition(node, report.partition)
@@ -194,17 +201,8 @@ class CsgStrategy(Strategy):
         return messages, sum(map(len, payloads))
 
     def _sample(self, round_: int, grid: Grid) -> list[int]:
-        cohort, quorum = self.recipe.cohort, self.recipe.quorum
-        wanted = quorum if self._asked else self.recipe.data.clients  # all may register first
-        until = time.monotonic() + self.recipe.server.round_timeout
-        while len(nodes := sorted(grid.get_node_ids())) < wanted and time.monotonic() < until:
-            time.sleep(_POLL_S)
-        if len(nodes) < quorum:
-            raise RunError(
-                f"round {round_}: {len(nodes)} clients are connected after "
-                f"{self.recipe.server.round_timeout:g} s and the quorum is {quorum}; "
-                "start more, or lower server.min_clients"
-            )
+        nodes = self._gather(round_, grid)
+        cohort = self.recipe.cohort
         rng = np.random.Generator(
             np.random.Philox(key=derived_seed(self.recipe.run.seed, "cohort", round_))
         )
@@ -212,9 +210,31 @@ class CsgStrategy(Strategy):
         self._asked = [nodes[place] for place in sorted(chosen)]
         return self._asked
 
+    def _gather(self, round_: int, grid: Grid) -> list[int]:
+        """Nodes that are connected, in order: in the first round all, given the time to be."""
+        quorum, server = self.recipe.quorum, self.recipe.server
+        found = gather(
+            grid,
+            everyone=self.recipe.data.clients,
+            quorum=quorum,
+            patience=0.0 if self._asked else server.gather_timeout,
+            timeout=server.round_timeout,
+        )
+        if len(found) < quorum:
+            raise RunError(
+                f"round {round_}: {len(found)} clients are connected after "
+                f"{server.round_timeout:g} s and the quorum is {quorum}; "
+                "start more, or lower server.min_clients"
+            )
+        for node, seen in found.items():
+            if node in self._nodes and self._nodes[node].since != seen.since:
+                self.downlink.failed(node)  # its process is another one, which holds nothing
+        self._nodes |= found
+        return list(found)
+
     def _updates(self, round_: int, replies: Iterable[Message]) -> Iterator[Update]:
         """Decoded and checked updates, one at a time; whatever is wrong with a reply is noted."""
-        self._waiting = set(self._asked)
+        self._waiting, self._trained = set(self._asked), {}
         for reply in _in_order(replies):
             node = reply.metadata.src_node_id
             if not self._answers(node):
@@ -227,19 +247,23 @@ class CsgStrategy(Strategy):
                 self._fail(node, str(error))
                 continue
             self._partitions[node] = report.partition
+            self._trained[report.partition] = node
             self.downlink.answered(node)
             self.outcome.reports.append(report)
             yield update
 
     def _read(self, round_: int, reply: Message) -> tuple[Update, TrainReport]:
-        if reply.has_error():
-            raise ReplyError(_one_line(reply.error.reason))
+        self._check_error(reply)
         self.outcome.bytes_up += payload_bytes_in(reply.content)
         self.outcome.updates += 1
         report = train_report_in(reply.content, most_examples=self.recipe.most_examples)
         label = self.downlink.update_label(round_)
         values = decode(payload_in(reply.content), label, self._uplink)
         return Update(report.partition, report.examples, values), report
+
+    def _check_error(self, reply: Message) -> None:
+        if reply.has_error():
+            raise ReplyError(refusal(reply.error, self.recipe.server.round_timeout))
 
     def _answers(self, node: int) -> bool:
         """Whether this is the one answer that the node was asked for."""
@@ -254,12 +278,11 @@ class CsgStrategy(Strategy):
         known = self._partitions.get(node, partition)
         if known != partition:
             raise ReplyError(f"claims partition {partition}; it has {known}")
-        for report in self.outcome.reports:
-            if report.partition == partition and node not in self._partitions:
-                raise ReplyError(
-                    f"claims partition {partition}, which another client trained; "
-                    "give each client a partition-id of its own"
-                )
+        if self._trained.get(partition, node) != node:
+            raise ReplyError(
+                f"claims partition {partition}, which another client trained; "
+                "give each client a partition-id of its own"
+            )
 
     def _check_quorum(self, round_: int) -> None:
         self._fail_waiting()
@@ -279,7 +302,10 @@ class CsgStrategy(Strategy):
         _log.warning("%s failed: %s", self._name(node), reason)
 
     def _name(self, node: int) -> str:
-        return f"client {self._partitions[node]}" if node in self._partitions else f"node {node}"
+        if node in self._partitions:
+            return f"client {self._partitions[node]}"
+        known = self._nodes.get(node)
+        return f"node {known.name}" if known and known.name else f"node {node}"
 
     def _too_few(self, round_: int, good: int) -> str:
         reasons = "; ".join(f"{who} {why}" for who, why in list(self.outcome.failures.items())[:3])
@@ -335,8 +361,3 @@ def _claimed_partition(reply: Message) -> tuple[float, int]:
         return float(metrics["partition"]), reply.metadata.src_node_id  # type: ignore[arg-type]
     except (ValueError, KeyError, TypeError, StopIteration):
         return float("inf"), reply.metadata.src_node_id
-
-
-def _one_line(reason: str | None) -> str:
-    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
-    return lines[-1] if lines else "an error without a reason"

@@ -15,6 +15,7 @@ import tomli_w
 from federation.recipe import RecipeError
 from server.strategy import RunError
 
+_ANSWER_S = 60.0
 CONNECTION = "csg"  # the SuperLink's name in Flower's configuration
 
 # A module each, so that a client needs nothing of the server, and the server nothing of a client.
@@ -104,10 +105,31 @@ def write_app(path: Path, client: str, server: str, config: dict[str, Any]) -> N
 
 
 def status_of(run_id: str, environment: dict[str, str], before: Sequence[str] = ()) -> str:
-    """As ``running`` or ``finished:completed``."""
+    """As ``running`` or ``finished:completed``.
+
+    Raises:
+        EngineError: if the SuperLink does not answer, or does not know the run.
+    """
+    return run_of(run_id, environment, before)[0]
+
+
+def run_of(run_id: str, environment: dict[str, str], before: Sequence[str] = ()) -> tuple[str, str]:
+    """The status of a run, and Flower's details of it.
+
+    Raises:
+        EngineError: if the SuperLink does not answer, or does not know the run.
+    """
     answer = flwr(["ls", CONNECTION, "--run-id", run_id], environment, before)
-    runs = answer.get("runs") or [{}]
-    return str(runs[0].get("status", "unknown"))
+    runs = answer.get("runs")
+    if not runs:
+        raise EngineError(reason_in(answer))
+    return str(runs[0]["status"]), str(runs[0].get("status-details") or "")
+
+
+def reason_in(answer: dict[str, Any]) -> str:
+    """Flower's reason for a failure, in one line."""
+    lines = str(answer.get("error-message", answer)).strip().splitlines()
+    return lines[-1] if lines else "no reason given"
 
 
 def flwr(
@@ -119,7 +141,11 @@ def flwr(
         EngineError: if it gives no answer.
     """
     command = [*before, script("flwr"), *arguments, "--format", "json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True,
+                              check=False, timeout=_ANSWER_S)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise EngineError(f"flwr {arguments[0]}: no answer within {_ANSWER_S:g} s") from None
     start = done.stdout.find("{")
     try:
         content = json.loads(done.stdout[start:])

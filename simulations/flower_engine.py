@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from federation.code import CODE, code_identity
 from federation.messages import RECIPE
 from federation.recipe import Recipe
 from server.record import RoundRow, RunFolder
@@ -29,14 +30,13 @@ from simulations.flower_cli import (
     connect,
     environment_of,
     flwr,
+    reason_in,
     script,
-    status_of,
     write_app,
 )
+from simulations.flower_run import Followed
 
 _START_S = 60.0
-_POLL_S = 0.5
-_STATUS_EVERY_S = 5.0
 _STOP_S = 10.0
 
 
@@ -48,33 +48,28 @@ def run_flower(recipe: Recipe, on_round: Callable[[RoundRow], None]) -> None:
         EngineError: if Flower could not start or lost the run.
     """
     folder = RunFolder(Path(str(recipe.run.dir)))
-    seen = len(folder.rows())
+    before = folder.rows()
     folder.begin()
     with _scratch() as scratch, folder.log.open("a") as log:
         environment = environment_of(scratch)
         with _superlink_of(recipe, scratch, environment, log) as superlink:
             run_id = _submit(recipe, scratch, environment, folder, log)
-            asked, status = time.monotonic(), ""
+            followed = Followed(run_id, recipe, folder, environment)
+
+            def check_superlink() -> None:
+                if superlink is not None and superlink.poll() is not None:
+                    raise EngineError(f"Flower's SuperLink has ended; see {folder.log}")
+
             try:
-                while not status.startswith("finished"):
-                    time.sleep(_POLL_S)
-                    if superlink is not None and superlink.poll() is not None:
-                        raise EngineError(f"Flower's SuperLink has ended; see {folder.log}")
-                    rows = folder.rows()
-                    for row in rows[seen:]:
-                        on_round(row)
-                    seen = len(rows)
-                    if time.monotonic() - asked > _STATUS_EVERY_S or folder.summary():
-                        status = status_of(run_id, environment)
-                        asked = time.monotonic()
+                status, details = followed.to_its_end(before, on_round, check_superlink)
             except KeyboardInterrupt:
                 if superlink is None:  # it goes on, but not with this run
-                    flwr(["stop", run_id, CONNECTION], environment)
+                    followed.stop()
                 raise
     summary = folder.summary()
     if status != "finished:completed" or summary.get("outcome") != "completed":
-        outcome = summary.get("outcome", f"the server side wrote no summary; see {folder.log}")
-        reason = str(outcome).removeprefix("stopped: ")
+        known = str(summary.get("outcome", "")).removeprefix("stopped: ")
+        reason = known or details or "the server side never began"
         raise RunError(f"Flower says {status}: {reason} (log: {folder.log})")
 
 
@@ -165,7 +160,7 @@ def _alive(entry: Path) -> bool:
 def _submit(
     recipe: Recipe, scratch: Path, environment: dict[str, str], folder: RunFolder, log: Any
 ) -> str:
-    config = {RECIPE: recipe.model_dump_json()}
+    config = {RECIPE: recipe.model_dump_json(), CODE: code_identity()}
     write_app(scratch / "app", recipe.run.client_app, "server.app:app", config)
     federation = [
         f"num-supernodes={recipe.data.clients}",
@@ -180,8 +175,7 @@ def _submit(
     )
     log.write(json.dumps(answer) + "\n")
     if not answer.get("run-id"):
-        reason = answer.get("error-message", answer)
-        raise EngineError(f"Flower refused the run: {reason} (log: {folder.log})")
+        raise EngineError(f"Flower refused the run: {reason_in(answer)} (log: {folder.log})")
     return str(answer["run-id"])
 
 

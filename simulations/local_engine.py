@@ -22,6 +22,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
+from federation.code import CODE, code_identity
 from federation.messages import RECIPE
 from federation.recipe import Recipe, RecipeError
 from server.app import serve
@@ -83,7 +84,7 @@ class LocalGrid(Grid):
         TaskIdentity.node_id = SUPERLINK_NODE_ID
         self.partitions: Mapping[int, int] = {n: n for n in range(recipe.data.clients)}
         self._app = app
-        self._run_config = {RECIPE: recipe.model_dump_json()}
+        self._run_config = {RECIPE: recipe.model_dump_json(), CODE: code_identity()}
         self._states: dict[int, RecordDict] = {}  # of clients that keep something
         self._on_client = on_client or (lambda _done, _of: None)
         self._pushed: dict[str, Message] = {}

@@ -12,7 +12,7 @@ from federation.devices import device_of, precision_of
 from federation.recipe import Recipe
 from federation.shards import class_spread, shard_rows
 from federation.sources import load_images
-from server.app import check, terminate_as_interrupt
+from server.app import LOCK_S, check, terminate_as_interrupt
 from server.checkpoints import CheckpointError
 from server.record import RunFolder
 from server.strategy import RunError
@@ -49,7 +49,8 @@ def follow(recipe: Recipe, folder: RunFolder, command: str, *, as_json: bool) ->
     Returns:
         The exit status: 0 if the run was completed, 1 if it stopped, 130 if interrupted.
     """
-    with folder.locked():  # tried before anything is started
+    # tried before anything is started
+    with folder.locked(LOCK_S if recipe.run.superlink else 0.0):
         pass
     progress = Progress(recipe, folder.rows(), sys.stderr if as_json else sys.stdout)
     progress.begin(folder)

@@ -3,16 +3,20 @@
 Needs root, iproute2 and ethtool.
 """
 
+import itertools
 import os
 import subprocess
 import sys
+
+_numbers = itertools.count()
 
 
 class Network:
     """Namespaces ``server`` and ``client-0`` and on, each with an eth0 on one bridge."""
 
     def __init__(self, clients: int) -> None:
-        self.prefix = f"csg{os.getpid()}-"
+        number = next(_numbers)
+        self.prefix = f"csg{os.getpid()}-{number}-" if number else f"csg{os.getpid()}-"
         self.hosts = ["server", *(f"client-{n}" for n in range(clients))]
         self._made: list[str] = []
 
@@ -40,8 +44,8 @@ class Network:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in self._made:
-            subprocess.run(["ip", "netns", "del", name], check=False)
+        while self._made:
+            subprocess.run(["ip", "netns", "del", self._made.pop()], check=False)
 
     def address(self, host: str) -> str:
         """The IPv4 address of a host."""
@@ -50,6 +54,18 @@ class Network:
     def inside(self, host: str) -> list[str]:
         """What to put before a command to run it on a host."""
         return ["ip", "netns", "exec", self.prefix + host]
+
+    def cut(self, host: str) -> None:
+        """Pull a host's cable: what it sends and is sent is lost, and nobody is told."""
+        self._link(host, "down")
+
+    def restore(self, host: str) -> None:
+        """Put the cable back."""
+        self._link(host, "up")
+
+    def _link(self, host: str, state: str) -> None:
+        port = f"p{self.hosts.index(host) + 1}"
+        _ip("-n", self.prefix + "switch", "link", "set", port, state)
 
     def _add(self, host: str) -> None:
         _ip("netns", "add", self.prefix + host)

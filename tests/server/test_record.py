@@ -1,5 +1,7 @@
 """A run's files: written whole, read back, and damage noticed."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -61,7 +63,21 @@ def test_one_process_at_a_time_runs_a_run(folder):
     ):
         pass
     with folder.locked():
-        pass
+        assert folder.held()
+    assert not folder.held()
+
+
+def test_a_process_that_is_about_to_end_is_waited_for(folder):
+    hold = (
+        f"import fcntl, time; file = open({str(folder.path / '.lock')!r}, 'w'); "
+        "fcntl.flock(file, 2); print(flush=True); time.sleep(1)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert folder.held()
+        with folder.locked(patience=60):
+            pass
 
 
 def test_what_killed_processes_left_is_swept_away(folder):

@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 from client.app import make_app
 from csg_core import build, manifest, pack, unpack
 from csg_core.evaluation import evaluate
+from federation.code import CODE, code_identity
 from federation.messages import RECIPE
 from federation.sources import load_images
 from server.app import make_app as make_server_app
@@ -203,7 +204,9 @@ def test_the_server_app_is_what_flower_calls(tiny, tmp_path):
     recipe = tiny(run={"dir": str(tmp_path / "run")})
     RunFolder(tmp_path / "run").create(recipe, {}, [])
     seen = []
-    context = Context(1, 1, {}, RecordDict(), {RECIPE: recipe.model_dump_json()})
+    context = Context(
+        1, 1, {}, RecordDict(), {RECIPE: recipe.model_dump_json(), CODE: code_identity()}
+    )
     make_server_app(seen.append)(LocalGrid(recipe, make_app()), context)
     assert [row.round for row in seen] == [1, 2]
 

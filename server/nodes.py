@@ -1,0 +1,152 @@
+"""Who is connected, and the exchange of a round's messages with them."""
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from flwr.app import Error, Message, MessageType, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.serverapp import Grid
+
+_log = logging.getLogger(__name__)
+PROBE_S = 30.0  # of silence
+RESTARTED = "was restarted in this round"
+_PULL_S = 1.0
+_LOOK_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A connected client: its registered ``name`` and the time that it connected, if known."""
+
+    name: str = ""
+    since: str = ""
+
+
+def connected(grid: Grid) -> dict[int, Node]:
+    """Every connected node, in the order of ids."""
+    found = {info.node_id: Node(info.name, info.last_activated_at) for info in grid.get_nodes()}
+    return dict(sorted(found.items()))
+
+
+def gather(
+    grid: Grid, *, everyone: int, quorum: int, patience: float, timeout: float
+) -> dict[int, Node]:
+    """Connected nodes: ``everyone`` if that comes about within ``patience`` seconds, else at least
+    ``quorum``, else whoever is there after ``timeout`` seconds.
+    """
+    began = time.monotonic()
+    while True:
+        found, waited = connected(grid), time.monotonic() - began
+        wanted = quorum if waited >= patience else everyone
+        if len(found) >= wanted or waited >= timeout:
+            return found
+        time.sleep(_PULL_S)
+
+
+def exchange(grid: Grid, messages: list[Message], *, timeout: float) -> Iterable[Message]:
+    """Send messages and collect the replies that come within ``timeout`` seconds.
+
+    Flower delivers a message once: one that was under way when a connection or the SuperLink broke,
+    or that a killed client had, is lost, and its answer would be waited for until the end. So
+    clients that are silent for long are asked whether they are idle, and if so, sent it again;
+    of those that have connected anew nothing more is expected. Errors that Flower makes are put
+    down to the node that was asked.
+    """
+    before = connected(grid)
+    if not any(node.since for node in before.values()):  # this Grid does not know
+        return grid.send_and_receive(messages, timeout=timeout)
+    until = time.monotonic() + timeout
+    pending = _Pending(grid, before, messages)
+    looked = probed = time.monotonic()
+    while pending.waiting and (now := time.monotonic()) < until:
+        pending.pull()
+        if now - looked > _LOOK_S:
+            looked = now
+            pending.give_up_restarted()
+        if now - probed > PROBE_S:
+            probed = now
+            pending.probe()
+        if pending.waiting:
+            time.sleep(_PULL_S)
+    return pending.replies
+
+
+class _Pending:
+    """Messages that are to be answered, ``waiting`` by their ids, and the ``replies`` so far."""
+
+    def __init__(self, grid: Grid, before: Mapping[int, Node], messages: list[Message]) -> None:
+        self._grid, self._before = grid, before
+        self.waiting = self._push(messages)
+        self.replies: list[Message] = []
+        self._probes: dict[str, str] = {}  # and the message that each is about
+
+    def _push(self, messages: list[Message]) -> dict[str, Message]:
+        pushed = self._grid.push_messages(messages)  # without a name: not taken
+        return {name: message for name, message in zip(pushed, messages, strict=False) if name}
+
+    def pull(self) -> None:
+        """Take what has come in; answers first, since a probe is answered after them."""
+        found = list(self._grid.pull_messages([*self.waiting, *self._probes]))
+        probes = []
+        for reply in found:
+            name = reply.metadata.reply_to_message_id
+            if name in self._probes:
+                probes.append((self._probes.pop(name), reply))
+            elif name in self.waiting:
+                message = self.waiting.pop(name)
+                flowers = reply.metadata.src_node_id != message.metadata.dst_node_id
+                known = Message(reply.error, reply_to=message) if flowers else reply
+                self.replies.append(known)
+        for name, reply in probes:
+            if reply.metadata.src_node_id != SUPERLINK_NODE_ID and name in self.waiting:
+                self._send_again(name)
+
+    def _send_again(self, name: str) -> None:
+        lost = self.waiting.pop(name)
+        of = lost.metadata
+        _log.warning("node %d is idle and has not answered; it is sent it again", of.dst_node_id)
+        ttl = max(1.0, of.created_at + of.ttl - time.time())
+        more = Message(lost.content, of.dst_node_id, of.message_type, ttl=ttl, group_id=of.group_id)
+        self.waiting |= self._push([more])
+
+    def probe(self) -> None:
+        """Ask the silent ones; while a client works, it does not see this, and it expires."""
+        about = {m.metadata.dst_node_id: name for name, m in self.waiting.items()}
+        messages = [
+            Message(RecordDict(), node, MessageType.QUERY, ttl=PROBE_S, group_id="")
+            for node in about
+        ]
+        for name, message in self._push(messages).items():
+            self._probes[name] = about[message.metadata.dst_node_id]
+
+    def give_up_restarted(self) -> None:
+        """Answer with an error for nodes that have connected anew since the messages were sent."""
+        now = connected(self._grid)
+        for name, message in list(self.waiting.items()):
+            node = message.metadata.dst_node_id
+            if node in now and node in self._before and now[node].since != self._before[node].since:
+                error = Error(ErrorCode.NODE_UNAVAILABLE, RESTARTED)
+                self.replies.append(Message(error, reply_to=self.waiting.pop(name)))
+
+
+def refusal(error: Error, timeout: float) -> str:
+    """What a reply's error means, in one line."""
+    if error.code == ErrorCode.NODE_UNAVAILABLE:
+        return RESTARTED if error.reason == RESTARTED else "lost its connection (no heartbeat)"
+    if error.code in (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE):
+        return f"did not answer within {timeout:g} s, or was revoked"
+    if error.code == ErrorCode.CLIENT_APP_CRASHED:
+        return "its ClientApp died; see the log of its SuperNode"
+    if error.code == ErrorCode.LOAD_CLIENT_APP_EXCEPTION:
+        return "its ClientApp cannot be loaded; install csg-fl there (log of its SuperNode)"
+    return _raised(error.reason)
+
+
+def _raised(reason: str | None) -> str:
+    """Flower's ``<class 'module.Name'>:<'message'>`` as ``raised Name: message``."""
+    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
+    line = lines[-1] if lines else "an error without a reason"
+    kind, middle, message = line.removeprefix("<class '").partition("'>:<'")
+    return f"raised {kind.rpartition('.')[2]}: {message[:-2]}" if middle else line

@@ -1,0 +1,47 @@
+"""Processes of this machine by session, their memory and what they listen on, out of /proc."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+    """Poll until something is so; a TimeoutError says ``what`` was there instead."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError(f"{what} after {seconds:g} s")
+        time.sleep(0.1)
+
+
+def sessions() -> Iterator[tuple[int, int]]:
+    """Ids of all processes that are no zombies, with their sessions'."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        fields = read(entry / "stat").rpartition(b")")[2].split()
+        if fields and fields[0] != b"Z":
+            yield int(entry.name), int(fields[3])
+
+
+def pss(pid: int) -> tuple[int, int]:
+    """Proportional set size, and what of it is anonymous, in bytes."""
+    found = {b"Pss:": 0, b"Pss_Anon:": 0}
+    for line in read(Path(f"/proc/{pid}/smaps_rollup")).splitlines():
+        key, *rest = line.split()
+        if key in found:
+            found[key] = 1024 * int(rest[0])
+    return found[b"Pss:"], found[b"Pss_Anon:"]
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether something in the network namespace of a process listens on a port."""
+    lines = read(Path(f"/proc/{pid}/net/tcp")).splitlines()[1:]
+    rows: list[list[bytes]] = [line.split() for line in lines]
+    return any(row[1].endswith(b":%04X" % port) and row[3] == b"0A" for row in rows)
+
+
+def read(path: Path) -> bytes:
+    """A file of /proc, which may go at any time; empty then."""
+    try:
+        return path.read_bytes()
+    except OSError:  # the process has ended
+        return b""

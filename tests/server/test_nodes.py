@@ -1,0 +1,144 @@
+"""Who is waited for, and what errors of Flower's own are put down to."""
+
+import time
+
+import pytest
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from federation.messages import instruction
+from server import nodes
+from server.nodes import exchange, gather, refusal
+
+
+class Nodes(Grid):
+    """Nodes that connect at their times; ``since`` is as SuperLink tells it."""
+
+    def __init__(self, *joining: float) -> None:
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+        self.since = dict.fromkeys(range(10, 10 + len(joining)), "once")
+        self.restarting: int | None = None
+        self.losing: set[int] = set()  # nodes that a first message does not reach
+        self.working: set[int] = set()  # nodes that do not answer in time
+        self.coming: list[Message] = []  # replies to be pulled
+        self.pushed: list[tuple[int, str]] = []
+        self._joins = [time.monotonic() + seconds for seconds in joining]
+
+    run = Run.create_empty(1)
+
+    def set_run(self, run):
+        pass
+
+    def create_message(self, *_, **__):
+        raise NotImplementedError
+
+    def get_node_ids(self):
+        return [number for number, at in enumerate(self._joins, start=10) if time.monotonic() >= at]
+
+    def get_nodes(self):
+        return [
+            NodeInfo(node_id=n, name=f"n{n}", last_activated_at=self.since[n])
+            for n in self.get_node_ids()
+        ]
+
+    def push_messages(self, messages):
+        names = []
+        for message in messages:
+            of = message.metadata
+            names.append(f"m{len(self.pushed)}")
+            of.__dict__["_message_id"] = names[-1]
+            self.pushed.append((of.dst_node_id, of.message_type))
+            if of.message_type == "train" and of.dst_node_id in self.losing:
+                self.losing.remove(of.dst_node_id)
+            elif of.dst_node_id not in self.working:
+                self.coming.append(Message(message.content, reply_to=message))
+        return names
+
+    def pull_messages(self, _message_ids):
+        if self.restarting is not None:
+            self.since[self.restarting] = "again"
+        found, self.coming = self.coming, []
+        return found
+
+    def send_and_receive(self, *_, **__):
+        raise AssertionError("its replies are pulled")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(nodes, "_PULL_S", 0.02)
+    monkeypatch.setattr(nodes, "_LOOK_S", 0.1)
+    monkeypatch.setattr(nodes, "PROBE_S", 0.2)
+
+
+def _gathered(grid, **limits) -> tuple[list[int], float]:
+    began = time.monotonic()
+    found = gather(grid, everyone=3, quorum=2, **limits)
+    return list(found), time.monotonic() - began
+
+
+def test_all_are_waited_for_and_no_longer():
+    found, took = _gathered(Nodes(0, 0, 0.2), patience=20, timeout=20)
+    assert found == [10, 11, 12]
+    assert took < 5
+
+
+def test_after_its_patience_the_quorum_is_enough():
+    found, took = _gathered(Nodes(0, 0, 60), patience=0.3, timeout=20)
+    assert found == [10, 11]
+    assert 0.3 <= took < 5
+
+
+def test_the_round_timeout_ends_the_waiting_for_a_quorum():
+    found, took = _gathered(Nodes(0, 60, 60), patience=0.1, timeout=0.4)
+    assert found == [10]
+    assert 0.4 <= took < 5
+
+
+def _messages(count: int) -> list[Message]:
+    content = instruction(b"x", 1, {})
+    return [
+        Message(content, dst_node_id=n, message_type="train", ttl=60) for n in range(10, 10 + count)
+    ]
+
+
+def test_a_node_that_connects_anew_in_a_round_is_answered_for():
+    """Flower itself would wait for its answer until the message expires."""
+    grid = Nodes(0, 0)
+    grid.working, grid.restarting = {10, 11}, 11
+    began = time.monotonic()
+    (reply,) = exchange(grid, _messages(2), timeout=1.0)
+    assert time.monotonic() - began >= 1.0, "the other is waited for"
+    assert reply.metadata.src_node_id == 11
+    assert refusal(reply.error, 1.0) == "was restarted in this round"
+
+
+def test_a_message_that_was_lost_is_sent_again_and_one_at_work_is_let_alone():
+    grid = Nodes(0, 0, 0)
+    grid.losing, grid.working = {11}, {12}
+    replies = exchange(grid, _messages(3), timeout=1.5)
+    assert [reply.metadata.src_node_id for reply in replies] == [10, 11]
+    assert all(reply.content["arrays"] for reply in replies)
+    sent = [node for node, kind in grid.pushed if kind == "train"]
+    assert sent == [10, 11, 12, 11]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "line"),
+    [
+        (ErrorCode.NODE_UNAVAILABLE, "Error: Node ...", "lost its connection (no heartbeat)"),
+        (ErrorCode.CLIENT_APP_CRASHED, "", "its ClientApp died; see the log of its SuperNode"),
+        (ErrorCode.MESSAGE_UNAVAILABLE, "", "did not answer within 9 s, or was revoked"),
+        (ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
+         "\n<class 'csg_core.payload.PayloadError'>:<'payload of another model'>",
+         "raised PayloadError: payload of another model"),
+        (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "raised OSError: gone", "raised OSError: gone"),
+        (ErrorCode.UNKNOWN, "", "an error without a reason"),
+    ],
+)  # fmt: skip
+def test_errors_of_flower_in_one_line(code, reason, line):
+    assert refusal(Error(code, reason), 9.0) == line
