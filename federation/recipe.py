@@ -168,8 +168,10 @@ class RunConfig(_Section):
     superlink_ca: str | None = Field(
         None, description="file of the certificate that proves run.superlink; none: no encryption"
     )
-    interface: str | None = Field(
-        None, description="network interface of the server whose bytes are recorded, as eth0"
+    interface: str = Field(
+        "auto",
+        description="network interface of the server whose bytes are recorded, as eth0; auto: with "
+        "run.superlink that of the default route; none: no bytes are recorded, at clients neither",
     )
     client_cpus: Positive = Field(1.0, description="flower engine: CPUs of a simulated client")
     client_gpus: NotNegative = Field(0.0, description="flower engine: GPUs of a simulated client")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,7 +20,7 @@ from server.checkpoints import CheckpointError, read_with_extra, write_checkpoin
 from server.record import RoundRow, RunFolder
 from server.state import ServerState, load_state, save_state
 from server.strategy import CsgStrategy, RunError, model_in, model_record
-from server.wire import interface_bytes
+from server.wire import crossed, server_interface
 
 
 @runtime_checkable
@@ -60,7 +60,7 @@ class Rounds:
         # what clients make of the seed, to the last bit
         self.state = ServerState(0, self.strategy.downlink.first, self.strategy.state())
         self._saved = -1
-        self._counted = self._wire_bytes()
+        self._counted = server_interface(recipe)
         self.rows: list[RoundRow] = []
 
     def resume(self) -> None:
@@ -127,8 +127,9 @@ class Rounds:
         kept = self._simulated.kept() if self._simulated else {}
         state = ServerState(round_, model_in(arrays), strategy.state(), kept)
         outcome = strategy.outcome
-        before, self._counted = self._counted, self._wire_bytes()
-        wire = [now - then for now, then in zip(self._counted, before, strict=True)]
+        before, counted = self._counted, server_interface(self.recipe)
+        self._counted = counted
+        received, sent = crossed(before, counted)
         row = RoundRow(
             round=round_,
             clients=len(outcome.reports),
@@ -138,10 +139,12 @@ class Rounds:
             test_accuracy=accuracy,
             payload_bytes_up=outcome.bytes_up,
             payload_bytes_down=outcome.bytes_down,
-            wire_bytes_up=wire[0] if wire else None,
-            wire_bytes_down=wire[1] if wire else None,
+            wire_bytes_up=received,
+            wire_bytes_down=sent,
+            interface=counted.name if counted else None,
+            interface_shared=counted.shared if counted else None,
             seconds=time.perf_counter() - started,
-            contributions=[asdict(report) for report in outcome.reports],
+            contributions=outcome.contributions(),
             failed=dict(outcome.failures),
             models=outcome.models,
             updates=outcome.updates,
@@ -154,11 +157,6 @@ class Rounds:
                 f"the checkpoint of round {self._saved} is whole: csg resume goes on from there"
             ) from error
         return row
-
-    def _wire_bytes(self) -> tuple[int, ...]:
-        """Received and sent so far at the recipe's interface; nothing without one."""
-        name = self.recipe.run.interface
-        return () if name is None else interface_bytes(name)
 
     def _evaluate(self, round_: int, arrays: ArrayRecord) -> tuple[float | None, float | None]:
         if round_ % self.recipe.run.eval_every and round_ != self.recipe.train.rounds:

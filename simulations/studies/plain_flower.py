@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from csg_core import dense_network
-from server.wire import interface_bytes
+from federation.interface import interface_bytes
 
 client, server = ClientApp(), ServerApp()
 
