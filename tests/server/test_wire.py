@@ -39,6 +39,7 @@ def test_another_interface_is_not_subtracted():
 def test_the_servers_interface_is_auto_in_a_deployment_only(tiny):
     assert server_interface(tiny()) is None
     assert server_interface(tiny(run={"interface": "lo"})).name == "lo"
-    assert server_interface(tiny(run={"interface": "none", "superlink": "x:1", "engine": "flower"})) is None
+    deployed = {"interface": "none", "superlink": "x:1", "engine": "flower"}
+    assert server_interface(tiny(run=deployed)) is None
     with pytest.raises(RecipeError, match=r"run.interface 'eth99' is not there; use auto, none"):
         server_interface(tiny(run={"interface": "eth99"}))
