@@ -1,13 +1,13 @@
 """The rounds of a run, each on one screen: encode, send, decode, average, evaluate, record."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -21,6 +21,8 @@ from server.record import RoundRow, RunFolder
 from server.state import ServerState, load_state, save_state
 from server.strategy import CsgStrategy, RunError, model_in, model_record
 from server.wire import crossed, server_interface
+
+_POLL_S = 0.5
 
 
 @runtime_checkable
@@ -118,10 +120,10 @@ class Rounds:
 
     def _round(self, round_: int) -> RoundRow:
         started = time.perf_counter()
-        timeout, strategy = self.recipe.server.round_timeout, self.strategy
+        strategy = self.strategy
         arrays = model_record(self.state.values)
         messages = strategy.configure_train(round_, arrays, ConfigRecord(), self.grid)
-        replies = self.grid.send_and_receive(messages, timeout=timeout)
+        replies = self._replies(messages)
         arrays, metrics = strategy.aggregate_train(round_, replies)
         loss, accuracy = self._evaluate(round_, arrays)
         kept = self._simulated.kept() if self._simulated else {}
@@ -158,13 +160,30 @@ class Rounds:
             ) from error
         return row
 
+    def _replies(self, messages: Iterable[Message]) -> Iterable[Message]:
+        """Send messages and wait for what comes back, until the round's timeout.
+
+        Flower's own way looks every 3 s, which a client's next look then often misses.
+        """
+        timeout = self.recipe.server.round_timeout
+        if self._simulated:  # a Grid that answers at once
+            return self.grid.send_and_receive(messages, timeout=timeout)
+        waiting = set(self.grid.push_messages(messages))
+        until, replies = time.monotonic() + timeout, []
+        while True:
+            found = list(self.grid.pull_messages(waiting))
+            replies += found
+            waiting -= {reply.metadata.reply_to_message_id for reply in found}
+            if not waiting or time.monotonic() > until:
+                return replies
+            time.sleep(_POLL_S)
+
     def _evaluate(self, round_: int, arrays: ArrayRecord) -> tuple[float | None, float | None]:
         if round_ % self.recipe.run.eval_every and round_ != self.recipe.train.rounds:
             return None, None
         if self.recipe.clients_evaluate:
             messages = self.strategy.configure_evaluate(round_, arrays, ConfigRecord(), self.grid)
-            timeout = self.recipe.server.round_timeout
-            replies = self.grid.send_and_receive(messages, timeout=timeout)
+            replies = self._replies(messages)
             found = self.strategy.aggregate_evaluate(round_, replies)
             return (float(found["loss"]), float(found["accuracy"])) if found else (None, None)  # type: ignore[arg-type]
         unpack(self._model, model_in(arrays), self._groups)
@@ -230,6 +249,8 @@ def summary_of(rows: list[RoundRow], outcome: str, twin: tuple[int, int]) -> dic
         "dense_twin_payload_bytes": twin_bytes,
         "ratio_to_dense": twin_bytes / (up + down) if up + down else None,
         "wire_bytes": sum(wire) if rows and None not in wire else None,
+        "interface": rows[-1].interface if rows else None,
+        "interface_shared": rows[-1].interface_shared if rows else None,
         "failures": sum(row.failures for row in rows),
         "seconds": sum(row.seconds for row in rows),
     }
