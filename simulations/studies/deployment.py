@@ -34,12 +34,15 @@ SETTINGS = {
 }
 
 
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two clients may have to share two cores
+
+
 @contextmanager
 def deployment(
     network: Network, scratch: Path, more: Mapping[str, str]
 ) -> Iterator[dict[str, str]]:
     """A SuperLink and SuperNodes; the environment for ``flwr`` on the server."""
-    settings = {**environment_of(scratch), **more}
+    settings = {**environment_of(scratch), **_ONE_THREAD, **more}
     connect(scratch, f"127.0.0.1:{_PORT}")
     with ExitStack() as stack, (scratch / "log").open("ab") as log:
 

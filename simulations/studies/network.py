@@ -14,13 +14,22 @@ class Network:
     """Namespaces ``server`` and ``client-0`` and on, each with an eth0 on one bridge.
 
     With ``link``, each client is behind a slow link of its own. With ``timestamps`` false, the
-    server does not agree to TCP timestamps, so that nobody uses them.
+    server does not agree to TCP timestamps, so that nobody uses them. With ``merging``, hosts merge
+    segments that arrive together (GRO) and acknowledge them together; each is still one frame to
+    the counters, as offloads of the sender are always off.
     """
 
-    def __init__(self, clients: int, *, link: Link | None = None, timestamps: bool = True) -> None:
+    def __init__(
+        self,
+        clients: int,
+        *,
+        link: Link | None = None,
+        timestamps: bool = True,
+        merging: bool = False,
+    ) -> None:
         self.prefix = f"csg{os.getpid()}-"
         self.hosts = ["server", *(f"client-{n}" for n in range(clients))]
-        self._link, self._timestamps = link, timestamps
+        self._link, self._timestamps, self._merging = link, timestamps, merging
         self._made: list[str] = []
         self._relays: list[Relay] = []
 
@@ -72,7 +81,8 @@ class Network:
         _ip("-n", name, "link", "set", "lo", "up")
         _ip("-n", name, "link", "set", "eth0", "up")
         for where, device in ((name, "eth0"), (switch, port)):
-            offloads = ["tso", "off", "gso", "off", "gro", "off"]
+            merge = "on" if self._merging and device == "eth0" else "off"
+            offloads = ["tso", "off", "gso", "off", "gro", merge]
             _run("ip", "netns", "exec", where, "ethtool", "-K", device, *offloads)
 
     def _slow(self, link: Link, name: str, switch: str, port: str) -> None:

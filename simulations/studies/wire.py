@@ -3,7 +3,7 @@
 One server and two clients, each in a network namespace of its own, joined by a bridge; the kernel
 counts what crosses the interfaces of the server and of the clients, offloads switched off. All arms
 exchange ResNet-56, the trained ones on digits. With ``--link``, each client is behind a slow link
-of its own. Needs root, iproute2 and ethtool. Examples:
+of its own. The tables go into docs/wire.md. Needs root, iproute2 and ethtool. Examples:
 
     python -m simulations.studies.wire
     python -m simulations.studies.wire --link 1mbit --delay 50
@@ -27,6 +27,7 @@ from simulations.studies import trace
 from simulations.studies.deployment import CLIENTS, ours, plain
 from simulations.studies.network import Network
 from simulations.studies.slow_link import Link
+from simulations.studies.wire_tables import PAGE, fill, tables
 
 RESULTS = Path(__file__).parent / "wire"
 
@@ -36,7 +37,8 @@ class Arm:
     """Settings over the recipe, or none for the plain app; and where the arm is measured."""
 
     settings: list[str] | None
-    timestamps: bool = True
+    timestamps: bool = True  # of TCP
+    merging: bool = False  # of received segments, by hosts
     slow: bool = False  # also on a slow link
 
 
@@ -49,20 +51,20 @@ ARMS = {
     "dense": Arm([_DENSE], slow=True),
     "csg s=16 d=128": Arm(["model.slice_size=16", "model.code_size=128"]),
     "csg s=12 d=72": Arm([], slow=True),
-    "csg s=12 d=72, no timestamps": Arm([], timestamps=False),
+    "csg s=12 d=72, GRO": Arm([], merging=True),
+    "csg s=12 d=72, GRO, no timestamps": Arm([], timestamps=False, merging=True),
     "dense, fp32z": Arm([_DENSE, *_LOSSLESS]),
     "csg s=12 d=72, fp32z": Arm(_LOSSLESS, slow=True),
     "dense, ecsq": Arm([_DENSE, *_ECSQ]),
     "csg s=12 d=72, ecsq": Arm(_ECSQ, slow=True),
 }
-TRACED = ("plain Flower", "csg s=12 d=72")  # whose requests are shown
 
 
 def measure(arm: Arm, rounds: int, link: Link | None) -> dict[str, Any]:
     """Bytes and seconds per client and round, the first one not counted."""
     with (
         tempfile.TemporaryDirectory(prefix="wire-csg-") as place,
-        Network(CLIENTS, link=link, timestamps=arm.timestamps) as network,
+        Network(CLIENTS, link=link, timestamps=arm.timestamps, merging=arm.merging) as network,
     ):
         scratch = Path(place)
         for folder in ("flwr", "ray"):
@@ -90,61 +92,6 @@ def _traced(network: Network, out: Path) -> Iterator[None]:
             process.wait()
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """Markdown: kB per client and round, and how many times fewer than plain Flower."""
-    whole = {name: found["wire_up"] + found["wire_down"] for name, found in results.items()}
-    lines = ["| arm | payload kB | server: kB up | down | clients: kB up | down | server, both "
-             "| over the payload | times fewer |",
-             "| --- | --: | --: | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
-    for name, found in results.items():
-        payload = found.get("payload_up", 0) + found.get("payload_down", 0)
-        over, kilobytes = "", f"{payload / 1e3:.1f}" if payload else ""
-        if payload:
-            more = whole[name] - payload
-            over = f"{more / 1e3:.1f} kB, {100 * more / payload:.1f} %"
-        fewer = f"{whole['plain Flower'] / whole[name]:.1f}" if "plain Flower" in whole else ""
-        ways = ("wire_up", "wire_down", "client_wire_up", "client_wire_down")
-        wire = " | ".join(f"{found[way] / 1e3:.1f}" for way in ways)
-        lines.append(
-            f"| {name} | {kilobytes} | {wire} | {whole[name] / 1e3:.1f} | {over} | {fewer} |"
-        )
-    return "\n".join(lines)
-
-
-def seconds_table(results: dict[str, dict[str, Any]]) -> str:
-    """Markdown: seconds of a round, and of it, as a client sees it, where they go."""
-    lines = ["| arm | s a round | push | wait | pull | work | of it training |",
-             "| --- | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
-    for name, found in results.items():
-        phases = found["round"]["seconds"]
-        cells = [found["seconds"], *(phases[key] for key in ("push", "wait", "pull", "work"))]
-        training = f"{found['training']:.1f}" if "training" in found else ""
-        lines.append(f"| {name} | {' | '.join(f'{cell:.1f}' for cell in cells)} | {training} |")
-    return "\n".join(lines)
-
-
-def requests_table(found: dict[str, Any]) -> str:
-    """Markdown: what a client's round consists of, bytes."""
-    keys = ("count", "up", "down", "packets", "http", "body")
-    lines = ["| request | a round | bytes up | down | packets | HTTP headers | body |",
-             "| --- | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
-    rows = dict(found["round"]["requests"])
-    rows["all"] = {key: sum(row[key] for row in rows.values()) for key in keys}
-    for name, row in rows.items():
-        cells = [f"{row['count']:.1f}", *(f"{row[key]:,.0f}" for key in keys[1:])]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def tables(results: dict[str, dict[str, Any]], link: str | None) -> str:
-    """All tables of a file of results."""
-    ordered = {name: results[name] for name in ARMS if name in results}
-    if link:
-        return seconds_table(ordered)
-    traced = [f"{name}:\n\n{requests_table(ordered[name])}" for name in TRACED if name in ordered]
-    return "\n\n".join([table(ordered), seconds_table(ordered), *traced])
-
-
 def main() -> None:
     options = _options()
     link = Link(options.link, options.delay / 1e3) if options.link else None
@@ -160,7 +107,13 @@ def main() -> None:
         content |= {"rounds": rounds, "machine": machine(), "date": time.strftime("%Y-%m-%d")}
         RESULTS.mkdir(exist_ok=True)
         replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
-    print(tables(content["results"], options.link))
+    kept = content["results"]
+    if not kept:
+        sys.exit(f"wire: {path} holds no results yet; leave --arms out to measure")
+    ordered = {name: kept[name] for name in ARMS if name in kept}
+    found = tables({**content, "results": ordered}, link=link is not None)
+    print("\n\n".join(found.values()))
+    fill(PAGE, found)
 
 
 def _options() -> argparse.Namespace:
