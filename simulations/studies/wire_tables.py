@@ -46,13 +46,14 @@ def bytes_table(results: Results) -> str:
     them without their Ethernet headers.
     """
     whole = {name: found["client_wire_up"] + found["wire_down"] for name, found in results.items()}
-    lines = ["| arm | payload kB | server: kB up | down | clients: kB up | down | sent, both "
+    lines = ["| arm | payload: kB up + down | server: kB up | down | clients: kB up | down | sent, both "
              "| over the payload | times fewer |",
              "| --- | --: | --: | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
     for name, found in results.items():
-        payload = found.get("payload_up", 0) + found.get("payload_down", 0)
-        over, kilobytes = "", f"{payload / 1e3:.1f}" if payload else ""
-        if payload:
+        over = kilobytes = ""
+        if "payload_up" in found:
+            payload = found["payload_up"] + found["payload_down"]
+            kilobytes = f"{found['payload_up'] / 1e3:.1f} + {found['payload_down'] / 1e3:.1f}"
             more = whole[name] - payload
             over = f"{more / 1e3:.1f} kB, {100 * more / payload:.1f} %"
         fewer = f"{whole['plain Flower'] / whole[name]:.1f}" if "plain Flower" in whole else ""
