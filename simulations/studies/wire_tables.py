@@ -46,8 +46,8 @@ def bytes_table(results: Results) -> str:
     them without their Ethernet headers.
     """
     whole = {name: found["client_wire_up"] + found["wire_down"] for name, found in results.items()}
-    lines = ["| arm | payload: kB up + down | server: kB up | down | clients: kB up | down | sent, both "
-             "| over the payload | times fewer |",
+    lines = ["| arm | payload: kB up + down | server: kB up | down | clients: kB up | down "
+             "| sent, both | over the payload | times fewer |",
              "| --- | --: | --: | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
     for name, found in results.items():
         over = kilobytes = ""
