@@ -9,7 +9,8 @@ from client.local import LocalClient, Memory
 from client.shard import Shard, Shards, own_folder, partition_of
 from csg_core.broadcast import Held
 from federation.code import check_code
-from federation.messages import RECIPE, payload_in, reply
+from federation.interface import Interface
+from federation.messages import RECIPE, numbers_in, payload_in, reply
 from federation.recipe import Recipe
 
 # keys of what a client keeps between rounds, in its context's state
@@ -21,7 +22,8 @@ def make_app() -> ClientApp:
 
     Its run config holds the recipe as JSON. Its node config holds ``partition-id``, and may hold
     ``data-dir``, where CIFAR-10 lies on this machine, or ``data-folder``, a folder of its own
-    pictures in place of a partition.
+    pictures in place of a partition; and ``interface``, the network interface whose bytes are
+    reported, in place of that of the default route.
     """
     app = ClientApp()
     worker = _Worker()
@@ -29,7 +31,7 @@ def make_app() -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         client, shard, partition = worker.ready(context)
-        config = message.content.config_records["config"]
+        config = numbers_in(message.content)
         trained = client.train(
             payload_in(message.content),
             shard,
@@ -39,7 +41,8 @@ def make_app() -> ClientApp:
             proximal_mu=_number(config.get("proximal-mu", 0.0)),
         )
         _keep(context, trained.memory)
-        return Message(reply(trained.payload, trained.report), reply_to=message)
+        counted = _interface(client.recipe, context)
+        return Message(reply(trained.payload, trained.report, counted), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
@@ -47,7 +50,7 @@ def make_app() -> ClientApp:
         report, memory = client.evaluate(
             payload_in(message.content),
             shard,
-            round_=int(_number(message.content.config_records["config"]["server-round"])),
+            round_=int(_number(numbers_in(message.content)["server-round"])),
             partition=partition,
             memory=_memory(context),
         )
@@ -90,6 +93,13 @@ class _Worker:
             folder = None if place is None else str(place)
             self._shards = Shards(client.recipe, client.device, folder)
         return client, self._shards[partition], partition
+
+
+def _interface(recipe: Recipe, context: Context) -> Interface | None:
+    """What this client's network interface has counted; simulated clients have none."""
+    if recipe.run.superlink is None or recipe.run.interface == "none":
+        return None
+    return Interface.named(str(context.node_config.get("interface", "auto")))
 
 
 def _memory(context: Context) -> Memory:

@@ -1,18 +1,27 @@
-"""The messages of a round, as Flower carries them: one array of bytes, and a few numbers.
+"""The messages of a round, as Flower carries them: one record, of the payload and a few numbers.
 
-The payload is one Flower Array of dtype uint8, because Flower sends every array as an object of its
-own. Names are Flower's usual ones: ``arrays``, ``config``, ``metrics``, ``num-examples``.
+Flower sends every record, array and chunk of an array as an object of its own, by a request of its
+own, which costs more than a kilobyte. Hence bytes in the one ConfigRecord, and no ArrayRecord; a
+payload of more than ``PIECE_BYTES`` goes on in further records, since Flower gives up on an object
+that takes longer than 180 s. Names are Flower's usual ones: ``num-examples``, ``server-round``.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from csg_core.payload import PayloadError
+from federation.interface import Interface
 
-_PAYLOAD = "payload"
-_STYPE = "csg-fl"  # the bytes as they are, without numpy's header
+PIECE_BYTES = 5 << 20  # as Flower cuts arrays
+_RECORD, _PAYLOAD = "message", "payload"
+_INTERFACE = "interface-"  # before the names of what a client's interface counted
+_NAME_BYTES = 15  # of an interface, in Linux
+_COUNTER = 2**63  # what Flower's integers hold
+_SHOWN = 60  # characters
 RECIPE = "recipe"  # key of the run config: the recipe as JSON
 
 
@@ -52,39 +61,59 @@ class EvaluationReport:
 
 def instruction(payload: bytes, round_: int, config: ConfigRecord) -> RecordDict:
     """The content of a message to a client; made anew for each, so that none shares another's."""
-    record = ConfigRecord({**config, "server-round": round_})
-    return RecordDict({"arrays": _array_record(payload), "config": record})
+    return _content({**config, "server-round": round_}, payload)
 
 
-def reply(payload: bytes | None, report: TrainReport | EvaluationReport) -> RecordDict:
-    """The content of a client's answer."""
-    values = {_key(name): value for name, value in asdict(report).items()}
-    content = RecordDict({"metrics": MetricRecord(values)})
-    if payload is not None:
-        content["arrays"] = _array_record(payload)
-    return content
+def reply(
+    payload: bytes | None,
+    report: TrainReport | EvaluationReport,
+    interface: Interface | None = None,
+) -> RecordDict:
+    """The content of a client's answer, with what its network interface has counted."""
+    values = {_key(field.name): getattr(report, field.name) for field in fields(report)}
+    if interface is not None:
+        values |= {_INTERFACE + name: value for name, value in asdict(interface).items()}
+    return _content(values, payload)
+
+
+def numbers_in(content: RecordDict) -> ConfigRecord:
+    """Everything of a message but the payload.
+
+    Raises:
+        ReplyError: if the message is of another shape.
+    """
+    if not _well_formed(content):
+        raise ReplyError(_shape(content))
+    record = content.config_records[_RECORD]
+    return ConfigRecord({key: value for key, value in record.items() if key != _PAYLOAD})
 
 
 def payload_in(content: RecordDict) -> bytes:
     """The payload of a message.
 
     Raises:
-        PayloadError: if there is not exactly one array of bytes.
+        PayloadError: if the message is of another shape, or has none.
     """
-    records = list(content.array_records.values())
-    arrays = list(records[0].items()) if len(records) == 1 else []
-    if len(arrays) != 1 or arrays[0][0] != _PAYLOAD:
-        names = [name for record in records for name in record][:3]
-        raise PayloadError(f"message without the one array {_PAYLOAD!r} (arrays: {names})")
-    array = arrays[0][1]
-    if array.stype != _STYPE or array.dtype != "uint8":
-        raise PayloadError(f"payload is {array.dtype} in {array.stype}; need uint8 in {_STYPE}")
-    return array.data
+    if not _well_formed(content):
+        raise PayloadError(_shape(content))
+    pieces = [content.config_records[name].get(_PAYLOAD) for name in _names(content)]
+    if not all(isinstance(piece, bytes) for piece in pieces):
+        raise PayloadError(f"message without bytes {_PAYLOAD!r}")
+    return b"".join(pieces)  # type: ignore[arg-type]
 
 
 def payload_bytes_in(content: RecordDict) -> int:
-    """Bytes of all arrays of a message, whatever they are."""
-    return sum(len(a.data) for record in content.array_records.values() for a in record.values())
+    """Bytes of a message that could be a payload, whatever its shape."""
+    values = [v for record in content.config_records.values() for v in record.values()]
+    arrays = [a for record in content.array_records.values() for a in record.values()]
+    return sum(len(v) for v in values if isinstance(v, bytes)) + sum(len(a.data) for a in arrays)
+
+
+def partition_claimed_in(content: RecordDict) -> float:
+    """The partition that a reply says it is of, infinity if it says none that can be."""
+    record = content.config_records.get(_RECORD, ConfigRecord())
+    value = record.get("partition")
+    return value if isinstance(value, int) and 0 <= value < 2**31 else math.inf
 
 
 def train_report_in(content: RecordDict, *, most_examples: int) -> TrainReport:
@@ -118,19 +147,38 @@ def evaluation_report_in(content: RecordDict, *, most_examples: int) -> Evaluati
     )
 
 
+def interface_in(content: RecordDict) -> Interface | None:
+    """What a client says that its network interface has counted, if it says anything.
+
+    Raises:
+        ReplyError: if it cannot be.
+    """
+    record = numbers_in(content)
+    values = [record.get(_INTERFACE + field.name) for field in fields(Interface)]
+    if all(value is None for value in values):
+        return None
+    name, shared, received, sent = values
+    if not isinstance(name, str) or not 1 <= len(name) <= _NAME_BYTES or not name.isprintable():
+        raise ReplyError(f"interface-name {_short(name)} cannot be")
+    if not isinstance(shared, bool):
+        raise ReplyError(f"interface-shared is {_short(shared)}; need true or false")
+    for what, count in (("received", received), ("sent", sent)):
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < _COUNTER:
+            raise ReplyError(f"interface-{what} {_short(count)} cannot be")
+    return Interface(name=name, shared=shared, received=received, sent=sent)  # type: ignore[arg-type]
+
+
 def _key(name: str) -> str:
     return "num-examples" if name == "examples" else name.replace("_", "-")
 
 
 def _numbers(content: RecordDict, names: list[str]) -> dict[str, float]:
-    records = list(content.metric_records.values())
-    if len(records) != 1:
-        raise ReplyError(f"{len(records)} records of metrics; need one")
+    record = numbers_in(content)
     values = {}
     for name in names:
-        value = records[0].get(name)
+        value = record.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ReplyError(f"{name} is {value!r}; need a number")
+            raise ReplyError(f"{name} is {_short(value)}; need a number")
         if not math.isfinite(value):
             raise ReplyError(f"{name} is {value}")
         values[name] = value
@@ -145,6 +193,38 @@ def _check_counts(values: dict[str, float], most_examples: int) -> None:
         raise ReplyError(f"partition {partition!r} cannot be")
 
 
-def _array_record(payload: bytes) -> ArrayRecord:
-    array = Array(dtype="uint8", shape=(len(payload),), stype=_STYPE, data=payload)
-    return ArrayRecord({_PAYLOAD: array})
+def _content(values: Mapping[str, Any], payload: bytes | None) -> RecordDict:
+    first, *rest = _pieces(payload)
+    content = RecordDict({_RECORD: ConfigRecord({**values, **first})})
+    for number, piece in enumerate(rest, start=1):
+        content[f"{_RECORD}-{number}"] = ConfigRecord({**piece})
+    return content
+
+
+def _pieces(payload: bytes | None) -> list[dict[str, bytes]]:
+    if payload is None:
+        return [{}]
+    places = range(0, max(len(payload), 1), PIECE_BYTES)
+    return [{_PAYLOAD: payload[place : place + PIECE_BYTES]} for place in places]
+
+
+def _names(content: RecordDict) -> list[str]:
+    return [_RECORD, *(f"{_RECORD}-{number}" for number in range(1, len(content)))]
+
+
+def _well_formed(content: RecordDict) -> bool:
+    """Whether there is the one record, with the further pieces of a payload, and nothing else."""
+    names, records = _names(content), content.config_records
+    if set(content) != set(names) or set(records) != set(names):
+        return False
+    return all(list(records[name]) == [_PAYLOAD] for name in names[1:])
+
+
+def _shape(content: RecordDict) -> str:
+    return f"message without the one record {_RECORD!r} (records: {_short(list(content)[:3])})"
+
+
+def _short(value: object) -> str:
+    """What a stranger sent, short enough for a line."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

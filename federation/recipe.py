@@ -178,8 +178,10 @@ class RunConfig(_Section):
         description="seconds that csg run waits for a SuperLink that does not answer, or for a "
         "server side that takes the run up",
     )
-    interface: str | None = Field(
-        None, description="network interface of the server whose bytes are recorded, as eth0"
+    interface: str = Field(
+        "auto",
+        description="network interface of the server whose bytes are recorded, as eth0; auto: with "
+        "run.superlink that of the default route; none: no bytes are recorded, at clients neither",
     )
     client_cpus: Positive = Field(1.0, description="flower engine: CPUs of a simulated client")
     client_gpus: NotNegative = Field(0.0, description="flower engine: GPUs of a simulated client")

@@ -24,7 +24,7 @@ from server.grid import GuardedGrid
 from server.record import RoundRow, RunFolder
 from server.rounds import Rounds, summary_of
 from server.strategy import CsgStrategy, RunError
-from server.wire import interface_bytes
+from server.wire import server_interface
 
 _log = logging.getLogger(__name__)
 LOCK_S = 60.0  # given to a server side of before, which has lost its SuperLink, to end
@@ -103,8 +103,8 @@ def check(recipe: Recipe) -> None:
         ValueError: naming the value that cannot be.
     """
     device_of(recipe)
-    if recipe.run.interface is not None and recipe.run.superlink is None:
-        interface_bytes(recipe.run.interface)
+    if recipe.run.superlink is None:
+        server_interface(recipe)
     model, groups = build(recipe.model), recipe.train.travelling()
     CsgStrategy(recipe, manifest(model, groups), pack(model, groups))
 

@@ -33,7 +33,7 @@ from flwr.superlink.grid.http_grid import HttpGrid
 
 from federation.messages import ReplyError
 
-_POLL_S = 3.0  # as Flower's own
+_POLL_S = 0.5
 _OBJECTS = 16  # of a reply, besides its chunks: message, records, arrays
 _REST = 65_536  # bytes of a reply besides its payload: the records, or the reason of an error
 
@@ -59,13 +59,15 @@ class GuardedGrid(Grid):
             waiting -= {reply.metadata.reply_to_message_id for reply in found}
             if waiting:
                 time.sleep(_POLL_S)
-        for reply in self._arriving:  # too late
-            self._forget(reply)
-        self._arriving.clear()
         return replies
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies to messages that are whole by now."""
+        """The replies to messages that are whole by now; others that were begun are dropped."""
+        message_ids = list(message_ids)
+        for reply in list(self._arriving):
+            if reply.metadata.reply_to_message_id not in message_ids:  # too late
+                self._arriving.remove(reply)
+                self._forget(reply)
         begun = {reply.metadata.reply_to_message_id for reply in self._arriving}
         asked = [sent for sent in message_ids if sent not in begun]
         if asked:
@@ -123,6 +125,10 @@ class GuardedGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """The nodes that are connected."""
         return self._grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """The same, with what is known of them."""
+        return self._grid.get_nodes()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages; their ids."""

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 _log = logging.getLogger(__name__)
 PROBE_S = 30.0  # of silence
 RESTARTED = "was restarted in this round"
-_PULL_S = 1.0
+_PULL_S = 0.5
 _LOOK_S = 5.0
 
 

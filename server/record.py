@@ -38,8 +38,11 @@ class RoundRow:
         payload_bytes_up, payload_bytes_down: of payloads, header included.
         wire_bytes_up, wire_bytes_down: all that the server's interface received and sent since the
             row before, whoever caused it; None where not measured.
+        interface: of the server, None where not measured.
+        interface_shared: whether traffic of others than the server may be in these figures.
         seconds: from the first message to the evaluation, without record and checkpoint.
-        contributions: by client, ``partition, examples, loss_before, loss_after, seconds``.
+        contributions: by client, ``partition, examples, loss_before, loss_after, seconds`` and its
+            own bytes, as in ``server.wire.ClientBytes``.
         failed: by client, the reason.
         models, updates: payloads that the server sent, and that came back.
     """
@@ -54,6 +57,8 @@ class RoundRow:
     payload_bytes_down: int
     wire_bytes_up: int | None = None
     wire_bytes_down: int | None = None
+    interface: str | None = None
+    interface_shared: bool | None = None
     seconds: float
     contributions: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,7 +21,7 @@ from server.nodes import exchange
 from server.record import RoundRow, RunFolder
 from server.state import ServerState, load_state, save_state
 from server.strategy import CsgStrategy, RunError, model_in, model_record
-from server.wire import interface_bytes
+from server.wire import crossed, server_interface
 
 
 @runtime_checkable
@@ -61,7 +61,7 @@ class Rounds:
         # what clients make of the seed, to the last bit
         self.state = ServerState(0, self.strategy.downlink.first, self.strategy.state())
         self._saved = -1
-        self._counted = self._wire_bytes()
+        self._counted = server_interface(recipe)
         self.rows: list[RoundRow] = []
 
     def resume(self) -> None:
@@ -121,17 +121,18 @@ class Rounds:
 
     def _round(self, round_: int) -> RoundRow:
         started = time.perf_counter()
-        timeout, strategy = self.recipe.server.round_timeout, self.strategy
+        strategy = self.strategy
         arrays = model_record(self.state.values)
         messages = strategy.configure_train(round_, arrays, ConfigRecord(), self.grid)
-        replies = exchange(self.grid, messages, timeout=timeout)
+        replies = exchange(self.grid, messages, timeout=self.recipe.server.round_timeout)
         arrays, metrics = strategy.aggregate_train(round_, replies)
         loss, accuracy = self._evaluate(round_, arrays)
         kept = self._simulated.kept() if self._simulated else {}
         state = ServerState(round_, model_in(arrays), strategy.state(), kept)
         outcome = strategy.outcome
-        before, self._counted = self._counted, self._wire_bytes()
-        wire = [now - then for now, then in zip(self._counted, before, strict=True)]
+        before, counted = self._counted, server_interface(self.recipe)
+        self._counted = counted
+        received, sent = crossed(before, counted)
         row = RoundRow(
             round=round_,
             clients=len(outcome.reports),
@@ -141,10 +142,12 @@ class Rounds:
             test_accuracy=accuracy,
             payload_bytes_up=outcome.bytes_up,
             payload_bytes_down=outcome.bytes_down,
-            wire_bytes_up=wire[0] if wire else None,
-            wire_bytes_down=wire[1] if wire else None,
+            wire_bytes_up=received,
+            wire_bytes_down=sent,
+            interface=counted.name if counted else None,
+            interface_shared=counted.shared if counted else None,
             seconds=time.perf_counter() - started,
-            contributions=[asdict(report) for report in outcome.reports],
+            contributions=outcome.contributions(),
             failed=dict(outcome.failures),
             models=outcome.models,
             updates=outcome.updates,
@@ -158,18 +161,12 @@ class Rounds:
             ) from error
         return row
 
-    def _wire_bytes(self) -> tuple[int, ...]:
-        """Received and sent so far at the recipe's interface; nothing without one."""
-        name = self.recipe.run.interface
-        return () if name is None else interface_bytes(name)
-
     def _evaluate(self, round_: int, arrays: ArrayRecord) -> tuple[float | None, float | None]:
         if round_ % self.recipe.run.eval_every and round_ != self.recipe.train.rounds:
             return None, None
         if self.recipe.clients_evaluate:
             messages = self.strategy.configure_evaluate(round_, arrays, ConfigRecord(), self.grid)
-            timeout = self.recipe.server.round_timeout
-            replies = exchange(self.grid, messages, timeout=timeout)
+            replies = exchange(self.grid, messages, timeout=self.recipe.server.round_timeout)
             found = self.strategy.aggregate_evaluate(round_, replies)
             return (float(found["loss"]), float(found["accuracy"])) if found else (None, None)  # type: ignore[arg-type]
         unpack(self._model, model_in(arrays), self._groups)
@@ -235,6 +232,8 @@ def summary_of(rows: list[RoundRow], outcome: str, twin: tuple[int, int]) -> dic
         "dense_twin_payload_bytes": twin_bytes,
         "ratio_to_dense": twin_bytes / (up + down) if up + down else None,
         "wire_bytes": sum(wire) if rows and None not in wire else None,
+        "interface": rows[-1].interface if rows else None,
+        "interface_shared": rows[-1].interface_shared if rows else None,
         "failures": sum(row.failures for row in rows),
         "seconds": sum(row.seconds for row in rows),
     }

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ from federation.messages import (
     TrainReport,
     evaluation_report_in,
     instruction,
+    interface_in,
+    partition_claimed_in,
     payload_bytes_in,
     payload_in,
     train_report_in,
@@ -36,6 +38,7 @@ from federation.seeds import derived_seed
 from server.aggregation import Aggregation, Update
 from server.downlink import Downlink
 from server.nodes import Node, gather, refusal
+from server.wire import ClientBytes, ClientCounters
 
 _log = logging.getLogger(__name__)
 _KEY = "model"
@@ -52,12 +55,28 @@ class RoundOutcome:
     """What came of the clients of a round; bytes are sums of payloads."""
 
     cohort: int
-    bytes_down: int
+    bytes_down: int = 0
     bytes_up: int = 0
     models: int = 0  # payloads sent to clients, and
     updates: int = 0  # payloads that came back
     reports: list[TrainReport] = field(default_factory=list)
+    bytes: dict[int, ClientBytes] = field(default_factory=dict)  # of every node that was asked
+    reporters: list[int] = field(default_factory=list)  # the nodes of ``reports``
     failures: dict[str, str] = field(default_factory=dict)  # client and reason
+
+    def sent(self, payloads: Mapping[int, int]) -> None:
+        """Count payloads to nodes, in bytes."""
+        for node, size in payloads.items():
+            self.bytes.setdefault(node, ClientBytes()).payload_bytes_down += size
+        self.bytes_down += sum(payloads.values())
+        self.models += len(payloads)
+
+    def contributions(self) -> list[dict[str, Any]]:
+        """By client, what it reports of its training, and its bytes."""
+        return [
+            asdict(report) | asdict(self.bytes[node])
+            for node, report in zip(self.reporters, self.reports, strict=True)
+        ]
 
 
 class CsgStrategy(Strategy):
@@ -83,7 +102,8 @@ class CsgStrategy(Strategy):
             recipe.server.options,
             trained=manifest.size - manifest.count("statistics"),
         )
-        self.outcome = RoundOutcome(0, 0)
+        self.outcome = RoundOutcome(0)
+        self._counters = ClientCounters()
         self._uplink = codec_named(recipe.wire.uplink)
         self.downlink = Downlink(recipe, manifest, first)
         self._current: Values = np.zeros(0, np.float32)
@@ -107,7 +127,8 @@ class CsgStrategy(Strategy):
         messages, sent = self._messages(
             MessageType.TRAIN, server_round, nodes, ConfigRecord({**config, **wanted})
         )
-        self.outcome = RoundOutcome(len(nodes), sent, models=len(messages))
+        self.outcome = RoundOutcome(len(nodes))
+        self.outcome.sent(sent)
         return messages
 
     def aggregate_train(
@@ -142,8 +163,7 @@ class CsgStrategy(Strategy):
         present = set(grid.get_node_ids())
         nodes = [node for node in self._asked if node in present]
         messages, sent = self._messages(MessageType.EVALUATE, server_round, nodes, config)
-        self.outcome.bytes_down += sent
-        self.outcome.models += len(messages)
+        self.outcome.sent(sent)
         self._waiting = set(nodes)
         return messages
 
@@ -183,7 +203,7 @@ class CsgStrategy(Strategy):
 
     def _messages(
         self, kind: str, round_: int, nodes: list[int], config: ConfigRecord
-    ) -> tuple[list[Message], int]:
+    ) -> tuple[list[Message], dict[int, int]]:
         try:
             payloads = self.downlink.payloads(self._current, round_, kind, nodes)
         except CodecError as error:
@@ -198,7 +218,7 @@ class CsgStrategy(Strategy):
             )
             for node, payload in zip(nodes, payloads, strict=True)
         ]
-        return messages, sum(map(len, payloads))
+        return messages, dict(zip(nodes, map(len, payloads), strict=True))
 
     def _sample(self, round_: int, grid: Grid) -> list[int]:
         nodes = self._gather(round_, grid)
@@ -242,6 +262,7 @@ class CsgStrategy(Strategy):
             try:
                 update, report = self._read(round_, reply)
                 self._check_partition(node, report.partition)
+                self._counters.note(node, interface_in(reply.content), self.outcome.bytes[node])
             except (ReplyError, PayloadError) as error:
                 self.downlink.failed(node)
                 self._fail(node, str(error))
@@ -250,11 +271,14 @@ class CsgStrategy(Strategy):
             self._trained[report.partition] = node
             self.downlink.answered(node)
             self.outcome.reports.append(report)
+            self.outcome.reporters.append(node)
             yield update
 
     def _read(self, round_: int, reply: Message) -> tuple[Update, TrainReport]:
         self._check_error(reply)
-        self.outcome.bytes_up += payload_bytes_in(reply.content)
+        size = payload_bytes_in(reply.content)
+        self.outcome.bytes[reply.metadata.src_node_id].payload_bytes_up = size
+        self.outcome.bytes_up += size
         self.outcome.updates += 1
         report = train_report_in(reply.content, most_examples=self.recipe.most_examples)
         label = self.downlink.update_label(round_)
@@ -356,8 +380,5 @@ def _in_order(replies: Iterable[Message]) -> Iterable[Message]:
 
 
 def _claimed_partition(reply: Message) -> tuple[float, int]:
-    try:
-        metrics = next(iter(reply.content.metric_records.values()))
-        return float(metrics["partition"]), reply.metadata.src_node_id  # type: ignore[arg-type]
-    except (ValueError, KeyError, TypeError, StopIteration):
-        return float("inf"), reply.metadata.src_node_id
+    claimed = float("inf") if reply.has_error() else partition_claimed_in(reply.content)
+    return claimed, reply.metadata.src_node_id

@@ -1,25 +1,64 @@
-"""Bytes that crossed a network interface, protocol and all, as the kernel counts them."""
+"""Bytes on the wire by round: at the server's network interface, and at each client's."""
 
-from pathlib import Path
+from dataclasses import dataclass
 
-from federation.recipe import RecipeError
-
-_COUNTERS = Path("/proc/net/dev")  # of the network namespace of this process
-_RECEIVED, _SENT = 0, 8  # columns
+from federation.interface import Interface, InterfaceError
+from federation.recipe import Recipe, RecipeError
 
 
-def interface_bytes(name: str) -> tuple[int, int]:
-    """Bytes received and sent by an interface since it came up, whoever caused them.
+@dataclass(slots=True, kw_only=True)
+class ClientBytes:
+    """Bytes of a client in a round.
+
+    Attributes:
+        payload_bytes_up, payload_bytes_down: of its payloads, header included.
+        wire_bytes_up, wire_bytes_down: all that the client's interface sent and received between
+            its report of the round before that it trained in, and this one's: the reply to a
+            message is sent after the report in it was made. None where not measured.
+        interface: of the client, as it says; None where not measured.
+        interface_shared: whether traffic of others than the client may be in the figures.
+    """
+
+    payload_bytes_up: int = 0
+    payload_bytes_down: int = 0
+    wire_bytes_up: int | None = None
+    wire_bytes_down: int | None = None
+    interface: str | None = None
+    interface_shared: bool | None = None
+
+
+class ClientCounters:
+    """What the interfaces of nodes had counted when they last reported."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, Interface | None] = {}
+
+    def note(self, node: int, found: Interface | None, into: ClientBytes) -> None:
+        """Write what crossed a node's interface since its last report; None of its first one."""
+        before, self._last[node] = self._last.get(node), found
+        if found is not None:
+            into.interface, into.interface_shared = found.name, found.shared
+        into.wire_bytes_down, into.wire_bytes_up = crossed(before, found)
+
+
+def crossed(before: Interface | None, now: Interface | None) -> tuple[int | None, int | None]:
+    """Bytes received and sent between two moments; None if a counter began anew in between."""
+    if before is None or now is None or before.name != now.name:
+        return None, None
+    received, sent = now.received - before.received, now.sent - before.sent
+    return (None, None) if received < 0 or sent < 0 else (received, sent)
+
+
+def server_interface(recipe: Recipe) -> Interface | None:
+    """The interface that the recipe names, as it is now; of ``auto`` only in a deployment.
 
     Raises:
         RecipeError: if there is no such interface here.
     """
-    lines = _COUNTERS.read_text().splitlines()[2:] if _COUNTERS.exists() else []
-    found = {
-        before.strip(): after.split() for before, _, after in (x.partition(":") for x in lines)
-    }
-    if name not in found:
-        raise RecipeError(
-            f"run.interface {name!r} is not there; use one of {', '.join(sorted(found)) or 'none'}"
-        )
-    return int(found[name][_RECEIVED]), int(found[name][_SENT])
+    name = recipe.run.interface
+    if name == "auto" and recipe.run.superlink is None:
+        return None
+    try:
+        return Interface.named(name)
+    except InterfaceError as error:
+        raise RecipeError(f"run.{error}") from error

@@ -64,7 +64,7 @@ class Progress:
         self._say(
             f"round {row.round:{len(str(total))}}/{total}  {tested}  "
             f"up {megabytes(row.payload_bytes_up)}  down {megabytes(row.payload_bytes_down)}  "
-            f"sum {megabytes(sent)}  {row.seconds:.1f} s  ETA {clock(left)}"
+            f"sum {megabytes(sent)}  {wire_line(row)}{row.seconds:.1f} s  ETA {clock(left)}"
         )
         for who, why in list(row.failed.items())[:3]:
             self._say(f"  {who} failed: {why}")
@@ -96,6 +96,11 @@ class Progress:
                 f"{summary['ratio_to_dense']:.2f} times as much"
             )
         self._say(f"payload {megabytes(summary['payload_bytes'])} in all{twin}")
+        if summary.get("wire_bytes") is not None:
+            self._say(
+                f"wire {megabytes(summary['wire_bytes'])} in all at the server's "
+                f"{interface_label(summary['interface'], summary['interface_shared'])}"
+            )
         self._say(
             f"checkpoints: {folder.checkpoints}   report: {folder.path / 'report.html'}   "
             f"log: {folder.log}"
@@ -135,6 +140,19 @@ def log_to(path: Path) -> Iterator[None]:
 def megabytes(count: int) -> str:
     """Bytes for a reader: kB of 1000, MB of 10^6."""
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def wire_line(row: RoundRow) -> str:
+    """What crossed the server's interface in a round, where that was measured."""
+    if row.wire_bytes_up is None or row.wire_bytes_down is None:
+        return ""
+    whole = megabytes(row.wire_bytes_up + row.wire_bytes_down)
+    return f"wire {whole} at {interface_label(row.interface, row.interface_shared)}  "
+
+
+def interface_label(name: str | None, shared: bool | None) -> str:
+    """An interface's name, and whether the figure is of one container alone."""
+    return f"{name or 'interface'} ({'shared' if shared else 'own' if shared is False else '?'})"
 
 
 def clock(seconds: float) -> str:

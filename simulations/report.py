@@ -10,6 +10,7 @@ from server.checkpoints import check_writable, replace_file
 from server.record import RunFolder
 from simulations import plots
 from simulations.curves import RunData, read_run, table
+from simulations.wire_bytes import wire_rows
 
 HELP = "a page of runs: curves, bytes, clients, configuration"
 EXAMPLE = "csg report runs/demo-20261124-120000   (or several runs, and --out page.html)"
@@ -64,6 +65,7 @@ def page(runs: list[RunData]) -> str:
         rows=table(runs, []),
         against_dense=[line for line in map(_against_dense, runs) if line],
         pictures=pictures,
+        wire=[row for run in runs for row in wire_rows(run)][:_SHOWN],
         runs=[_details(run) for run in runs],
         percent=_percent,
     )

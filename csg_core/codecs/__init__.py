@@ -8,6 +8,7 @@ from csg_core.codecs.base import Codec, CodecError, Part, Parts, total
 from csg_core.codecs.blockwise import Uniform
 from csg_core.codecs.ecsq import Ecsq
 from csg_core.codecs.grouped import Grouped
+from csg_core.codecs.lossless import Float32Lossless
 from csg_core.codecs.named import CODECS, codec_named
 from csg_core.codecs.plain import Float16, Float32, Nothing
 from csg_core.codecs.sparse import Ternary, TopK
@@ -19,6 +20,7 @@ __all__ = [
     "Ecsq",
     "Float16",
     "Float32",
+    "Float32Lossless",
     "Grouped",
     "Nothing",
     "Part",

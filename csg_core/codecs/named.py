@@ -8,12 +8,14 @@ from csg_core.codecs.base import Codec
 from csg_core.codecs.blockwise import Uniform
 from csg_core.codecs.ecsq import Ecsq
 from csg_core.codecs.grouped import Grouped
+from csg_core.codecs.lossless import Float32Lossless
 from csg_core.codecs.plain import Float16, Float32, Nothing
 from csg_core.codecs.sparse import Ternary, TopK
 from csg_core.exchange import GROUPS, Group
 
 CODECS: dict[str, type[Codec]] = {
-    kind.name: kind for kind in (Float32, Float16, Uniform, Ternary, TopK, Ecsq, Nothing)
+    kind.name: kind
+    for kind in (Float32, Float32Lossless, Float16, Uniform, Ternary, TopK, Ecsq, Nothing)
 }
 
 

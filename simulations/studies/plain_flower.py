@@ -1,11 +1,12 @@
 """Flower's quickstart way of federating a network: every tensor of the state_dict, by FedAvg.
 
 In place of training, noise is added: the bytes are the same, since nothing is compressed (arrays
-that stay equal would not be sent again). The ServerApp writes the bytes that its interface has
-counted after each round to a file.
+that stay equal would not be sent again). Server and clients note in files what their interfaces
+have counted, after each round and before each reply.
 """
 
 import json
+import time
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from csg_core import dense_network
-from server.wire import interface_bytes
+from federation.interface import interface_bytes
 
 client, server = ClientApp(), ServerApp()
 
@@ -23,7 +24,9 @@ client, server = ClientApp(), ServerApp()
 @client.train()
 def train(message: Message, context: Context) -> Message:
     """Send back what was received, changed."""
-    del context
+    config = context.run_config
+    note = Path(str(config["record"])).with_name(f"noted-{context.node_config['partition-id']}")
+    _note(note, str(config["interface"]))
     record = message.content["arrays"]
     assert isinstance(record, ArrayRecord)
     model = dense_network("resnet56")
@@ -45,8 +48,7 @@ def main(grid: Grid, context: Context) -> None:
 
     def note(round_: int, arrays: ArrayRecord) -> MetricRecord:
         del arrays
-        with path.open("a") as file:
-            file.write(json.dumps([round_, *interface_bytes(interface)]) + "\n")
+        _note(path, interface)
         return MetricRecord({"round": round_})
 
     strategy.start(
@@ -56,3 +58,9 @@ def main(grid: Grid, context: Context) -> None:
         train_config=ConfigRecord(),
         evaluate_fn=note,
     )
+
+
+def _note(path: Path, interface: str) -> None:
+    """Append bytes received and sent, and the time."""
+    with path.open("a") as file:
+        file.write(json.dumps([*interface_bytes(interface), time.time()]) + "\n")

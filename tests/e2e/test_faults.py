@@ -26,7 +26,6 @@ from flwr.clientapp import ClientApp
 from client.app import make_app
 from csg_core.codecs import codec_named
 from csg_core.payload import Label, encode
-from federation.messages import _array_record
 
 app, real = ClientApp(), make_app()
 
@@ -56,8 +55,8 @@ def train(message, context):
             except Exception:
                 pass
     reply = real(message, context)
-    record = reply.content["arrays"]
-    payload = record["payload"].data
+    record = reply.content["message"]
+    payload = record["payload"]
     if fault == "nan":
         import struct, zlib
         body = struct.pack("<f", float("nan")) * ((len(payload) - 56) // 4)
@@ -71,13 +70,16 @@ def train(message, context):
     if fault == "noise":
         payload = np.random.default_rng(0).bytes(10_000_000)
     if fault == "examples":
-        reply.content["metrics"]["num-examples"] = 1438
+        record["num-examples"] = 1438
     if fault == "partition":
-        reply.content["metrics"]["partition"] = 0
+        record["partition"] = 0
     if fault == "nothing":
-        del reply.content["arrays"]
+        del record["payload"]
     else:
-        reply.content["arrays"] = _array_record(payload)
+        record["payload"] = payload
+    if fault == "interface":
+        record.update({"interface-name": "eth0", "interface-shared": False,
+                       "interface-sent": -1, "interface-received": 5})
     if fault == "extra":
         reply.content["more"] = ArrayRecord({"x": Array(np.zeros(3))})
     return reply
@@ -145,8 +147,9 @@ def demo(tmp_path, tiny_settings):
         ("noise", "client 1 failed: payload of 10,000,000 bytes; this round takes"),
         ("examples", "client 1 failed: num-examples 1438 is absurd; 1 to 1,437 are taken"),
         ("partition", "client 1 failed: claims partition 0; it has 1"),
-        ("nothing", "client 1 failed: message without the one array 'payload'"),
-        ("extra", "client 1 failed: message without the one array 'payload'"),
+        ("nothing", "client 1 failed: message without bytes 'payload'"),
+        ("extra", "client 1 failed: message without the one record 'message' (records: ['mess"),
+        ("interface", "client 1 failed: interface-sent -1 cannot be"),
     ],
 )
 def test_a_faulty_client_is_named_and_the_round_goes_on(demo, tmp_path, fault, message):

@@ -70,6 +70,31 @@ def test_several_runs_share_a_page(tmp_path, tiny):
     assert out.read_text().count("configuration</h2>") == 2
 
 
+def test_wire_bytes_are_shown_with_their_interfaces(tmp_path, tiny):
+    folder = _run(tmp_path, tiny, rounds=1)
+    client = folder.rows()[0].contributions[0]
+    bytes_ = {"payload_bytes_up": 500, "payload_bytes_down": 1000, "interface": "eth0"}
+    first, second = (
+        {
+            **client,
+            **bytes_,
+            "interface_shared": False,
+            "wire_bytes_up": up,
+            "wire_bytes_down": down,
+        }
+        for up, down in ((None, None), (900_000, 600_000))
+    )
+    row = replace(folder.rows()[0], interface="eth9", interface_shared=True)
+    wire = {"wire_bytes_up": 4_000_000, "wire_bytes_down": 5_000_000}
+    folder.append(replace(row, round=2, contributions=[first], **wire))
+    folder.append(replace(row, round=3, contributions=[second], **wire))
+    write_report([folder], tmp_path / "page.html")
+    text = re.sub(r"\s*<[^>]*>\s*", "|", (tmp_path / "page.html").read_text())
+    assert "server||eth9 (shared)||2||8.000||10.000||299900.00 %" in text
+    assert "client 0||eth0 (own)||1||0.900||0.600||99900.00 %" in text
+    assert "not measured" not in text
+
+
 @pytest.fixture(scope="module")
 def browser():
     if BROWSER is None or DRIVER is None:

@@ -297,7 +297,7 @@ def test_a_client_that_failed_is_sent_a_whole_model_once(tiny, run, tmp_path, mo
         "real, app = make_app(), ClientApp()\n"
         "@app.train()\n"
         "def train(message, context):\n"
-        "    at = message.content.config_records['config']['server-round']\n"
+        "    at = message.content.config_records['message']['server-round']\n"
         "    if at == 3 and context.node_config['partition-id'] == 2:\n"
         "        context.state.clear()\n"
         "        raise OSError('the disk is gone')\n"

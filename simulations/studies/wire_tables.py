@@ -1,0 +1,88 @@
+"""The tables of the wire study, and the page that shows them."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[2] / "docs" / "wire.md"
+_TRACED = ("plain Flower", "csg s=12 d=72")  # whose requests are shown
+_REQUEST = ("up", "down", "packets", "http", "body")
+_PHASES = ("push", "wait", "pull", "work")
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def tables(content: Mapping[str, Any], *, link: bool) -> dict[str, str]:
+    """Markdown tables of a file of results, by the names that the page has for them."""
+    results, rounds = content["results"], content["rounds"]
+    machine, date = content["machine"], content["date"]
+    where = f"Means of {rounds - 1} rounds; {machine['cores']} cores of {machine['cpu']}, {date}."
+    if link:
+        return {"slow": seconds_table(results), "slow-where": where}
+    traced = [f"{name}:\n\n{requests_table(results[name])}" for name in _TRACED if name in results]
+    return {
+        "bytes": bytes_table(results),
+        "bytes-where": where,
+        "requests": "\n\n".join(traced),
+        "seconds": seconds_table(results),
+    }
+
+
+def fill(page: Path, found: Mapping[str, str]) -> None:
+    """Put tables into a page, between comments that name them."""
+    text = page.read_text()
+    for name, table in found.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        text = pattern.sub(f"{begin}\n{table}\n{end}".replace("\\", r"\\"), text)
+    page.write_text(text)
+
+
+def bytes_table(results: Results) -> str:
+    """kB per client and round, and how many times fewer than plain Flower.
+
+    Both ways together are counted where they were sent: a receiver that merges segments counts
+    them without their Ethernet headers.
+    """
+    whole = {name: found["client_wire_up"] + found["wire_down"] for name, found in results.items()}
+    lines = ["| arm | payload: kB up + down | server: kB up | down | clients: kB up | down "
+             "| sent, both | over the payload | times fewer |",
+             "| --- | --: | --: | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
+    for name, found in results.items():
+        over = kilobytes = ""
+        if "payload_up" in found:
+            payload = found["payload_up"] + found["payload_down"]
+            kilobytes = f"{found['payload_up'] / 1e3:.1f} + {found['payload_down'] / 1e3:.1f}"
+            more = whole[name] - payload
+            over = f"{more / 1e3:.1f} kB, {100 * more / payload:.1f} %"
+        fewer = f"{whole['plain Flower'] / whole[name]:.1f}" if "plain Flower" in whole else ""
+        ways = ("wire_up", "wire_down", "client_wire_up", "client_wire_down")
+        wire = " | ".join(f"{found[way] / 1e3:.1f}" for way in ways)
+        lines.append(
+            f"| {name} | {kilobytes} | {wire} | {whole[name] / 1e3:.1f} | {over} | {fewer} |"
+        )
+    return "\n".join(lines)
+
+
+def seconds_table(results: Results) -> str:
+    """Seconds of a round, and of it, as a client sees it, where they go."""
+    lines = ["| arm | s a round | push | wait | pull | work | of it training |",
+             "| --- | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
+    for name, found in results.items():
+        cells = [found["seconds"], *(found["round"]["seconds"][key] for key in _PHASES)]
+        training = f"{found['training']:.1f}" if "training" in found else ""
+        lines.append(f"| {name} | {' | '.join(f'{cell:.1f}' for cell in cells)} | {training} |")
+    return "\n".join(lines)
+
+
+def requests_table(found: Mapping[str, Any]) -> str:
+    """What a client's round consists of, bytes."""
+    lines = ["| request | a round | bytes up | down | packets | HTTP headers | body |",
+             "| --- | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
+    rows = dict(found["round"]["requests"])
+    rows["all"] = {key: sum(row[key] for row in rows.values()) for key in ("count", *_REQUEST)}
+    for name, row in rows.items():
+        cells = [f"{row['count']:.1f}", *(f"{row[key]:,.0f}" for key in _REQUEST)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
