@@ -18,11 +18,10 @@ from federation.devices import device_of, precision_of
 from federation.recipe import Recipe
 from server.checkpoints import CheckpointError, read_with_extra, write_checkpoint
 from server.record import RoundRow, RunFolder
+from server.replies import exchange
 from server.state import ServerState, load_state, save_state
 from server.strategy import CsgStrategy, RunError, model_in, model_record
 from server.wire import crossed, server_interface
-
-_POLL_S = 0.5
 
 
 @runtime_checkable
@@ -161,22 +160,10 @@ class Rounds:
         return row
 
     def _replies(self, messages: Iterable[Message]) -> Iterable[Message]:
-        """Send messages and wait for what comes back, until the round's timeout.
-
-        Flower's own way looks every 3 s, which a client's next look then often misses.
-        """
         timeout = self.recipe.server.round_timeout
-        if self._simulated:  # a Grid that answers at once
+        if self._simulated:  # one at a time, when asked for
             return self.grid.send_and_receive(messages, timeout=timeout)
-        waiting = set(self.grid.push_messages(messages))
-        until, replies = time.monotonic() + timeout, []
-        while True:
-            found = list(self.grid.pull_messages(waiting))
-            replies += found
-            waiting -= {reply.metadata.reply_to_message_id for reply in found}
-            if not waiting or time.monotonic() > until:
-                return replies
-            time.sleep(_POLL_S)
+        return exchange(self.grid, messages, timeout)
 
     def _evaluate(self, round_: int, arrays: ArrayRecord) -> tuple[float | None, float | None]:
         if round_ % self.recipe.run.eval_every and round_ != self.recipe.train.rounds:
