@@ -20,6 +20,7 @@ from flwr.proto.message_pb2 import (
     ObjectTree,
     PullObjectRequest,
 )
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import (

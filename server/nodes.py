@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 _log = logging.getLogger(__name__)
 PROBE_S = 30.0  # of silence
 RESTARTED = "was restarted in this round"
-_PULL_S = 0.5
+_PULL_S = 0.5  # with Flower's 3 s, a client often looks for its message in vain first
 _LOOK_S = 5.0
 
 
