@@ -41,7 +41,8 @@ def make_app(on_round: Callable[[RoundRow], None] | None = None) -> ServerApp:
         check_code(context.run_config)
         recipe = Recipe.model_validate_json(str(context.run_config[RECIPE]))
         try:
-            serve(recipe, grid, on_round or _log_row)
+            with _logged(recipe):
+                serve(recipe, grid, on_round or _log_row)
         except KeyboardInterrupt as error:  # so that Flower is told at once that the run has ended
             raise RunError("interrupted") from error
 
@@ -110,6 +111,26 @@ def dense_twin_bytes(recipe: Recipe) -> tuple[int, int]:
     parts = manifest(build(recipe.dense_twin().model), recipe.train.travelling()).parts
     up, down = (codec_named(line) for line in (recipe.wire.uplink, recipe.wire.downlink))
     return payload_bytes(parts, up), payload_bytes(parts, down)
+
+
+@contextmanager
+def _logged(recipe: Recipe) -> Iterator[None]:
+    """What the server logs goes to the run's log: Flower throws the output of apps away."""
+    if recipe.run.dir is None:
+        yield
+        return
+    handler = logging.FileHandler(RunFolder(Path(recipe.run.dir)).log, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("server")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()
 
 
 @contextmanager
