@@ -45,7 +45,8 @@ def make_app(on_round: Callable[[RoundRow], None] | None = None) -> ServerApp:
         if isinstance(grid, HttpGrid):
             grid = GuardedGrid(grid, most_update_bytes(recipe))
         try:
-            serve(recipe, grid, on_round or _log_row)
+            with _logged(recipe):
+                serve(recipe, grid, on_round or _log_row)
         except KeyboardInterrupt as error:  # so that Flower is told at once that the run has ended
             raise RunError("interrupted") from error
 
@@ -120,6 +121,26 @@ def most_update_bytes(recipe: Recipe) -> int:
     """The most bytes of a client's update: of longer ones, nothing is read."""
     parts = manifest(build(recipe.model), recipe.train.travelling()).parts
     return most_payload_bytes(parts, codec_named(recipe.wire.uplink))
+
+
+@contextmanager
+def _logged(recipe: Recipe) -> Iterator[None]:
+    """What the server logs goes to the run's log: Flower throws the output of apps away."""
+    if recipe.run.dir is None:
+        yield
+        return
+    handler = logging.FileHandler(RunFolder(Path(recipe.run.dir)).log, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("server")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()
 
 
 @contextmanager

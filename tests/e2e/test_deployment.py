@@ -6,13 +6,16 @@ happened, and nothing is lost.
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from server.nodes import PROBE_S
 from server.record import RoundRow, RunFolder
 from server.state import load_state
 from simulations.studies.deployment import SERVER, SUPERLINK, Deployment
@@ -218,6 +221,30 @@ def test_a_missing_quorum_ends_the_run_after_the_round_timeout(deploy):
     deployment.restore("client-1")
     deployment.restart("client-1")
     run.resume().completed()
+
+
+def test_a_message_that_is_lost_on_its_way_is_sent_again(deploy):
+    """As when a connection or the SuperLink breaks while a client is handed its message."""
+    deployment = deploy()
+    run = Run(deployment, rounds=5)
+    run.await_round(1)
+    node = deployment.node_ids["client-1"]
+    signed = node - 2**64 if node >= 2**63 else node
+    taken = (
+        "update message_ins set delivered_at = '2026-01-01' "
+        f"where dst_node_id = {signed} and delivered_at = '' and message_type = 'train'"
+    )
+    with closing(sqlite3.connect(deployment.folder / "state.db", timeout=30)) as database:
+
+        def lose() -> bool:
+            with database:
+                return database.execute(taken).rowcount == 1
+
+        run.wait_for(lose, 120)
+    rows = run.completed()
+    assert [(row.clients, row.failed) for row in rows] == [(2, {})] * 5
+    assert f"node {node} is idle and has not answered" in run.folder.log.read_text()
+    assert max(row.seconds for row in rows) > PROBE_S
 
 
 def test_a_client_beyond_the_round_timeout_fails_and_others_go_on(deploy):
