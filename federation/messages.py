@@ -22,6 +22,7 @@ _INTERFACE = "interface-"  # before the names of what a client's interface count
 _NAME_BYTES = 15  # of an interface, in Linux
 _COUNTER = 2**63  # what Flower's integers hold
 _SHOWN = 60  # characters
+_MOST = 1e9  # of losses and seconds
 RECIPE = "recipe"  # key of the run config: the recipe as JSON
 
 
@@ -179,8 +180,8 @@ def _numbers(content: RecordDict, names: list[str]) -> dict[str, float]:
         value = record.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ReplyError(f"{name} is {_short(value)}; need a number")
-        if not math.isfinite(value):
-            raise ReplyError(f"{name} is {value}")
+        if isinstance(value, float) and not 0 <= value <= _MOST:
+            raise ReplyError(f"{name} is {value:g}; 0 to {_MOST:g} are taken")
         values[name] = value
     return values
 
@@ -188,9 +189,11 @@ def _numbers(content: RecordDict, names: list[str]) -> dict[str, float]:
 def _check_counts(values: dict[str, float], most_examples: int) -> None:
     examples, partition = values[_key("examples")], values["partition"]
     if not isinstance(examples, int) or not 1 <= examples <= most_examples:
-        raise ReplyError(f"num-examples {examples!r} is absurd; 1 to {most_examples:,} are taken")
+        raise ReplyError(
+            f"num-examples {_short(examples)} is absurd; 1 to {most_examples:,} are taken"
+        )
     if not isinstance(partition, int) or not 0 <= partition < 2**31:
-        raise ReplyError(f"partition {partition!r} cannot be")
+        raise ReplyError(f"partition {_short(partition)} cannot be")
 
 
 def _content(values: Mapping[str, Any], payload: bytes | None) -> RecordDict:

@@ -60,15 +60,13 @@ class GuardedGrid(Grid):
             waiting -= {reply.metadata.reply_to_message_id for reply in found}
             if waiting:
                 time.sleep(_POLL_S)
+        self._drop_all_but(set())
         return replies
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies to messages that are whole by now; others that were begun are dropped."""
-        message_ids = list(message_ids)
-        for reply in list(self._arriving):
-            if reply.metadata.reply_to_message_id not in message_ids:  # too late
-                self._arriving.remove(reply)
-                self._forget(reply)
+        message_ids = set(message_ids)
+        self._drop_all_but(message_ids)
         begun = {reply.metadata.reply_to_message_id for reply in self._arriving}
         asked = [sent for sent in message_ids if sent not in begun]
         if asked:
@@ -85,6 +83,12 @@ class GuardedGrid(Grid):
         for reply, _ in whole:
             self._arriving.remove(reply)
         return [message for _, message in whole]
+
+    def _drop_all_but(self, asked: set[str]) -> None:
+        """Give up what is still arriving for messages that are no longer waited for."""
+        for reply in [r for r in self._arriving if r.metadata.reply_to_message_id not in asked]:
+            self._arriving.remove(reply)
+            self._forget(reply)
 
     def _pull(self, reply: "_Arriving") -> Message | None:
         try:

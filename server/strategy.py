@@ -42,6 +42,8 @@ from server.wire import ClientBytes, ClientCounters
 
 _log = logging.getLogger(__name__)
 _KEY = "model"
+_LARGEST = 65_504  # of a model's values, as float16 holds them
+_SHOWN = 300  # characters of a reason
 
 Values = NDArray[np.float32]
 
@@ -283,6 +285,9 @@ class CsgStrategy(Strategy):
         report = train_report_in(reply.content, most_examples=self.recipe.most_examples)
         label = self.downlink.update_label(round_)
         values = decode(payload_in(reply.content), label, self._uplink)
+        largest = np.abs(self._current + values).max(initial=0)
+        if largest > _LARGEST:
+            raise ReplyError(f"its model has a value of {largest:g}; {_LARGEST:,} is the largest")
         return Update(report.partition, report.examples, values), report
 
     def _check_error(self, reply: Message) -> None:
@@ -321,6 +326,8 @@ class CsgStrategy(Strategy):
         self._waiting.clear()
 
     def _fail(self, node: int, reason: str) -> None:
+        """Note a failure; what a stranger says of it is cut and can steer no terminal."""
+        reason = "".join(c if c.isprintable() else "?" for c in reason[:_SHOWN])
         before = self.outcome.failures.get(self._name(node))
         self.outcome.failures[self._name(node)] = f"{before}; {reason}" if before else reason
         _log.warning("%s failed: %s", self._name(node), reason)

@@ -35,27 +35,28 @@ for door, enter in DOORS.items():
     for file in sorted((HERE / "corpus" / door).iterdir()):
         enter(file.read_bytes())
 tried = 0
+contents = []
 for data in bombs.values():
+    contents.append(reply(data, report))
     for stype in ("numpy.ndarray", "csg-fl"):
-        for dtype in ("object", "uint8"):
-            array = Array(dtype=dtype, shape=(1,), stype=stype, data=data)
-            content = reply(b"", report)
-            content["arrays"] = ArrayRecord({"payload": array})
-            sent = make_message(Metadata(**about), content=content)
-            root = sent.object_id
-            parts = {name: part.deflate() for name, part in get_all_nested_objects(sent).items()}
-            found = read(Metadata(**{**about, "message_id": root}), parts, 10_000)
+        array = Array(dtype="object", shape=(1,), stype=stype, data=data)
+        contents.append(RecordDict({**reply(b"", report), "a": ArrayRecord({"payload": array})}))
+for content in contents:
+    sent = make_message(Metadata(**about), content=content)
+    root = sent.object_id
+    parts = {name: part.deflate() for name, part in get_all_nested_objects(sent).items()}
+    found = read(Metadata(**{**about, "message_id": root}), parts, 10_000)
+    try:
+        payload = payload_in(found.content)
+        for bytes_ in (payload, mended(payload)):
             try:
-                payload = payload_in(found.content)
-                for bytes_ in (payload, mended(payload)):
-                    try:
-                        decode(bytes_, label(), codec(0))
-                        raise AssertionError("was taken")
-                    except PayloadError:
-                        tried += 1
+                decode(bytes_, label(), codec(0))
+                raise AssertionError("was taken")
             except PayloadError:
                 tried += 1
-assert tried == 10, tried
+    except PayloadError:
+        tried += 1
+assert tried == 8, tried
 assert not seen, seen
 pickle.loads(bombs["pickle"])  # and the hook would have seen it
 assert seen == ["pickle.find_class", "os.mkdir"], seen

@@ -14,7 +14,7 @@ from federation.recipe import Recipe, RecipeError, read_recipe, recipe_of
         ({"train": {"lr": -1}}, r"train.lr = -1: .* greater than 0"),
         ({"train": {"lr": float("nan")}}, r"train.lr"),
         ({"foo": {}}, "foo is unknown; a recipe has model"),
-        ({"wire": {"uplink": "zip"}}, "use one of fp32, fp16"),
+        ({"wire": {"uplink": "zip"}}, "use one of fp32, fp32z"),
         ({"train": {"clients_per_round": 30}}, "clients_per_round 30 is more than data.clients 10"),
         ({"server": {"min_clients": 11}}, "min_clients 11 is more than the cohort of 10"),
         ({"server": {"strategy": "x"}}, "server.strategy = 'x': Input should be 'fedavg'"),

@@ -22,6 +22,7 @@ from csg_core.payload import HEADER_BYTES, Label, PayloadError, decode, seal
 from federation.messages import (
     ReplyError,
     evaluation_report_in,
+    interface_in,
     payload_bytes_in,
     payload_in,
     train_report_in,
@@ -150,10 +151,16 @@ def _payload(content: RecordDict) -> None:
     assert isinstance(payload_in(content), bytes)
 
 
+def _interface(content: RecordDict) -> None:
+    found = interface_in(content)
+    assert found is None or (found.name.isprintable() and len(found.name) < 16)
+
+
 _READERS: tuple[tuple[Callable[[RecordDict], None], type[Exception]], ...] = (
     (_train, ReplyError),
     (_evaluation, ReplyError),
     (_payload, PayloadError),
+    (_interface, ReplyError),
 )
 DOORS: dict[str, Callable[[bytes], None]] = {
     "server": server,

@@ -5,7 +5,7 @@ names, as of what a fuzzer found, stay.
 """
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 from csg_core.codecs import Float16
@@ -78,9 +78,11 @@ def _messages() -> dict[str, bytes]:
     good = reply(b"payload", train)
     two = RecordDict({**good, "more": MetricRecord({"partition": 1})})
     array = RecordDict({**good, "arrays": ArrayRecord({"payload": Array(np.zeros(3))})})
-    odd = RecordDict({**good, "metrics": MetricRecord(
-        {"partition": [1, 2], "num-examples": 2**63, "train-loss": float("nan")})})  # fmt: skip
+    pieces = RecordDict({**good, "message-1": ConfigRecord({"payload": b"more"})})
+    odd = RecordDict({"message": ConfigRecord({**good["message"], "partition": [1, 2],
+        "num-examples": 2**63, "train-loss": float("nan"), "interface-name": "eth0"})})  # fmt: skip
     contents = {"train": good, "evaluation": reply(None, evaluation), "two": two, "array": array,
+                "pieces": pieces,
                 "odd": odd, "empty": RecordDict()}  # fmt: skip
     return {
         name: recorddict_to_proto(content).SerializeToString(deterministic=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Metadata, MetricRecord
 from flwr.app.message import make_message
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.task_identity import TaskIdentity
 
 from csg_core import build, manifest, pack
@@ -20,8 +21,8 @@ NODES = (11, 12, 13)
 class _Nodes:
     """All that the strategy asks of a Grid."""
 
-    def get_node_ids(self):
-        return NODES
+    def get_nodes(self):
+        return [NodeInfo(node_id=node) for node in NODES]
 
 
 @pytest.fixture
@@ -50,31 +51,23 @@ def _message(node, content=None, error=None):
     return make_message(about, content=content, error=error)
 
 
-def _honest(strategy, partition):
+def _honest(strategy, partition, value=0.5):
     codec = codec_named(strategy.recipe.wire.uplink)
-    update = np.full(strategy.manifest.size, 0.5, np.float32)
+    update = np.full(strategy.manifest.size, value, np.float32)
     payload = encode(update, strategy.downlink.update_label(1), codec, np.random.default_rng(0))
     return reply(payload, TrainReport(partition=partition, examples=10, train_loss=1.0,
                                       loss_before=1.0, loss_after=1.0, seconds=1.0))  # fmt: skip
 
 
-def _metric(name, value):
+def _value(name, value):
     def change(content):
-        content["metrics"][name] = value
-
-    return change
-
-
-def _array(**fields):
-    def change(content):
-        given = {"dtype": "uint8", "shape": (1,), "stype": "csg-fl", "data": b"x", **fields}
-        content["arrays"] = ArrayRecord({"payload": Array(**given)})
+        content["message"][name] = value
 
     return change
 
 
 def _without(name):
-    return lambda content: content.pop(name)
+    return lambda content: content["message"].pop(name)
 
 
 def _more(name, record):
@@ -91,27 +84,30 @@ def _npy_of_objects():
 
 
 CHANGES = {
-    "a list for a number": (_metric("train-loss", [1.0, 2.0]), "train-loss is"),
-    "a list for the partition": (_metric("partition", [0, 1]), "partition is"),
-    "no partition": (lambda content: content["metrics"].pop("partition"), "partition is None"),
-    "NaN for the partition": (_metric("partition", float("nan")), "partition is nan"),
-    "NaN": (_metric("train-loss", float("nan")), "train-loss is nan"),
-    "infinity": (_metric("seconds", float("inf")), "seconds is inf"),
-    "the largest integer": (_metric("partition", 2**64 - 1), "cannot be"),
-    "a fraction of an example": (_metric("num-examples", 1.5), "num-examples 1.5"),
-    "more examples than there are": (_metric("num-examples", 2**62), "is absurd"),
-    "no metrics": (_without("metrics"), "0 records of metrics"),
-    "two records of metrics": (_more("b", MetricRecord({"partition": 0})), "2 records of metrics"),
-    "no arrays": (_without("arrays"), "without the one array"),
-    "two records of arrays": (_more("b", ArrayRecord({"payload": Array(np.ones(1))})), "without"),
-    "two arrays": (_more("arrays", ArrayRecord({name: Array(np.ones(1)) for name in "ab"})), "wit"),
-    "an array of another name": (_more("arrays", ArrayRecord({"x": Array(np.ones(1))})), "without"),
-    "numbers": (_array(dtype="float32"), "need uint8"),
-    "a pickle": (_array(data=b"\x80\x04cos\nsystem\n"), "payload of"),
-    "objects": (_array(data=_npy_of_objects(), stype="numpy.ndarray"), "need uint8"),
-    "nothing": (_array(data=b""), "payload of 0 bytes"),
-    "too much": (_array(data=bytes(10_000_000)), "this round takes"),
-    "another's partition": (_metric("partition", 1), "claims partition 1"),
+    "a list for a number": (_value("train-loss", [1.0, 2.0]), "train-loss is"),
+    "a list for the partition": (_value("partition", [0, 1]), "partition is"),
+    "no partition": (lambda content: content["message"].pop("partition"), "partition is None"),
+    "NaN for the partition": (_value("partition", float("nan")), "partition is nan"),
+    "NaN": (_value("train-loss", float("nan")), "train-loss is nan"),
+    "infinity": (_value("seconds", float("inf")), "seconds is inf"),
+    "the largest integer": (_value("partition", 2**64 - 1), "cannot be"),
+    "a fraction of an example": (_value("num-examples", 1.5), "num-examples 1.5"),
+    "more examples than there are": (_value("num-examples", 2**62), "is absurd"),
+    "more than a loss can be": (_value("train-loss", 1e300), "train-loss is 1e+300"),
+    "less than a loss can be": (_value("train-loss", -1.0), "train-loss is -1"),
+    "no record": (lambda content: content.pop("message"), "without the one record"),
+    "a second record": (_more("b", MetricRecord({"partition": 0})), "without the one record"),
+    "an array": (_more("arrays", ArrayRecord({"payload": Array(np.ones(1))})), "without the one"),
+    "a second payload": (_more("message-1", ConfigRecord({"payload": b"x"})), "payload of"),
+    "a piece with more": (_more("message-1", ConfigRecord({"payload": b"", "x": 1})), "without"),
+    "no payload": (_without("payload"), "without bytes 'payload'"),
+    "text for the payload": (_value("payload", "x"), "without bytes 'payload'"),
+    "a pickle": (_value("payload", b"\x80\x04cos\nsystem\n"), "payload of"),
+    "objects": (_value("payload", _npy_of_objects()), "payload"),
+    "nothing": (_value("payload", b""), "payload of 0 bytes"),
+    "too much": (_value("payload", bytes(10_000_000)), "this round takes"),
+    "an interface of no name": (_value("interface-name", "\x1b]0;"), "interface-name"),
+    "another's partition": (_value("partition", 1), "claims partition 1"),
 }
 
 
@@ -139,6 +135,28 @@ def test_an_error_in_place_of_an_answer(strategy, reason):
     (why,) = strategy.outcome.failures.values()
     assert why == ("ValueError: no data" if reason and reason.strip() else
                    "an error without a reason")  # fmt: skip
+
+
+def test_a_reason_is_cut_and_steers_no_terminal(strategy):
+    reason = "\x1b]0;mine\x07\x1b[2J" + "x" * 3_000_000
+    replies = [_message(13, error=Error(2, reason)), *(_message(node, _honest(strategy, place + 1))
+               for place, node in enumerate(NODES[:2]))]  # fmt: skip
+    strategy.aggregate_train(1, replies)
+    (why,) = strategy.outcome.failures.values()
+    assert why.isprintable()
+    assert len(why) == 300
+
+
+@pytest.mark.parametrize("value", [1e6, -3e38])
+def test_a_model_that_could_not_be_sent_on_is_refused(strategy, value):
+    """As a float16 key frame, or at all: the next round would end the run."""
+    replies = [_message(13, _honest(strategy, 0, value)),
+               *(_message(node, _honest(strategy, place + 1))
+                 for place, node in enumerate(NODES[:2]))]  # fmt: skip
+    arrays, _ = strategy.aggregate_train(1, replies)
+    (why,) = strategy.outcome.failures.values()
+    assert "65,504 is the largest" in why
+    strategy.configure_train(2, arrays, ConfigRecord(), _Nodes())
 
 
 def test_replies_that_nobody_asked_for_are_left_out(strategy):

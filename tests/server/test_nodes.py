@@ -122,7 +122,7 @@ def test_a_message_that_was_lost_is_sent_again_and_one_at_work_is_let_alone():
     grid.losing, grid.working = {11}, {12}
     replies = exchange(grid, _messages(3), timeout=1.5)
     assert [reply.metadata.src_node_id for reply in replies] == [10, 11]
-    assert all(reply.content["arrays"] for reply in replies)
+    assert all(reply.content["message"] for reply in replies)
     sent = [node for node, kind in grid.pushed if kind == "train"]
     assert sent == [10, 11, 12, 11]
 
