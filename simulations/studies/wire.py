@@ -24,9 +24,9 @@ from typing import Any
 from server.checkpoints import replace_file
 from simulations.machine import machine
 from simulations.studies import trace
-from simulations.studies.deployment import CLIENTS, ours, plain
 from simulations.studies.network import Network
 from simulations.studies.slow_link import Link
+from simulations.studies.wire_runs import CLIENTS, ours, plain
 from simulations.studies.wire_tables import PAGE, fill, tables
 
 RESULTS = Path(__file__).parent / "wire"
