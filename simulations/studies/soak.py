@@ -57,7 +57,6 @@ class Soak:
         self.samples: list[Sample] = []
         self.resumed = 0
         self._draw = random.Random(seed)
-        self._log = (deployment.folder / "csg.log").open("a")
         self._csg: subprocess.Popen[str] | None = None
         self._restores: dict[str, float] = {}  # cut clients, and when their cables are put back
 
@@ -87,7 +86,8 @@ class Soak:
                 due = self._next(done)
 
     def _start(self, *arguments: str) -> None:
-        self._csg = self.deployment.csg(*arguments, log=self._log)
+        with (self.deployment.folder / "csg.log").open("a") as log:
+            self._csg = self.deployment.csg(*arguments, log=log)
 
     def _goes_on(self) -> bool:
         """Resume a run that stopped short of its end."""
