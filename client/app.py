@@ -1,5 +1,6 @@
 """The ClientApp, the same in simulation and deployment."""
 
+import logging
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -9,9 +10,11 @@ from client.local import LocalClient, Memory
 from client.shard import Shard, Shards, own_folder, partition_of
 from csg_core.broadcast import Held
 from federation.code import check_code
-from federation.interface import Interface
+from federation.interface import Interface, InterfaceError
 from federation.messages import RECIPE, numbers_in, payload_in, reply
 from federation.recipe import Recipe
+
+_log = logging.getLogger(__name__)
 
 # keys of what a client keeps between rounds, in its context's state
 _KEPT, _RESIDUAL, _HELD, _VERSION = "kept", "residual", "held", "held-version"
@@ -96,10 +99,17 @@ class _Worker:
 
 
 def _interface(recipe: Recipe, context: Context) -> Interface | None:
-    """What this client's network interface has counted; simulated clients have none."""
+    """What this client's network interface has counted; simulated clients have none.
+
+    An interface may go and come back under another name: nothing is counted then, no more.
+    """
     if recipe.run.superlink is None or recipe.run.interface == "none":
         return None
-    return Interface.named(str(context.node_config.get("interface", "auto")))
+    try:
+        return Interface.named(str(context.node_config.get("interface", "auto")))
+    except InterfaceError as error:
+        _log.warning("bytes are not counted: %s", error)
+        return None
 
 
 def _memory(context: Context) -> Memory:

@@ -14,7 +14,7 @@ for candidate in /keys /keys/*; do
   fi
 done
 [ -n "$folder" ] || { echo "start-client: no free key in /keys; keys add makes one more client" >&2; exit 2; }
-place="partition-id=$(cat "$folder/partition") interface=\"${CSG_INTERFACE:-eth0}\""
+place="partition-id=$(cat "$folder/partition") interface=\"${CSG_INTERFACE:-auto}\""
 [ -z "${CSG_DATA_DIR:-}" ] || place="$place data-dir=\"$CSG_DATA_DIR\""
 [ -z "${CSG_DATA_FOLDER:-}" ] || place="$place data-folder=\"$CSG_DATA_FOLDER\""
 echo "start-client: $folder"

@@ -21,9 +21,10 @@ from federation.messages import RECIPE
 from federation.recipe import Recipe, RecipeError
 from federation.sources import load_images
 from server.grid import GuardedGrid
+from server.outcome import RunError
 from server.record import RoundRow, RunFolder
 from server.rounds import Rounds, summary_of
-from server.strategy import CsgStrategy, RunError
+from server.strategy import CsgStrategy
 from server.wire import server_interface
 
 _log = logging.getLogger(__name__)

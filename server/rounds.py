@@ -1,5 +1,6 @@
 """The rounds of a run, each on one screen: encode, send, decode, average, evaluate, record."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,13 +16,17 @@ from csg_core import build, manifest, pack, unpack
 from csg_core.evaluation import evaluate
 from csg_core.images import ImageSet
 from federation.devices import device_of, precision_of
-from federation.recipe import Recipe
+from federation.interface import Interface
+from federation.recipe import Recipe, RecipeError
 from server.checkpoints import CheckpointError, read_with_extra, write_checkpoint
 from server.nodes import exchange
+from server.outcome import RunError
 from server.record import RoundRow, RunFolder
 from server.state import ServerState, load_state, save_state
-from server.strategy import CsgStrategy, RunError, model_in, model_record
+from server.strategy import CsgStrategy, model_in, model_record
 from server.wire import crossed, server_interface
+
+_log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -130,7 +135,7 @@ class Rounds:
         kept = self._simulated.kept() if self._simulated else {}
         state = ServerState(round_, model_in(arrays), strategy.state(), kept)
         outcome = strategy.outcome
-        before, counted = self._counted, server_interface(self.recipe)
+        before, counted = self._counted, self._interface()
         self._counted = counted
         received, sent = crossed(before, counted)
         row = RoundRow(
@@ -160,6 +165,14 @@ class Rounds:
                 f"the checkpoint of round {self._saved} is whole: csg resume goes on from there"
             ) from error
         return row
+
+    def _interface(self) -> Interface | None:
+        """The server's interface now; one that has gone, or got another name, ends no run."""
+        try:
+            return server_interface(self.recipe)
+        except RecipeError as error:
+            _log.warning("bytes are not counted: %s", error)
+            return None
 
     def _evaluate(self, round_: int, arrays: ArrayRecord) -> tuple[float | None, float | None]:
         if round_ % self.recipe.run.eval_every and round_ != self.recipe.train.rounds:

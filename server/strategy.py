@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,51 +33,18 @@ from federation.messages import (
     train_report_in,
 )
 from federation.recipe import Recipe
-from federation.seeds import derived_seed
 from server.aggregation import Aggregation, Update
+from server.cohort import Cohort
 from server.downlink import Downlink
-from server.nodes import Node, gather, refusal
-from server.wire import ClientBytes, ClientCounters
+from server.nodes import refusal
+from server.outcome import RoundOutcome, RunError
+from server.wire import ClientCounters
 
 _log = logging.getLogger(__name__)
 _KEY = "model"
 _LARGEST = 65_504  # of a model's values, as float16 holds them
-_SHOWN = 300  # characters of a reason
 
 Values = NDArray[np.float32]
-
-
-class RunError(RuntimeError):
-    """A run that cannot go on; the message says in which round and why."""
-
-
-@dataclass(slots=True)
-class RoundOutcome:
-    """What came of the clients of a round; bytes are sums of payloads."""
-
-    cohort: int
-    bytes_down: int = 0
-    bytes_up: int = 0
-    models: int = 0  # payloads sent to clients, and
-    updates: int = 0  # payloads that came back
-    reports: list[TrainReport] = field(default_factory=list)
-    bytes: dict[int, ClientBytes] = field(default_factory=dict)  # of every node that was asked
-    reporters: list[int] = field(default_factory=list)  # the nodes of ``reports``
-    failures: dict[str, str] = field(default_factory=dict)  # client and reason
-
-    def sent(self, payloads: Mapping[int, int]) -> None:
-        """Count payloads to nodes, in bytes."""
-        for node, size in payloads.items():
-            self.bytes.setdefault(node, ClientBytes()).payload_bytes_down += size
-        self.bytes_down += sum(payloads.values())
-        self.models += len(payloads)
-
-    def contributions(self) -> list[dict[str, Any]]:
-        """By client, what it reports of its training, and its bytes."""
-        return [
-            asdict(report) | asdict(self.bytes[node])
-            for node, report in zip(self.reporters, self.reports, strict=True)
-        ]
 
 
 class CsgStrategy(Strategy):
@@ -109,11 +75,7 @@ class CsgStrategy(Strategy):
         self._uplink = codec_named(recipe.wire.uplink)
         self.downlink = Downlink(recipe, manifest, first)
         self._current: Values = np.zeros(0, np.float32)
-        self._asked: list[int] = []
-        self._waiting: set[int] = set()
-        self._nodes: dict[int, Node] = {}  # as they were when last looked for
-        self._trained: dict[int, int] = {}  # nodes by partition, of this round
-        self._partitions = dict(partitions or {})
+        self.cohort = Cohort(recipe, partitions)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -124,7 +86,9 @@ class CsgStrategy(Strategy):
             RunError: if fewer clients than the quorum are there.
         """
         self._current = model_in(arrays)
-        nodes = self._sample(server_round, grid)
+        nodes, restarted = self.cohort.sample(server_round, grid)
+        for node in restarted:  # another process, which holds nothing
+            self.downlink.failed(node)
         wanted = self.aggregation.configure(server_round, self._current, grid)
         messages, sent = self._messages(
             MessageType.TRAIN, server_round, nodes, ConfigRecord({**config, **wanted})
@@ -163,10 +127,10 @@ class CsgStrategy(Strategy):
             return []
         self._current = model_in(arrays)
         present = set(grid.get_node_ids())
-        nodes = [node for node in self._asked if node in present]
+        nodes = [node for node in self.cohort.asked if node in present]
         messages, sent = self._messages(MessageType.EVALUATE, server_round, nodes, config)
         self.outcome.sent(sent)
-        self._waiting = set(nodes)
+        self.cohort.expect(nodes)
         return messages
 
     def aggregate_evaluate(
@@ -178,20 +142,20 @@ class CsgStrategy(Strategy):
         reports: list[EvaluationReport] = []
         for reply in replies:
             node = reply.metadata.src_node_id
-            if not self._answers(node):
+            if not self.cohort.answers(node):
                 continue
             try:
                 self._check_error(reply)
                 most = self.recipe.most_examples
                 report = evaluation_report_in(reply.content, most_examples=most)
-                self._check_partition(node, report.partition)
+                self.cohort.check_partition(node, report.partition)
             except ReplyError as error:
                 self.downlink.failed(node)
-                self._fail(node, f"evaluation: {error}")
+                self.outcome.fail(self.cohort.name(node), f"evaluation: {error}")
                 continue
             reports.append(report)
             self.downlink.answered(node)
-        self._fail_waiting("evaluation: ")
+        self._fail_silent("evaluation: ")
         if not reports:
             return None
         weights = [report.examples for report in reports]
@@ -222,55 +186,22 @@ class CsgStrategy(Strategy):
         ]
         return messages, dict(zip(nodes, map(len, payloads), strict=True))
 
-    def _sample(self, round_: int, grid: Grid) -> list[int]:
-        nodes = self._gather(round_, grid)
-        cohort = self.recipe.cohort
-        rng = np.random.Generator(
-            np.random.Philox(key=derived_seed(self.recipe.run.seed, "cohort", round_))
-        )
-        chosen = rng.choice(len(nodes), size=min(cohort, len(nodes)), replace=False)
-        self._asked = [nodes[place] for place in sorted(chosen)]
-        return self._asked
-
-    def _gather(self, round_: int, grid: Grid) -> list[int]:
-        """Nodes that are connected, in order: in the first round all, given the time to be."""
-        quorum, server = self.recipe.quorum, self.recipe.server
-        found = gather(
-            grid,
-            everyone=self.recipe.data.clients,
-            quorum=quorum,
-            patience=0.0 if self._asked else server.gather_timeout,
-            timeout=server.round_timeout,
-        )
-        if len(found) < quorum:
-            raise RunError(
-                f"round {round_}: {len(found)} clients are connected after "
-                f"{server.round_timeout:g} s and the quorum is {quorum}; "
-                "start more, or lower server.min_clients"
-            )
-        for node, seen in found.items():
-            if node in self._nodes and self._nodes[node].since != seen.since:
-                self.downlink.failed(node)  # its process is another one, which holds nothing
-        self._nodes |= found
-        return list(found)
-
     def _updates(self, round_: int, replies: Iterable[Message]) -> Iterator[Update]:
         """Decoded and checked updates, one at a time; whatever is wrong with a reply is noted."""
-        self._waiting, self._trained = set(self._asked), {}
+        self.cohort.expect(self.cohort.asked)
         for reply in _in_order(replies):
             node = reply.metadata.src_node_id
-            if not self._answers(node):
+            if not self.cohort.answers(node):
                 continue
             try:
                 update, report = self._read(round_, reply)
-                self._check_partition(node, report.partition)
+                self.cohort.check_partition(node, report.partition)
                 self._counters.note(node, interface_in(reply.content), self.outcome.bytes[node])
             except (ReplyError, PayloadError) as error:
                 self.downlink.failed(node)
-                self._fail(node, str(error))
+                self.outcome.fail(self.cohort.name(node), str(error))
                 continue
-            self._partitions[node] = report.partition
-            self._trained[report.partition] = node
+            self.cohort.trained(node, report.partition)
             self.downlink.answered(node)
             self.outcome.reports.append(report)
             self.outcome.reporters.append(node)
@@ -290,62 +221,18 @@ class CsgStrategy(Strategy):
             raise ReplyError(f"its model has a value of {largest:g}; {_LARGEST:,} is the largest")
         return Update(report.partition, report.examples, values), report
 
+    def _check_quorum(self, round_: int) -> None:
+        self._fail_silent()
+        self.outcome.check_quorum(round_, self.recipe.quorum)
+
+    def _fail_silent(self, stage: str = "") -> None:
+        for node in self.cohort.silent():
+            reason = f"{stage}did not answer within {self.recipe.server.round_timeout:g} s"
+            self.outcome.fail(self.cohort.name(node), reason)
+
     def _check_error(self, reply: Message) -> None:
         if reply.has_error():
             raise ReplyError(refusal(reply.error, self.recipe.server.round_timeout))
-
-    def _answers(self, node: int) -> bool:
-        """Whether this is the one answer that the node was asked for."""
-        if node not in self._waiting:
-            _log.warning("a reply of node %d, which was not asked, is left out", node)
-            return False
-        self._waiting.remove(node)
-        return True
-
-    def _check_partition(self, node: int, partition: int) -> None:
-        """Refuse a partition that is another client's, or not the one the node had before."""
-        known = self._partitions.get(node, partition)
-        if known != partition:
-            raise ReplyError(f"claims partition {partition}; it has {known}")
-        if self._trained.get(partition, node) != node:
-            raise ReplyError(
-                f"claims partition {partition}, which another client trained; "
-                "give each client a partition-id of its own"
-            )
-
-    def _check_quorum(self, round_: int) -> None:
-        self._fail_waiting()
-        good = len(self.outcome.reports)
-        if good < self.recipe.quorum:
-            raise RunError(self._too_few(round_, good))
-
-    def _fail_waiting(self, stage: str = "") -> None:
-        timeout = self.recipe.server.round_timeout
-        for node in sorted(self._waiting):
-            self._fail(node, f"{stage}did not answer within {timeout:g} s")
-        self._waiting.clear()
-
-    def _fail(self, node: int, reason: str) -> None:
-        """Note a failure; what a stranger says of it is cut and can steer no terminal."""
-        reason = "".join(c if c.isprintable() else "?" for c in reason[:_SHOWN])
-        before = self.outcome.failures.get(self._name(node))
-        self.outcome.failures[self._name(node)] = f"{before}; {reason}" if before else reason
-        _log.warning("%s failed: %s", self._name(node), reason)
-
-    def _name(self, node: int) -> str:
-        if node in self._partitions:
-            return f"client {self._partitions[node]}"
-        known = self._nodes.get(node)
-        return f"node {known.name}" if known and known.name else f"node {node}"
-
-    def _too_few(self, round_: int, good: int) -> str:
-        reasons = "; ".join(f"{who} {why}" for who, why in list(self.outcome.failures.items())[:3])
-        more = len(self.outcome.failures) - 3
-        return (
-            f"round {round_}: {good} of {self.outcome.cohort} clients answered usefully, the "
-            f"quorum is {self.recipe.quorum} (server.min_clients): {reasons}"
-            + (f"; and {more} more" if more > 0 else "")
-        )
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What is carried from round to round besides the model, for a checkpoint."""

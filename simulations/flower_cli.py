@@ -13,7 +13,7 @@ from typing import Any
 import tomli_w
 
 from federation.recipe import RecipeError
-from server.strategy import RunError
+from server.outcome import RunError
 
 _ANSWER_S = 60.0
 CONNECTION = "csg"  # the SuperLink's name in Flower's configuration

@@ -22,8 +22,8 @@ from typing import Any
 from federation.code import CODE, code_identity
 from federation.messages import RECIPE
 from federation.recipe import Recipe
+from server.outcome import RunError
 from server.record import RoundRow, RunFolder
-from server.strategy import RunError
 from simulations.flower_cli import (
     CONNECTION,
     EngineError,

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 
 from federation.recipe import Recipe
+from server.outcome import RunError
 from server.record import RoundRow, RunFolder
-from server.strategy import RunError
 from simulations.flower_cli import CONNECTION, EngineError, flwr, run_of
 
 _log = logging.getLogger(__name__)

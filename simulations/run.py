@@ -14,8 +14,8 @@ from federation.shards import class_spread, shard_rows
 from federation.sources import load_images
 from server.app import LOCK_S, check, terminate_as_interrupt
 from server.checkpoints import CheckpointError
+from server.outcome import RunError
 from server.record import RunFolder
-from server.strategy import RunError
 from simulations.local_engine import client_app, run_local
 from simulations.machine import environment
 from simulations.progress import Progress, log_to

@@ -17,7 +17,7 @@ from deployment import Project, readme_commands, write_images
 @pytest.fixture(scope="session")
 def project() -> Iterator[Project]:
     """A deployment with two clients, brought up by the README's own commands."""
-    folder = Path(tempfile.mkdtemp(prefix="csg-deploy-"))
+    folder = Path(tempfile.mkdtemp(prefix="deploy-csg-"))
     folder.chmod(0o755)
     shared = Path(os.environ.get("CSG_SHARED_DIR", Path(__file__).parents[3] / "shared"))
     original = shared / "data" / "cifar10-original-train-first1000.parquet"

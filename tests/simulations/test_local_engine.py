@@ -15,9 +15,10 @@ from federation.messages import RECIPE
 from federation.sources import load_images
 from server.app import make_app as make_server_app
 from server.checkpoints import CheckpointError
+from server.outcome import RunError
 from server.record import RunFolder
 from server.state import load_state
-from server.strategy import CsgStrategy, RunError, model_in, model_record
+from server.strategy import CsgStrategy, model_in, model_record
 from simulations.local_engine import LocalGrid, run_local
 
 

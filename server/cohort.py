@@ -1,0 +1,109 @@
+"""The clients of a round: who is asked, who still has to answer, and which partition each has."""
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from federation.messages import ReplyError
+from federation.recipe import Recipe
+from federation.seeds import derived_seed
+from server.nodes import Node, gather
+from server.outcome import RunError
+
+_log = logging.getLogger(__name__)
+
+
+class Cohort:
+    """The nodes that were last ``asked``, of which those ``waiting`` have not answered.
+
+    ``partitions`` tells the partition of nodes, where that is known before they answer.
+    """
+
+    def __init__(self, recipe: Recipe, partitions: Mapping[int, int] | None = None) -> None:
+        self.asked: list[int] = []
+        self.waiting: set[int] = set()
+        self._recipe = recipe
+        self._nodes: dict[int, Node] = {}  # as they were when last looked for
+        self._partitions = dict(partitions or {})
+        self._trained: dict[int, int] = {}  # nodes by partition, of this round
+
+    def sample(self, round_: int, grid: Grid) -> tuple[list[int], list[int]]:
+        """A cohort, drawn from (seed, round); and the nodes that were restarted since the last.
+
+        Raises:
+            RunError: if fewer clients than the quorum are there.
+        """
+        nodes, restarted = self._gather(round_, grid)
+        seed = derived_seed(self._recipe.run.seed, "cohort", round_)
+        rng = np.random.Generator(np.random.Philox(key=seed))
+        chosen = rng.choice(len(nodes), size=min(self._recipe.cohort, len(nodes)), replace=False)
+        self.asked = [nodes[place] for place in sorted(chosen)]
+        return self.asked, restarted
+
+    def _gather(self, round_: int, grid: Grid) -> tuple[list[int], list[int]]:
+        """Nodes that are connected, in order: in the first round all, given the time to be."""
+        quorum, server = self._recipe.quorum, self._recipe.server
+        found = gather(
+            grid,
+            everyone=self._recipe.data.clients,
+            quorum=quorum,
+            patience=0.0 if self.asked else server.gather_timeout,
+            timeout=server.round_timeout,
+        )
+        if len(found) < quorum:
+            raise RunError(
+                f"round {round_}: {len(found)} clients are connected after "
+                f"{server.round_timeout:g} s and the quorum is {quorum}; "
+                "start more, or lower server.min_clients"
+            )
+        known = self._nodes
+        restarted = [n for n, seen in found.items() if n in known and known[n].since != seen.since]
+        self._nodes = known | found
+        return list(found), restarted
+
+    def expect(self, nodes: list[int]) -> None:
+        """Wait for one answer of each node."""
+        self.waiting, self._trained = set(nodes), {}
+
+    def answers(self, node: int) -> bool:
+        """Whether this is the one answer that the node was asked for."""
+        if node not in self.waiting:
+            _log.warning("a reply of node %d, which was not asked, is left out", node)
+            return False
+        self.waiting.remove(node)
+        return True
+
+    def silent(self) -> list[int]:
+        """The nodes that have not answered; they are no longer waited for."""
+        silent = sorted(self.waiting)
+        self.waiting.clear()
+        return silent
+
+    def check_partition(self, node: int, partition: int) -> None:
+        """Refuse a partition that is another client's, or not the one the node had before.
+
+        Raises:
+            ReplyError: saying whose it is.
+        """
+        known = self._partitions.get(node, partition)
+        if known != partition:
+            raise ReplyError(f"claims partition {partition}; it has {known}")
+        if self._trained.get(partition, node) != node:
+            raise ReplyError(
+                f"claims partition {partition}, which another client trained; "
+                "give each client a partition-id of its own"
+            )
+
+    def trained(self, node: int, partition: int) -> None:
+        """The node trained on a partition, which is its own from now on."""
+        self._partitions[node] = partition
+        self._trained[partition] = node
+
+    def name(self, node: int) -> str:
+        """A node for a reader: by its partition, else the name of its key, else its id."""
+        if node in self._partitions:
+            return f"client {self._partitions[node]}"
+        known = self._nodes.get(node)
+        return f"node {known.name}" if known and known.name else f"node {node}"
