@@ -121,6 +121,8 @@ class Rounds:
             for round_ in range(self.state.round + 1, self.recipe.train.rounds + 1):
                 on_round(self._round(round_))
         except (RunError, KeyboardInterrupt, SystemExit):
+            if len(self.folder.rows()) > self.state.round:  # interrupted while it was recorded
+                self.rows = self.folder.cut(self.state.round)
             self._save()
             raise
 
