@@ -25,7 +25,7 @@ demo: $(READY)
 	  --picture runs/make-demo/compare.svg
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # Parts of a deployed run are killed, cut off and restarted: root, iproute2 and ethtool are needed.
 # These tests wait more than they work, so that several run at once.
