@@ -186,7 +186,8 @@ def test_a_stranger_is_turned_away_and_the_run_goes_on(project):
         check=False,
     )  # fmt: skip
     assert "Failed to activate SuperNode" in said
-    assert process.wait(timeout=300) == 0
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
     assert [row["clients"] for row in project.rows("stranger")] == [2, 2, 2]
 
 
@@ -196,7 +197,7 @@ def test_the_whole_project_is_stopped_started_and_the_run_resumed(project):
     )
     project.wait_for_rows("stopped", 2)
     project.compose("stop", "--timeout", "10")
-    process.wait(timeout=60)
+    process.communicate(timeout=60)
     before = project.rows("stopped")
     project.compose("up", "--detach", "--wait")
     said = project.compose("exec", "-T", "server", "csg", "resume", "runs/stopped")
