@@ -45,7 +45,7 @@ place = Path(os.environ["APP"])
 @app.train()
 def train(message, context):
     partition = context.node_config["partition-id"]
-    round_ = message.content["config"]["server-round"]
+    round_ = message.content["message"]["server-round"]
     (place / f"training-{partition}-{round_}").touch()
     seconds = place / f"seconds-{partition}"
     if seconds.exists():
