@@ -119,6 +119,10 @@ class Keys:
         self._ask(superlink, ["supernode", "unregister", client["node"]])
         known[name] = {**client, "revoked": True}
         self._remember(known)
+        place = self.path / "clients" / name
+        if place.exists():  # so that no client of this host takes it up again
+            (self.path / "revoked").mkdir(mode=0o700, exist_ok=True)
+            place.rename(self.path / "revoked" / name)
 
     def clients(self) -> dict[str, dict[str, Any]]:
         """What is known of the clients, by name.
@@ -155,7 +159,14 @@ class Keys:
 
     def _ask(self, superlink: str, arguments: list[str]) -> dict[str, Any]:
         # here, because it takes seconds
-        from simulations.flower_cli import CONNECTION, EngineError, connect, environment_of, flwr
+        from simulations.flower_cli import (
+            CONNECTION,
+            EngineError,
+            connect,
+            environment_of,
+            flwr,
+            reason_in,
+        )
 
         with tempfile.TemporaryDirectory() as place:
             scratch = Path(place)
@@ -166,8 +177,7 @@ class Keys:
             except EngineError as error:
                 raise KeysError(f"SuperLink {superlink}: {error}") from error
         if not answer.get("success"):
-            reason = str(answer.get("error-message", answer)).strip().splitlines()[-1]
-            raise KeysError(f"SuperLink {superlink}: {reason}")
+            raise KeysError(f"SuperLink {superlink}: {reason_in(answer)}")
         return answer
 
 

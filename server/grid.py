@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from flwr.app import Array, Error, Message, Metadata
 from flwr.app.message import make_message
-from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE, ErrorCode
+from flwr.common.constant import ErrorCode
 from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
@@ -32,10 +32,10 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.run import Run
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from federation.messages import ReplyError
+from federation.messages import PIECE_BYTES, ReplyError
 
 _POLL_S = 0.5
-_OBJECTS = 16  # of a reply, besides its chunks: message, records, arrays
+_OBJECTS = 16  # of a reply, besides the pieces of its payload
 _REST = 65_536  # bytes of a reply besides its payload: the records, or the reason of an error
 
 
@@ -156,7 +156,7 @@ class _Arriving:
             ReplyError: if they are too many or too large, or the SuperLink has given one up.
         """
         wanted = list(dict.fromkeys(node.object_id for node in iterate_object_tree(self.tree)))
-        most = _OBJECTS + self.most_bytes // FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+        most = _OBJECTS + self.most_bytes // PIECE_BYTES
         if len(wanted) > most:
             raise ReplyError(f"{len(wanted):,} objects; {most} are taken")
         for object_id in wanted:

@@ -2,13 +2,13 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -131,7 +131,7 @@ class Rounds:
         strategy = self.strategy
         arrays = model_record(self.state.values)
         messages = strategy.configure_train(round_, arrays, ConfigRecord(), self.grid)
-        replies = exchange(self.grid, messages, timeout=self.recipe.server.round_timeout)
+        replies = self._replies(messages)
         arrays, metrics = strategy.aggregate_train(round_, replies)
         loss, accuracy = self._evaluate(round_, arrays)
         kept = self._simulated.kept() if self._simulated else {}
@@ -168,6 +168,13 @@ class Rounds:
             ) from error
         return row
 
+    def _replies(self, messages: list[Message]) -> Iterable[Message]:
+        """What comes back; simulated clients lose nothing, and share workers that would answer."""
+        timeout = self.recipe.server.round_timeout
+        if self.recipe.run.superlink is None:
+            return self.grid.send_and_receive(messages, timeout=timeout)
+        return exchange(self.grid, messages, timeout=timeout)
+
     def _interface(self) -> Interface | None:
         """The server's interface now; one that has gone, or got another name, ends no run."""
         try:
@@ -181,7 +188,7 @@ class Rounds:
             return None, None
         if self.recipe.clients_evaluate:
             messages = self.strategy.configure_evaluate(round_, arrays, ConfigRecord(), self.grid)
-            replies = exchange(self.grid, messages, timeout=self.recipe.server.round_timeout)
+            replies = self._replies(messages)
             found = self.strategy.aggregate_evaluate(round_, replies)
             return (float(found["loss"]), float(found["accuracy"])) if found else (None, None)  # type: ignore[arg-type]
         unpack(self._model, model_in(arrays), self._groups)
