@@ -104,13 +104,18 @@ def write_app(path: Path, client: str, server: str, config: dict[str, Any]) -> N
     (path / "pyproject.toml").write_text(tomli_w.dumps(project))
 
 
-def status_of(run_id: str, environment: dict[str, str], before: Sequence[str] = ()) -> str:
-    """As ``running`` or ``finished:completed``.
+def start_run(
+    app: Path, environment: dict[str, str], *options: str, before: Sequence[str] = ()
+) -> str:
+    """Hand an app to the SuperLink; the id of its run.
 
     Raises:
-        EngineError: if the SuperLink does not answer, or does not know the run.
+        EngineError: if the SuperLink does not answer, or refuses the app.
     """
-    return run_of(run_id, environment, before)[0]
+    answer = flwr(["run", str(app), CONNECTION, *options], environment, before)
+    if not answer.get("run-id"):
+        raise EngineError(f"Flower refused the run: {reason_in(answer)}")
+    return str(answer["run-id"])
 
 
 def run_of(run_id: str, environment: dict[str, str], before: Sequence[str] = ()) -> tuple[str, str]:

@@ -6,7 +6,6 @@ set, Ray joins that cluster instead of starting one. With ``run.superlink`` set,
 the run goes to that SuperLink, which shares this file system, and to its SuperNodes.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -25,13 +24,11 @@ from federation.recipe import Recipe
 from server.outcome import RunError
 from server.record import RoundRow, RunFolder
 from simulations.flower_cli import (
-    CONNECTION,
     EngineError,
     connect,
     environment_of,
-    flwr,
-    reason_in,
     script,
+    start_run,
     write_app,
 )
 from simulations.flower_run import Followed
@@ -169,14 +166,14 @@ def _submit(
         "init-args-log-to-driver=true",
     ]
     simulated = ["--federation-config", " ".join(federation)]
-    answer = flwr(
-        ["run", str(scratch / "app"), CONNECTION, *([] if recipe.run.superlink else simulated)],
-        environment,
-    )
-    log.write(json.dumps(answer) + "\n")
-    if not answer.get("run-id"):
-        raise EngineError(f"Flower refused the run: {reason_in(answer)} (log: {folder.log})")
-    return str(answer["run-id"])
+    try:
+        run_id = start_run(
+            scratch / "app", environment, *([] if recipe.run.superlink else simulated)
+        )
+    except EngineError as error:
+        raise EngineError(f"{error} (log: {folder.log})") from error
+    log.write(f"run {run_id}\n")
+    return run_id
 
 
 def _listening(port: int) -> bool:

@@ -46,6 +46,7 @@ class Deployment:
 
     ``folder`` takes keys, logs and the SuperLink's database; it is also on the Python path of all,
     so that a ClientApp of one's own can lie there. ``secure`` is TLS with node authentication.
+    ``lasting`` keeps the SuperLink's database in a file, so that it may be killed.
     ``environments`` adds variables for some components.
     """
 
@@ -55,10 +56,12 @@ class Deployment:
         *,
         clients: int = 2,
         secure: bool = False,
+        network: Network | None = None,
+        lasting: bool = True,
         environments: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
-        self.folder, self.secure = folder, secure
-        self.network = Network(clients)
+        self.folder, self.secure, self._lasting = folder, secure, lasting
+        self.network = network or Network(clients)
         self.clients = self.network.hosts[1:]
         self.components = [SUPERLINK, SERVER, *self.clients]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -258,8 +261,9 @@ class Deployment:
                 shown = ["--ssl-ca-certfile", ca, "--ssl-certfile", str(own / "tls.crt"),
                          "--ssl-keyfile", str(own / "tls.key"),
                          "--enable-supernode-auth"]  # fmt: skip
+            database = ["--database", str(self.folder / "state.db")] if self._lasting else []
             return ["flower-superlink", *shown, "--host", "0.0.0.0", "--port", str(PORT),
-                    "--isolation", "process", "--database", str(self.folder / "state.db"),
+                    "--isolation", "process", *database,
                     "--disable-runtime-dependency-installation"]  # fmt: skip
         if name == SERVER:
             return ["flower-superexec", *proof, "--runtime-api-address", f"127.0.0.1:{PORT}"]

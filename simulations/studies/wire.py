@@ -11,6 +11,7 @@ of its own. The tables go into docs/wire.md. Needs root, iproute2 and ethtool. E
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,12 +25,14 @@ from typing import Any
 from server.checkpoints import replace_file
 from simulations.machine import machine
 from simulations.studies import trace
+from simulations.studies.deployment import SERVER, SUPERLINK, Deployment
 from simulations.studies.network import Network
 from simulations.studies.slow_link import Link
-from simulations.studies.wire_runs import CLIENTS, ours, plain
+from simulations.studies.wire_runs import CLIENTS, SETTINGS, MeasureError, ours, plain
 from simulations.studies.wire_tables import PAGE, fill, tables
 
 RESULTS = Path(__file__).parent / "wire"
+_FAILED = Path("runs/wire-failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ _DENSE = "model.parametrization=dense"
 ARMS = {
     "plain Flower": Arm(None, slow=True),
     "dense": Arm([_DENSE], slow=True),
-    "csg s=16 d=128": Arm(["model.slice_size=16", "model.code_size=128"]),
+    "csg s=16 d=128": Arm(["model.slice_size=16", "model.code_size=128"], slow=True),
     "csg s=12 d=72": Arm([], slow=True),
     "csg s=12 d=72, GRO": Arm([], merging=True),
     "csg s=12 d=72, GRO, no timestamps": Arm([], timestamps=False, merging=True),
@@ -61,19 +64,32 @@ ARMS = {
 
 
 def measure(arm: Arm, rounds: int, link: Link | None) -> dict[str, Any]:
-    """Bytes and seconds per client and round, the first one not counted."""
-    with (
-        tempfile.TemporaryDirectory(prefix="wire-csg-") as place,
-        Network(CLIENTS, link=link, timestamps=arm.timestamps, merging=arm.merging) as network,
-    ):
+    """Bytes and seconds per client and round, the first one not counted.
+
+    Raises:
+        MeasureError: if the arm's run does not end well; its logs are kept.
+    """
+    network = Network(CLIENTS, link=link, timestamps=arm.timestamps, merging=arm.merging)
+    parts = [SUPERLINK, SERVER, *network.hosts[1:]]
+    settings = {} if arm.settings is None else SETTINGS
+    with tempfile.TemporaryDirectory(prefix="wire-csg-") as place:
         scratch = Path(place)
-        for folder in ("flwr", "ray"):
-            (scratch / folder).mkdir()
-        with _traced(network, scratch / "trace"):
-            if arm.settings is None:
-                found = plain(network, scratch, rounds)
-            else:
-                found = ours(network, scratch, rounds, arm.settings)
+        deployment = Deployment(
+            scratch,
+            clients=CLIENTS,
+            network=network,
+            lasting=False,
+            environments=dict.fromkeys(parts, settings),
+        )
+        try:
+            with deployment, _traced(network, scratch / "trace"):
+                if arm.settings is None:
+                    found = plain(deployment, rounds)
+                else:
+                    found = ours(deployment, rounds, arm.settings)
+        except MeasureError as error:
+            shutil.copytree(scratch, _FAILED, dirs_exist_ok=True)
+            raise MeasureError(f"{error}; see {_FAILED}/logs") from error
         return {**found, "round": trace.by_round(trace.read(scratch / "trace"))}
 
 
@@ -102,7 +118,10 @@ def main() -> None:
     content = json.loads(path.read_text()) if path.exists() else {"results": {}}
     for name in known if options.arms is None else options.arms:
         began = time.monotonic()
-        content["results"][name] = measure(ARMS[name], rounds, link)
+        try:
+            content["results"][name] = measure(ARMS[name], rounds, link)
+        except MeasureError as error:
+            sys.exit(f"wire: {name}: {error}")
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
         content |= {"rounds": rounds, "machine": machine(), "date": time.strftime("%Y-%m-%d")}
         RESULTS.mkdir(exist_ok=True)
