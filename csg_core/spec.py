@@ -1,8 +1,10 @@
 """A model described by a few values, and built from them."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,9 @@ from csg_core.layout import Layout
 from csg_core.networks import dense_network
 from csg_core.start import Start
 
-Parametrization = Literal["csg", "dense"]
+# Puts something else in place of a dense network's kernels, with random values from a seed.
+Parametrization = Callable[[nn.Module, Mapping[str, float], int], None]
+_ENTRY_POINTS = "csg_fl.parametrizations"
 
 # Type and largest value of every number: a description may come from a stranger's file, and is
 # built before it is compared with the tensors there.
@@ -25,6 +29,8 @@ _BOUNDS: dict[str, tuple[type | tuple[type, ...], int]] = {
     "width": ((int, float), 16),
     "classes": (int, 100_000),
 }
+_LARGEST_OPTION = 1e6
+_OWN = ("csg", "dense")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +39,10 @@ class ModelSpec:
 
     Attributes:
         name: one of ``NETWORKS``.
-        parametrization: ``csg`` for generated filters, ``dense`` for ordinary ones.
+        parametrization: ``csg`` for generated filters, ``dense`` for ordinary ones, or the name of
+            an installed package's ``Parametrization``, under the entry points
+            ``csg_fl.parametrizations``.
+        options: what that parametrization takes, numbers by name.
         slice_size, code_size, kernel_size: of the generator.
         generator: ``learned``, ``frozen`` or ``binary``.
         generator_seed: seed of a frozen or binary generator's draw.
@@ -44,7 +53,8 @@ class ModelSpec:
     """
 
     name: str = "resnet20"
-    parametrization: Parametrization = "csg"
+    parametrization: str = "csg"
+    options: Mapping[str, float] = field(default_factory=dict)
     slice_size: int = 12
     code_size: int = 72
     kernel_size: int = 3
@@ -63,6 +73,23 @@ class ModelSpec:
             wrong = isinstance(value, bool) or not isinstance(value, kind)
             if wrong or not 0 <= value <= largest:
                 raise ValueError(f"{name} {value!r} cannot be; use a number up to {largest:,}")
+        if self.options and self.parametrization in _OWN:
+            raise ValueError(f"options {self.options}: {self.parametrization} takes none")
+        for name, value in self.options.items():
+            if isinstance(value, bool) or not abs(value) <= _LARGEST_OPTION:
+                raise ValueError(f"options.{name} {value!r} cannot be; use a number")
+
+    @property
+    def kind(self) -> str:
+        """The parametrization in a few words, as ``csg s=12 d=72``."""
+        if self.parametrization == "csg":
+            return f"csg s={self.slice_size} d={self.code_size}"
+        options = (f"{name}={value:g}" for name, value in self.options.items())
+        return " ".join([self.parametrization, *options])
+
+    def dense_twin(self) -> "ModelSpec":
+        """The same network with ordinary filters."""
+        return replace(self, parametrization="dense", options={})
 
     def to_dict(self) -> dict[str, Any]:
         """The values by name, for JSON."""
@@ -78,8 +105,11 @@ def build(spec: ModelSpec, *, seed: int = 0, generator_weight: Tensor | None = N
     Raises:
         ValueError: if a value of ``spec``, or the weight's shape, cannot be.
     """
-    if spec.parametrization not in get_args(Parametrization):
-        raise ValueError(f"parametrization {spec.parametrization!r} is unknown; use csg or dense")
+    if spec.parametrization not in parametrizations():
+        raise ValueError(
+            f"parametrization {spec.parametrization!r} is unknown; use one of "
+            f"{', '.join(parametrizations())}"
+        )
     if spec.start == "dense":
         raise ValueError("start 'dense' needs a trained network; use generate_filters on one")
     with torch.random.fork_rng(devices=[]):
@@ -88,7 +118,19 @@ def build(spec: ModelSpec, *, seed: int = 0, generator_weight: Tensor | None = N
     if spec.parametrization == "csg":
         generator = generator_of(spec, seed=seed, weight=generator_weight)
         generate_filters(model, generator, layout=spec.layout, start=spec.start, seed=seed)
+    elif spec.parametrization != "dense":
+        _installed()[spec.parametrization].load()(model, spec.options, seed)
     return model
+
+
+def parametrizations() -> tuple[str, ...]:
+    """What ``ModelSpec.parametrization`` may be: this package's, and what others have installed."""
+    return (*_OWN, *sorted(_installed()))
+
+
+@cache
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=_ENTRY_POINTS)}
 
 
 def generator_of(spec: ModelSpec, *, seed: int = 0, weight: Tensor | None = None) -> SliceGenerator:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from csg_core import GROUPS, NETWORKS, ModelSpec
 from csg_core.codecs import codec_named
 from csg_core.exchange import Group
+from csg_core.spec import parametrizations
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -210,6 +211,11 @@ class Recipe(_Section):
             raise ValueError(
                 f"model.name {self.model.name!r} is unknown; use one of {', '.join(NETWORKS)}"
             )
+        if self.model.parametrization not in parametrizations():
+            raise ValueError(
+                f"model.parametrization {self.model.parametrization!r} is unknown; use one of "
+                f"{', '.join(parametrizations())}"
+            )
         if self.cohort > self.data.clients:
             raise ValueError(
                 f"train.clients_per_round {self.cohort} is more than data.clients "
@@ -257,7 +263,7 @@ class Recipe(_Section):
 
     def dense_twin(self) -> "Recipe":
         """The same with an ordinary network."""
-        return self.model_copy(update={"model": replace(self.model, parametrization="dense")})
+        return self.model_copy(update={"model": self.model.dense_twin()})
 
     def to_toml(self) -> str:
         """Every value, resolved; keys without a value are left out."""

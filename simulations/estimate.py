@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from dataclasses import replace
 from typing import Any
 
 from csg_core import ModelSpec, build, count_trainable, manifest
@@ -79,7 +78,7 @@ def parameters(spec: ModelSpec) -> dict[str, int]:
         "generator": counts.count("generator"),
         "codes": counts.count("codes"),
         "other": counts.count("norms", "other"),
-        "dense": count_trainable(build(replace(spec, parametrization="dense"))),
+        "dense": count_trainable(build(spec.dense_twin())),
     }
 
 

@@ -35,8 +35,7 @@ def run(options: argparse.Namespace) -> None:
         }
         print(json.dumps(answer))
         return
-    kind = f"s={spec.slice_size} d={spec.code_size}" if spec.parametrization == "csg" else "dense"
-    print(f"{spec.name} {kind}: {100 * result.accuracy:.2f} % of {result.examples:,} images, "
+    print(f"{spec.name} {spec.kind}: {100 * result.accuracy:.2f} % of {result.examples:,} images, "
           f"loss {result.loss:.4f}")  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def card(run: RunData, checkpoint: Path, row: RoundRow) -> str:
     facts: dict[str, Any] = {
         "Network": f"{recipe.model.name}, generated filters folded into ordinary ones"
         if recipe.model.parametrization == "csg"
-        else f"{recipe.model.name}, dense",
+        else f"{recipe.model.name}, {recipe.model.kind}",
         "Data": f"{recipe.data.name}, {images:,} training images, {recipe.data.partition} over "
         f"{recipe.data.clients:,} clients" + (f", from {recipe.data.dir}" * bool(recipe.data.dir)),
         "Rounds": f"{row.round} of {recipe.train.rounds}, {recipe.cohort:,} clients a round, "

@@ -1,12 +1,11 @@
 """The options that describe a model, shared by the commands that build one."""
 
 import argparse
-from typing import get_args
 
 from csg_core import NETWORKS, ModelSpec
 from csg_core.generator import GENERATOR_KINDS
 from csg_core.layout import LAYOUTS
-from csg_core.spec import Parametrization
+from csg_core.spec import parametrizations
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -15,8 +14,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("network", nargs="?", default=usual.name, help=", ".join(NETWORKS))
     add = group.add_argument
-    add("--parametrization", choices=get_args(Parametrization), default=usual.parametrization,
-        help="generated filters, or ordinary ones")  # fmt: skip
+    add("--parametrization", choices=parametrizations(), default=usual.parametrization,
+        help="generated filters, ordinary ones, or those of a rival")  # fmt: skip
     add("--slice-size", type=int, default=usual.slice_size, help="filters and channels of a slice")
     add("--code-size", type=int, default=usual.code_size, help="numbers that make a slice")
     add("--generator", choices=GENERATOR_KINDS, default=usual.generator,

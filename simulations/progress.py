@@ -30,13 +30,10 @@ class Progress:
         """Say what is run."""
         recipe = self._recipe
         counts = manifest(build(recipe.model), recipe.train.travelling())
-        kind = "dense"
-        if recipe.model.parametrization == "csg":
-            kind = f"csg s={recipe.model.slice_size} d={recipe.model.code_size}"
         self._say(
-            f"{recipe.model.name} {kind} on {recipe.data.name}, {recipe.data.partition} over "
-            f"{recipe.data.clients:,} clients, {recipe.cohort:,} a round; "
-            f"{counts.size:,} values travel each way"
+            f"{recipe.model.name} {recipe.model.kind} on {recipe.data.name}, "
+            f"{recipe.data.partition} over {recipe.data.clients:,} clients, "
+            f"{recipe.cohort:,} a round; {counts.size:,} values travel each way"
         )
         self._say(f"run: {folder.path}")
 

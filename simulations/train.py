@@ -117,12 +117,10 @@ def first_model(options: argparse.Namespace, *, classes: int) -> tuple[ModelSpec
     weight = None
     if options.generator_from is not None:
         if spec.parametrization != "csg":
-            raise ValueError(
-                f"{options.generator_from}: a dense network has no use for a generator"
-            )
+            raise ValueError(f"{options.generator_from}: {spec.kind} has no use for a generator")
         donor_spec, donor = read_checkpoint(options.generator_from)
         if donor_spec.parametrization != "csg":
-            raise ValueError(f"{options.generator_from}: is a dense network without a generator")
+            raise ValueError(f"{options.generator_from}: is {donor_spec.kind}, without a generator")
         (generator,) = generators(donor).values()
         weight = generator.weight.detach()
         sizes = {"slice_size", "code_size", "kernel_size", "layout"}
@@ -133,7 +131,7 @@ def first_model(options: argparse.Namespace, *, classes: int) -> tuple[ModelSpec
     if dense.parametrization != "dense":
         raise ValueError(f"{options.fit_to}: its filters are generated already; give a dense one")
     if spec.parametrization != "csg":
-        raise ValueError(f"{options.fit_to}: a dense network is not fitted; leave out dense")
+        raise ValueError(f"{options.fit_to}: fits generated filters only; leave out {spec.kind}")
     spec = _agree(spec, dense, {"name", "width"}, options.fit_to)
     outputs = dense.classes or usual_classes(dense.name)
     if outputs != classes:

@@ -65,7 +65,7 @@ def test_train_then_compress_and_fine_tune(tmp_path, capsys):
     for wrong, message in (
         (["resnet56"], f"name resnet56: {dense} has resnet20"),
         (["--width", "0.75"], f"width 0.75: {dense} has 0.5"),
-        (["--parametrization", "dense"], "a dense network is not fitted"),
+        (["--parametrization", "dense"], "leave out dense"),
     ):
         assert main(["train", "--fit-to", str(dense), *wrong, *common]) == 2
         assert message in capsys.readouterr().err
