@@ -11,7 +11,7 @@ from torch import Tensor
 
 from client.shard import Shard
 from client.training import train_epoch
-from csg_core import GROUPS, build, manifest, pack, unpack
+from csg_core import GROUPS, build, generators, manifest, pack, unpack
 from csg_core.broadcast import Channel, Held
 from csg_core.codecs import codec_named
 from csg_core.codecs.base import Values
@@ -70,12 +70,13 @@ class LocalClient:
         wire = recipe.wire
         self._uplink = codec_named(wire.uplink)
         self._channel = Channel(
-            sent.fingerprint, sent.parts, codec_named(wire.downlink), wire.deltas
+            sent.fingerprint, sent.parts, codec_named(wire.downlink), wire.deltas, wire.schedule
         )
         self._first = self._channel.first(pack(self._model, self._sent))
         self._first_kept = pack(self._model, self._kept)
         self._received: tuple[int, bytes, Held] | None = None
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]
+        self._generators = list(generators(self._model).values())
 
     def train(
         self,
@@ -176,8 +177,9 @@ class LocalClient:
         feedback = self.recipe.wire.feedback and not self._uplink.exact
         if feedback and memory.residual is not None:
             update = update + memory.residual
-        payload = encode(update, label, self._uplink, rng)
-        residual = update - decode(payload, label, self._uplink) if feedback else None
+        codec = self.recipe.wire.schedule.codec(self._uplink, self._channel.parts, round_)
+        payload = encode(update, label, codec, rng)
+        residual = update - decode(payload, label, codec) if feedback else None
         return payload, residual
 
     def _fit(self, shard: Shard, round_: int, partition: int, proximal_mu: float) -> float:
@@ -192,7 +194,11 @@ class LocalClient:
         anchors = [p.detach().clone() for p in self._parameters] if proximal_mu else []
         rng = derived_rng(self.recipe.run.seed, "train", round_, partition)
 
+        still = [] if self.recipe.wire.schedule.trains(round_) else self._generators
+
         def before_step() -> None:
+            for generator in still:
+                generator.weight.grad = None
             if proximal_mu:
                 _pull(self._parameters, anchors, proximal_mu)
             if train.clip_norm is not None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_core.codecs import Codec, CodecError, Float16, Parts
+from csg_core.codecs import Codec, CodecError, Float16, GeneratorSchedule, Parts
 from csg_core.codecs.base import Values
 from csg_core.payload import (
     HEADER_BYTES,
@@ -30,6 +30,7 @@ from csg_core.payload import (
 )
 
 _KEY = Float16()
+_ALWAYS = GeneratorSchedule()
 MOST_FRAMES = 64  # of a message; a receiver that lacks more versions is sent a whole model
 
 
@@ -65,12 +66,22 @@ class Channel:
         parts: group and size of every tensor.
         codec: of whole models, or of deltas.
         deltas: whether deltas are sent.
+        schedule: the rounds whose deltas hold the generator.
     """
 
     fingerprint: str
     parts: Parts
     codec: Codec
     deltas: bool
+    schedule: GeneratorSchedule = _ALWAYS
+
+    def __post_init__(self) -> None:
+        if self.schedule != _ALWAYS and not self.deltas:
+            raise ValueError("a generator that travels in some rounds only needs deltas")
+
+    def codec_in(self, round_: int) -> Codec:
+        """Of the frame that a round made."""
+        return self.schedule.codec(self.codec, self.parts, round_)
 
     def first(self, model: Values) -> Held:
         """Version 0, from the model that the recipe's seed makes."""
@@ -141,7 +152,7 @@ class Channel:
                 "held; a whole model is needed"
             )
         label = self.label("delta", header.round, Held(header.version, held.values), header.digest)
-        step = decode(frame, label, self.codec)
+        step = decode(frame, label, self.codec_in(header.round))
         try:
             values = _rounded(held.values + step)
         except CodecError as error:
@@ -178,12 +189,13 @@ class Sender:
         """
         channel, version = self.channel, self.held.version + 1
         wanted = model - self.held.values if channel.deltas else model
-        body = channel.codec.encode(wanted, channel.parts, rng)
-        decoded = channel.codec.decode(body, channel.parts)
+        codec = channel.codec_in(round_)
+        body = codec.encode(wanted, channel.parts, rng)
+        decoded = codec.decode(body, channel.parts)
         values = _rounded(self.held.values + decoded) if channel.deltas else decoded
         self.held = Held(version, values)
         kind = "delta" if channel.deltas else "model"
-        frame = seal(body, channel.label(kind, round_, self.held), channel.codec)
+        frame = seal(body, channel.label(kind, round_, self.held), codec)
         self._round, self._whole = round_, b""
         self._frames.append(frame)
         most = HEADER_BYTES + _KEY.most_bytes(channel.parts) if channel.deltas else 0

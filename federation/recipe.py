@@ -11,7 +11,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from csg_core import GROUPS, NETWORKS, ModelSpec
-from csg_core.codecs import codec_named
+from csg_core.codecs import GeneratorSchedule, codec_named
 from csg_core.exchange import Group
 from csg_core.spec import parametrizations
 
@@ -136,6 +136,14 @@ class WireConfig(_Section):
     deltas: bool = Field(
         False, description="send clients what is new since the version they hold, where possible"
     )
+    generator_every: Count = Field(
+        1,
+        description="rounds from one in which a learned generator trains and travels to the next; "
+        "codes always do; needs deltas",
+    )
+    generator_until: Count | None = Field(
+        None, description="the last round in which a learned generator trains; needs deltas"
+    )
 
     @field_validator("uplink", "downlink")
     @classmethod
@@ -149,7 +157,17 @@ class WireConfig(_Section):
             raise ValueError(
                 f"downlink {self.downlink!r} would send zeros for a model; set wire.deltas=true"
             )
+        if self.schedule != GeneratorSchedule() and not self.deltas:
+            raise ValueError(
+                f"generator_every {self.generator_every}, generator_until {self.generator_until}: "
+                "whole models always hold the generator; set wire.deltas=true"
+            )
         return self
+
+    @property
+    def schedule(self) -> GeneratorSchedule:
+        """The rounds in which a learned generator trains and travels."""
+        return GeneratorSchedule(self.generator_every, self.generator_until)
 
 
 class RunConfig(_Section):

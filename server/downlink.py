@@ -24,7 +24,7 @@ class Downlink:
     def __init__(self, recipe: Recipe, manifest: Manifest, first: Values) -> None:
         wire = recipe.wire
         codec = codec_named(wire.downlink)
-        channel = Channel(manifest.fingerprint, manifest.parts, codec, wire.deltas)
+        channel = Channel(manifest.fingerprint, manifest.parts, codec, wire.deltas, wire.schedule)
         self._seed = recipe.run.seed
         self._sender = Sender(channel, first)
         self._versions: dict[int, int | None] = {}  # None: a whole model is needed

@@ -215,7 +215,8 @@ class CsgStrategy(Strategy):
         self.outcome.updates += 1
         report = train_report_in(reply.content, most_examples=self.recipe.most_examples)
         label = self.downlink.update_label(round_)
-        values = decode(payload_in(reply.content), label, self._uplink)
+        codec = self.recipe.wire.schedule.codec(self._uplink, self.manifest.parts, round_)
+        values = decode(payload_in(reply.content), label, codec)
         largest = np.abs(self._current + values).max(initial=0)
         if largest > _LARGEST:
             raise ReplyError(f"its model has a value of {largest:g}; {_LARGEST:,} is the largest")

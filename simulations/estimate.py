@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from csg_core import ModelSpec, build, count_trainable, manifest
-from csg_core.codecs import codec_named
+from csg_core.codecs import codec_named, without_generator
 from csg_core.payload import payload_bytes
 from federation.recipe import Recipe
 from simulations.progress import megabytes
@@ -59,11 +59,11 @@ def run(options: argparse.Namespace) -> None:
 
 def estimate(recipe: Recipe) -> dict[str, Any]:
     """Trainable parameters, and payload bytes if every client of every round answers."""
-    total = _total_bytes(recipe)
+    total, (up, down) = _total_bytes(recipe), _each_way(recipe)
     return {
         "parameters": parameters(recipe.model),
-        "payload_bytes_up": _one_way(recipe, recipe.wire.uplink),
-        "payload_bytes_down": _one_way(recipe, recipe.wire.downlink),
+        "payload_bytes_up": up,
+        "payload_bytes_down": down,
         "total_bytes": total,
         "ratio_to_dense": _total_bytes(recipe.dense_twin()) / total,
     }
@@ -83,18 +83,24 @@ def parameters(spec: ModelSpec) -> dict[str, int]:
 
 
 def _total_bytes(recipe: Recipe) -> int:
-    up, down = (_one_way(recipe, codec) for codec in (recipe.wire.uplink, recipe.wire.downlink))
-    rounds = recipe.train.rounds
-    every = recipe.run.eval_every
-    evaluations = (
-        -(-rounds // every) if recipe.clients_evaluate else 0
-    )  # models that clients evaluate
-    return recipe.cohort * (rounds * (up + down) + evaluations * down)
+    rounds, every, schedule = recipe.train.rounds, recipe.run.eval_every, recipe.wire.schedule
+    whole, partial = _each_way(recipe), _each_way(recipe, generator=False)
+    total = 0
+    for round_ in range(1, rounds + 1):
+        up, down = whole if schedule.trains(round_) else partial
+        evaluated = recipe.clients_evaluate and (round_ % every == 0 or round_ == rounds)
+        total += up + down * (2 if evaluated else 1)
+    return recipe.cohort * total
 
 
-def _one_way(recipe: Recipe, codec: str) -> int:
-    parts = manifest(build(recipe.model), recipe.train.travelling()).parts
-    return payload_bytes(parts, codec_named(codec))
+def _each_way(recipe: Recipe, *, generator: bool = True) -> tuple[int, int]:
+    """Payload up and down of a round in which the generator travels, or does not."""
+    parts, wire = manifest(build(recipe.model), recipe.train.travelling()).parts, recipe.wire
+    codecs = [codec_named(line) for line in (wire.uplink, wire.downlink)]
+    if not generator:
+        codecs = [without_generator(codec, parts) for codec in codecs]
+    up, down = (payload_bytes(parts, codec) for codec in codecs)
+    return up, down
 
 
 def _print_table(*, as_json: bool) -> None:

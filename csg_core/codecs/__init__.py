@@ -11,6 +11,7 @@ from csg_core.codecs.grouped import Grouped
 from csg_core.codecs.lossless import Float32Lossless
 from csg_core.codecs.named import CODECS, codec_named
 from csg_core.codecs.plain import Float16, Float32, Nothing
+from csg_core.codecs.schedule import GeneratorSchedule, without_generator
 from csg_core.codecs.sparse import Ternary, TopK
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Float16",
     "Float32",
     "Float32Lossless",
+    "GeneratorSchedule",
     "Grouped",
     "Nothing",
     "Part",
@@ -30,4 +32,5 @@ __all__ = [
     "Uniform",
     "codec_named",
     "total",
+    "without_generator",
 ]

@@ -1,51 +1,93 @@
-"""ResNet-20 over ten clients, 20 rounds: generated, dense, and narrow dense of about equal bytes.
-
-Each in float32, and with both directions entropy-coded, the downlink as deltas.
+"""Bytes to accuracy: ResNet-20 over ten clients, 20 rounds, every network with every codec.
 
 Every run is a ``csg run``; what is kept of it is one JSON file, and a run whose file is there is
 not repeated. The table and the picture are made from the files. Example:
 
-    python -m simulations.studies.federated --data cifar10/ --copy "JPEG copy of CIFAR-10"
+    python -m simulations.studies.federated --data cifar10/ --copy "JPEG copy of CIFAR-10" \\
+      --arms csg csg-ecsq --partitions dirichlet
 """
 
 import argparse
 import json
 import sys
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 from server.checkpoints import replace_file
 from simulations.cli import main as csg
 from simulations.curves import RunData, read_run
+from simulations.studies.federated_tables import Result, draw, table
 
 RESULTS = Path(__file__).parent / "federated"
-TARGETS = (0.6, 0.7, 0.75)
 PARTITIONS = ("iid", "dirichlet")
 
-_LINE = "ecsq:step=1.5; statistics=ecsq:step=0.5"
-_ECSQ = ("--set", f"wire.uplink={_LINE}", "--set", f"wire.downlink={_LINE}",
-         "--set", "wire.deltas=true")  # fmt: skip
-# Arms by name: recipe and settings. 11 base channels make the dense network of about equal bytes.
-_PLAIN: dict[str, tuple[str, ...]] = {
-    "dense": ("cifar10-resnet20-dense",),
-    "csg": ("cifar10-resnet20",),
-    "dense-narrow": ("cifar10-resnet20-dense", "--set", "model.width=0.6875"),
+_NETWORKS: dict[str, tuple[str, ...]] = {
+    "dense": ("model.parametrization=dense",),
+    "csg": (),
+    # a dense network of about as many parameters as csg has
+    "dense-narrow": ("model.parametrization=dense", "model.width=0.6875"),
+    "csg-small": ("model.code_size=36",),
+    "csg-frozen": ("model.generator=frozen", "model.code_size=144"),
+    "fedpara": ("model.parametrization=fedpara",),
+    "flocora": ("model.parametrization=flocora", "model.options.rank=8"),
 }
-ARMS = {**_PLAIN, **{f"{name}-ecsq": (*arm, *_ECSQ) for name, arm in _PLAIN.items()}}
+
+
+def _both(codec: str, *more: str) -> tuple[str, ...]:
+    """The same codec up and down; running statistics need finer steps than the rest, whoever's."""
+    line = f"{codec}; statistics=ecsq:step=0.5"
+    return (f"wire.uplink={line}", f"wire.downlink={line}", *more)
+
+
+_DELTAS = "wire.deltas=true"
+_CODECS: dict[str, tuple[str, ...]] = {
+    "": (),
+    "fp16": ("wire.uplink=fp16", "wire.downlink=fp16"),
+    "int8": ("wire.uplink=uniform:bits=8", "wire.downlink=uniform:bits=8"),
+    "int4": _both("uniform:bits=4", _DELTAS),
+    "ternary": _both("ternary", _DELTAS),
+    # sparse ternary compression with the authors' 1/400 in both directions
+    "stc": _both("topk:fraction=0.0025,ternary=true", _DELTAS),
+    "ecsq": _both("ecsq:step=1.5", _DELTAS),
+    "ecsq-low": (
+        "wire.uplink=ecsq:step=2.2; statistics=ecsq:step=0.5",
+        "wire.downlink=ecsq:step=1.5; statistics=ecsq:step=0.5",
+        _DELTAS,
+    ),
+}
+_SCHEDULES: dict[str, tuple[str, ...]] = {  # of csg's generator
+    "csg-ecsq-seldom": (*_CODECS["ecsq"], "wire.generator_every=4"),
+    "csg-ecsq-freeze": (*_CODECS["ecsq"], "wire.generator_until=5"),
+}
+ARMS = {
+    f"{network}-{codec}".rstrip("-"): _NETWORKS[network] + _CODECS[codec]
+    for network, codec in product(_NETWORKS, _CODECS)
+} | _SCHEDULES
 
 
 def main() -> None:
     options = _options()
     if options.data is not None:
-        for partition in options.partitions:
-            for arm in options.arms:
-                _run(arm, partition, options)
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+        for partition, arm in product(options.partitions, options.arms):
+            _run(arm, partition, options)
+    results = kept()
     if not results:
         sys.exit("federated: no results yet; name the images with --data")
     print(table(results))
     draw(results, RESULTS / "accuracy.svg")
+
+
+def kept() -> list[Result]:
+    """All results, by shards, in the order of the arms."""
+    results = []
+    for path in RESULTS.glob("*-seed*.json"):
+        arm, partition, seed = path.stem.rsplit("-", 2)
+        content = json.loads(path.read_text())
+        results.append(Result(partition, arm, int(seed.removeprefix("seed")), content))
+    arms = list(ARMS)
+    places = (PARTITIONS.index, arms.index)
+    return sorted(results, key=lambda r: (places[0](r.partition), r.seed, places[1](r.arm)))
 
 
 def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
@@ -53,14 +95,16 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
     if path.exists():
         return
     folder = options.runs / path.stem
-    settings = {
-        "data.dir": options.data,
-        "data.partition": partition,
-        "run.seed": options.seed,
-        "run.dir": folder,
-    }
-    pairs = (part for key, value in settings.items() for part in ("--set", f"{key}={value}"))
-    command = ["resume", str(folder)] if folder.exists() else ["run", *ARMS[arm], *pairs]
+    values = [
+        *ARMS[arm],
+        f"data.dir={options.data}",
+        f"data.partition={partition}",
+        f"run.seed={options.seed}",
+        f"run.dir={folder}",
+    ]
+    settings = [part for value in values for part in ("--set", value)]
+    again = (folder / "rounds.jsonl").exists()
+    command = ["resume", str(folder)] if again else ["run", "cifar10-resnet20", *settings]
     if csg(command):
         sys.exit(f"federated: {path.stem} did not end well; see {folder}")
     keep(read_run(folder), path, options.copy)
@@ -78,74 +122,6 @@ def keep(run: RunData, path: Path, copy: str) -> None:
     replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: accuracy at the end, payload of all clients in both directions, MB to targets."""
-    goals = "".join(f" MB to {100 * target:g} % |" for target in TARGETS)
-    lines = [
-        f"| shards | arm | accuracy | best | MB |{goals} seconds |",
-        "| --- | --- | --: | --: | --: |" + " --: |" * len(TARGETS) + " --: |",
-    ]
-    for partition, arm, result in _ordered(results):
-        rows, sent = result["rows"], _megabytes(result)
-        best = max(row["test_accuracy"] for row in rows)
-        cells = [partition, arm, f"{100 * rows[-1]['test_accuracy']:.2f} %", f"{100 * best:.2f} %"]
-        cells.append(f"{sent[-1]:.2f}")
-        for target in TARGETS:
-            there = (mb for row, mb in zip(rows, sent, strict=True) if _at(row) >= target)
-            reached = next(there, None)
-            cells.append("not reached" if reached is None else f"{reached:.2f}")
-        cells.append(f"{sum(row['seconds'] for row in rows):.0f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy against cumulative payload, one panel for each kind of shards."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context({"svg.hashsalt": "csg-fl"}):
-        figure = Figure(figsize=(9, 3.8), layout="constrained")
-        panels = figure.subplots(1, len(PARTITIONS), sharey=True, sharex=True)
-        for axes, partition in zip(panels, PARTITIONS, strict=True):
-            for number, arm in enumerate(ARMS):
-                for found, name, result in _ordered(results):
-                    if (found, name) == (partition, arm):
-                        accuracy = [100 * _at(row) for row in result["rows"]]
-                        axes.plot(_megabytes(result), accuracy, label=arm, color=f"C{number}")
-            axes.set_xscale("log")
-            axes.set_title(f"{partition} shards")
-            axes.set_xlabel("payload so far, MB, ten clients, both directions")
-            axes.grid(alpha=0.3)
-        panels[0].set_ylabel(f"test accuracy in %\n{results[0]['data']}")
-        panels[0].legend()
-        figure.savefig(path, metadata={"Date": None})
-
-
-def _ordered(results: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, Any]]]:
-    named = [(result["recipe"]["data"]["partition"], _arm(result), result) for result in results]
-    arms = list(ARMS)
-    return sorted(named, key=lambda item: (PARTITIONS.index(item[0]), arms.index(item[1])))
-
-
-def _arm(result: dict[str, Any]) -> str:
-    model, codec = result["recipe"]["model"], result["recipe"]["wire"]["uplink"].split(":")[0]
-    narrow = "" if model["width"] == 1.0 else "-narrow"
-    return f"{model['parametrization']}{narrow}" + ("" if codec == "fp32" else f"-{codec}")
-
-
-def _megabytes(result: dict[str, Any]) -> list[float]:
-    total, found = 0, []
-    for row in result["rows"]:
-        total += row["payload_bytes_up"] + row["payload_bytes_down"]
-        found.append(total / 1e6)
-    return found
-
-
-def _at(row: dict[str, Any]) -> float:
-    return float(row["test_accuracy"] or 0.0)
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m simulations.studies.federated",
@@ -157,7 +133,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs/federated"), metavar="DIR",
                         help="where the runs' folders go")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["dense", "csg", "dense-narrow"],
+                        metavar="ARM", help=", ".join(ARMS))  # fmt: skip
     parser.add_argument("--partitions", nargs="+", choices=PARTITIONS, default=list(PARTITIONS))
     return parser.parse_args()
 

@@ -1,6 +1,7 @@
 """The local engine: the same apps on a Grid in this process, bit for bit the same per seed."""
 
 import threading
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from server.outcome import RunError
 from server.record import RunFolder
 from server.state import load_state
 from server.strategy import CsgStrategy, model_in, model_record
+from simulations.estimate import estimate
 from simulations.local_engine import LocalGrid, run_local
 
 
@@ -311,6 +313,28 @@ def test_a_client_that_failed_is_sent_a_whole_model_once(tiny, run, tmp_path, mo
     whole = 2 * manifest(build(folder.recipe().model)).size
     down = [row.payload_bytes_down for row in rows]
     assert 0.7 * whole < down[3] - down[4] < whole  # in place of a delta
+
+
+def test_the_generator_trains_and_travels_when_the_schedule_says(tiny, run):
+    wire = {**LOSSY, "generator_every": 2, "generator_until": 3}
+    kept, sent = [], []
+    for rounds in (1, 2, 3, 4):
+        folder, state = run(tiny(train={"rounds": rounds}, wire=wire), f"run-{rounds}")
+        counts = manifest(build(folder.recipe().model))
+        size = counts.count("generator")
+        kept.append(state.values[:size])
+        sent = [(row.payload_bytes_up, row.payload_bytes_down) for row in folder.rows()]
+    assert [np.array_equal(a, b) for a, b in pairwise(kept)] == [True, False, True]
+    (up1, _), (up2, down2), (up3, down3), (up4, down4) = sent  # round 1 gives what the seed makes
+    assert max(up2, up4) < min(up1, up3)
+    assert max(down2, down4) < down3
+    recipe = folder.recipe()
+    always = recipe.model_copy(
+        update={
+            "wire": recipe.wire.model_copy(update={"generator_every": 1, "generator_until": None})
+        }
+    )
+    assert estimate(recipe)["total_bytes"] < estimate(always)["total_bytes"]
 
 
 def test_what_feedback_left_out_comes_with_the_next_update(tiny):

@@ -1,0 +1,36 @@
+"""In which rounds the generator travels."""
+
+from dataclasses import dataclass
+
+from csg_core.codecs.base import Codec, Parts
+from csg_core.codecs.grouped import Grouped
+from csg_core.codecs.plain import Nothing
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorSchedule:
+    """The generator travels, and trains, in round 1, and then in every ``every``-th round.
+
+    After round ``until`` it never does, and stays as it is then. Codes and the rest always do.
+    """
+
+    every: int = 1
+    until: int | None = None
+
+    def trains(self, round_: int) -> bool:
+        """Whether the generator trains and travels in a round, from 1 on."""
+        return (round_ - 1) % self.every == 0 and (self.until is None or round_ <= self.until)
+
+    def codec(self, codec: Codec, parts: Parts, round_: int) -> Codec:
+        """What ``codec`` becomes in a round: without the generator, if that does not travel."""
+        return codec if self.trains(round_) else without_generator(codec, parts)
+
+
+def without_generator(codec: Codec, parts: Parts) -> Codec:
+    """The same codec, but that nothing of a generator is sent; ``parts`` may hold none."""
+    if all(group != "generator" for group, _ in parts):
+        return codec
+    if not isinstance(codec, Grouped):
+        return Grouped(codec, (("generator", Nothing()),))
+    others = tuple((group, of) for group, of in codec.others if group != "generator")
+    return Grouped(codec.default, (*others, ("generator", Nothing())))

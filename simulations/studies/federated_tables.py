@@ -1,0 +1,108 @@
+"""Table and picture of the federated study, from what was kept of its runs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TARGETS = (0.6, 0.65, 0.7, 0.75)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One run: how images were shared out, its arm and its seed, and its JSON file's content."""
+
+    partition: str
+    arm: str
+    seed: int
+    content: dict[str, Any]
+
+    @property
+    def accuracies(self) -> list[float]:
+        """After each round."""
+        return [float(row["test_accuracy"] or 0.0) for row in self.content["rows"]]
+
+    @property
+    def megabytes(self) -> list[float]:
+        """Payload of all clients in both directions up to each round."""
+        total, found = 0, []
+        for row in self.content["rows"]:
+            total += row["payload_bytes_up"] + row["payload_bytes_down"]
+            found.append(total / 1e6)
+        return found
+
+    @property
+    def kilobytes_each(self) -> tuple[float, float]:
+        """Mean payload of a client and round after the first, up and down."""
+        rows = self.content["rows"][1:]
+        of_all = self.content["recipe"]["data"]["clients"] * len(rows) * 1e3
+        up, down = (sum(row[f"payload_bytes_{way}"] for row in rows) for way in ("up", "down"))
+        return up / of_all, down / of_all
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown: accuracy at the end, payload, and MB to targets; ratios to dense float32."""
+    goals = "".join(f" MB to {100 * target:g} % |" for target in TARGETS)
+    lines = [
+        f"| shards | seed | arm | accuracy | of dense | kB up + down | times fewer | MB |{goals}",
+        "| --- | --: | --- | --: | --: | --: | --: | --: |" + " --: |" * len(TARGETS),
+    ]
+    for result in results:
+        sent, (up, down) = result.megabytes, result.kilobytes_each
+        points = fewer = ""
+        dense = _dense_twin(result, results)
+        if dense is not None:
+            points = f"{100 * (result.accuracies[-1] - dense.accuracies[-1]):+.2f}"
+            fewer = f"{sum(dense.kilobytes_each) / (up + down):.1f}"
+        cells = [result.partition, str(result.seed), result.arm]
+        cells += [f"{100 * result.accuracies[-1]:.2f} %", points]
+        cells += [f"{up:.1f} + {down:.1f}", fewer, f"{sent[-1]:.2f}"]
+        for target in TARGETS:
+            there = (mb for at, mb in zip(result.accuracies, sent, strict=True) if at >= target)
+            reached = next(there, None)
+            cells.append("–" if reached is None else f"{reached:.2f}")  # noqa: RUF001
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(results: Sequence[Result], path: Path) -> None:
+    """Accuracy against cumulative payload, one panel for each kind of shards, SVG."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    partitions = list(dict.fromkeys(result.partition for result in results))
+    arms = list(dict.fromkeys(result.arm for result in results))
+    with mpl.rc_context({"svg.hashsalt": "csg-fl"}):
+        figure = Figure(figsize=(1.5 + 4.5 * len(partitions), 5), layout="constrained")
+        panels = figure.subplots(1, len(partitions), sharey=True, sharex=True, squeeze=False)[0]
+        for axes, partition in zip(panels, partitions, strict=True):
+            for result in results:
+                if result.partition == partition:
+                    number = arms.index(result.arm)
+                    accuracy = [100 * value for value in result.accuracies]
+                    style = {"color": f"C{number % 10}", "linestyle": _line(number)}
+                    axes.plot(result.megabytes, accuracy, label=result.arm, **style)
+            axes.set_xscale("log")
+            axes.set_title(f"{partition} shards")
+            axes.set_xlabel("payload so far, MB, all clients, both directions")
+            axes.grid(alpha=0.3)
+        panels[0].set_ylabel(f"test accuracy in %\n{results[0].content['data']}")
+        lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+        figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize="small")
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _line(number: int) -> str:
+    return ("-", "--", ":")[number // 10 % 3]
+
+
+def _dense_twin(result: Result, results: Sequence[Result]) -> Result | None:
+    """The dense float32 run on the same shards and seed."""
+    return next(_alike(result, results), None)
+
+
+def _alike(result: Result, results: Sequence[Result]) -> Iterator[Result]:
+    for other in results:
+        same = (other.partition, other.seed) == (result.partition, result.seed)
+        if same and other.arm == "dense":
+            yield other
