@@ -3,21 +3,18 @@
 import logging
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.local import LocalClient, Memory
+from client.local import LocalClient
+from client.memory import keep, recall
 from client.shard import Shard, Shards, own_folder, partition_of
-from csg_core.broadcast import Held
 from federation.code import check_code
 from federation.interface import Interface, InterfaceError
 from federation.messages import RECIPE, numbers_in, payload_in, reply
 from federation.recipe import Recipe
 
 _log = logging.getLogger(__name__)
-
-# keys of what a client keeps between rounds, in its context's state
-_KEPT, _RESIDUAL, _HELD, _VERSION = "kept", "residual", "held", "held-version"
 
 
 def make_app() -> ClientApp:
@@ -35,29 +32,31 @@ def make_app() -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         client, shard, partition = worker.ready(context)
         config = numbers_in(message.content)
+        round_ = int(_number(config["server-round"]))
         trained = client.train(
             payload_in(message.content),
             shard,
-            round_=int(_number(config["server-round"])),
+            round_=round_,
             partition=partition,
-            memory=_memory(context),
+            memory=recall(context, client.recipe, partition, round_),
             proximal_mu=_number(config.get("proximal-mu", 0.0)),
         )
-        _keep(context, trained.memory)
+        keep(context, client.recipe, partition, round_, trained.memory)
         counted = _interface(client.recipe, context)
         return Message(reply(trained.payload, trained.report, counted), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         client, shard, partition = worker.ready(context)
+        round_ = int(_number(numbers_in(message.content)["server-round"]))
         report, memory = client.evaluate(
             payload_in(message.content),
             shard,
-            round_=int(_number(numbers_in(message.content)["server-round"])),
+            round_=round_,
             partition=partition,
-            memory=_memory(context),
+            memory=recall(context, client.recipe, partition, round_ + 1),  # trained in this one
         )
-        _keep(context, memory)
+        keep(context, client.recipe, partition, round_, memory)
         return Message(reply(None, report), reply_to=message)
 
     @app.query()
@@ -110,30 +109,6 @@ def _interface(recipe: Recipe, context: Context) -> Interface | None:
     except InterfaceError as error:
         _log.warning("bytes are not counted: %s", error)
         return None
-
-
-def _memory(context: Context) -> Memory:
-    records, versions = context.state.array_records, context.state.metric_records
-    held = None
-    if _HELD in records:
-        version = int(_number(versions[_VERSION]["version"]))
-        held = Held.unpacked(version, records[_HELD][_HELD].data)
-    return Memory(
-        kept=records[_KEPT][_KEPT].numpy() if _KEPT in records else None,
-        residual=records[_RESIDUAL][_RESIDUAL].numpy() if _RESIDUAL in records else None,
-        held=held,
-    )
-
-
-def _keep(context: Context, memory: Memory) -> None:
-    for name, values in ((_KEPT, memory.kept), (_RESIDUAL, memory.residual)):
-        if values is not None:
-            context.state[name] = ArrayRecord({name: Array(values)})
-    held = memory.held
-    if held is not None:
-        packed = Array(dtype="float16", shape=held.values.shape, stype="bytes", data=held.packed)
-        context.state[_HELD] = ArrayRecord({_HELD: packed})
-        context.state[_VERSION] = MetricRecord({"version": held.version})
 
 
 def _number(value: Any) -> float:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from client.memory import NOTHING, Memory
 from client.shard import Shard
 from client.training import train_epoch
 from csg_core import GROUPS, build, generators, manifest, pack, unpack
@@ -27,23 +27,6 @@ _PROBE = 128  # images that the loss before and after training is measured on
 
 class TrainingError(RuntimeError):
     """Local training that came to nothing; the message says why."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """What a client keeps from round to round; it can do without, at a price.
-
-    Attributes:
-        kept: the tensors that do not travel, packed (FedBN); without, they begin anew.
-        residual: what the uplink's codec left out so far, float32 [manifest.size]; without, it is
-            lost.
-        held: the version of the model that deltas build on; without, the server has to send a
-            whole model.
-    """
-
-    kept: NDArray[np.float32] | None = None
-    residual: NDArray[np.float32] | None = None
-    held: Held | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +68,7 @@ class LocalClient:
         *,
         round_: int,
         partition: int,
-        memory: Memory = Memory(),
+        memory: Memory = NOTHING,
         proximal_mu: float = 0.0,
     ) -> Trained:
         """One round of one client. ``memory`` is what it kept from its last round.
@@ -129,7 +112,7 @@ class LocalClient:
         *,
         round_: int,
         partition: int,
-        memory: Memory = Memory(),
+        memory: Memory = NOTHING,
     ) -> tuple[EvaluationReport, Memory]:
         """A received model, with what this client kept, on the images held out.
 

@@ -1,0 +1,116 @@
+"""What a client keeps from round to round: in Flower's context, and in a file that outlives it.
+
+A SuperNode's context is lost when it is restarted, and a resumed run is a new one to Flower. So a
+deployed client also writes what only it has to its cache, under the run's recipe and its partition.
+"""
+
+import hashlib
+import logging
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context, MetricRecord
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from csg_core.broadcast import Held
+from federation.cache import cache_folder
+from federation.recipe import Recipe
+
+_log = logging.getLogger(__name__)
+
+# keys in a context's state
+_KEPT, _RESIDUAL, _HELD, _VERSION = "kept", "residual", "held", "held-version"
+_ROUND = "round"
+_STALE_S = 30 * 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What a client keeps from round to round; it can do without, at a price.
+
+    Attributes:
+        kept: the tensors that do not travel, packed (FedBN); without, they begin anew.
+        residual: what the uplink's codec left out so far, float32 [manifest.size]; without, it is
+            lost.
+        held: the version of the model that deltas build on; without, the server has to send a
+            whole model.
+    """
+
+    kept: NDArray[np.float32] | None = None
+    residual: NDArray[np.float32] | None = None
+    held: Held | None = None
+
+
+NOTHING = Memory()
+
+
+def recall(context: Context, recipe: Recipe, partition: int, round_: int) -> Memory:
+    """What was kept in an earlier round than ``round_``, of this run and partition."""
+    records, numbers = context.state.array_records, context.state.metric_records
+    held = None
+    if _HELD in records:
+        version = numbers[_VERSION]["version"]
+        assert isinstance(version, int)
+        held = Held.unpacked(version, records[_HELD][_HELD].data)
+    own = {name: records[name][name].numpy() for name in (_KEPT, _RESIDUAL) if name in records}
+    if not own and recipe.run.superlink is not None:
+        own = _read(_file(recipe, partition), round_)
+    return Memory(kept=own.get(_KEPT), residual=own.get(_RESIDUAL), held=held)
+
+
+def keep(context: Context, recipe: Recipe, partition: int, round_: int, memory: Memory) -> None:
+    """Keep the memory of a round. A file that cannot be written costs a warning, no more."""
+    values = {_KEPT: memory.kept, _RESIDUAL: memory.residual}
+    own = {name: array for name, array in values.items() if array is not None}
+    for name, array in own.items():
+        context.state[name] = ArrayRecord({name: Array(array)})
+    held = memory.held
+    if held is not None:
+        packed = Array(dtype="float16", shape=held.values.shape, stype="bytes", data=held.packed)
+        context.state[_HELD] = ArrayRecord({_HELD: packed})
+        context.state[_VERSION] = MetricRecord({"version": held.version})
+    if own and recipe.run.superlink is not None:
+        path = _file(recipe, partition)
+        try:
+            _write(path, own, round_)
+        except (OSError, SafetensorError) as error:
+            _log.warning("%s: what this client keeps is not written (%s)", path, error)
+
+
+def _file(recipe: Recipe, partition: int) -> Path:
+    """The recipe names the run's folder, so that each run has files of its own."""
+    run = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:16]
+    return cache_folder() / "clients" / f"{run}-{partition}.safetensors"
+
+
+def _read(path: Path, round_: int) -> dict[str, NDArray[np.float32]]:
+    """The arrays of a file that is of an earlier round: a run may be resumed from further back."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if int((file.metadata() or {})[_ROUND]) < round_:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        return {}
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        _log.warning("%s: what this client kept cannot be read (%s)", path, error)
+    return {}
+
+
+def _write(path: Path, arrays: dict[str, NDArray[np.float32]], round_: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for old in path.parent.iterdir():
+        if time.time() - old.stat().st_mtime > _STALE_S:
+            old.unlink(missing_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    os.close(handle)
+    try:
+        save_file(arrays, partial, {_ROUND: str(round_)})
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)

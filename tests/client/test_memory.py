@@ -1,0 +1,86 @@
+"""What a client keeps survives its process, and is never taken for that of another run."""
+
+import os
+import time
+
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+
+from client.memory import Memory, keep, recall
+from csg_core.broadcast import Held
+
+RESIDUAL = np.arange(5, dtype=np.float32)
+MEMORY = Memory(residual=RESIDUAL, kept=2 * RESIDUAL, held=Held(3, RESIDUAL))
+
+
+def _context():
+    return Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+
+
+@pytest.fixture
+def deployed(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("CSG_CACHE_DIR", str(tmp_path))
+
+    def make(folder="runs/one"):
+        run = {"engine": "flower", "superlink": "127.0.0.1:8000", "dir": folder}
+        return tiny(run=run)
+
+    return make
+
+
+def test_a_context_gives_back_what_it_was_given(tiny):
+    context = _context()
+    keep(context, tiny(), 0, 1, MEMORY)
+    found = recall(context, tiny(), 0, 2)
+    np.testing.assert_array_equal(found.residual, RESIDUAL)
+    np.testing.assert_array_equal(found.kept, 2 * RESIDUAL)
+    assert (found.held.version, found.held.digest) == (3, MEMORY.held.digest)
+
+
+def test_a_new_process_takes_up_what_the_last_one_kept(deployed):
+    keep(_context(), deployed(), 0, 4, MEMORY)
+    found = recall(_context(), deployed(), 0, 5)
+    np.testing.assert_array_equal(found.residual, RESIDUAL)
+    np.testing.assert_array_equal(found.kept, 2 * RESIDUAL)
+    assert found.held is None, "the server sends a whole model"
+
+
+@pytest.mark.parametrize(
+    ("folder", "partition", "round_"),
+    [("runs/one", 0, 4), ("runs/one", 0, 2), ("runs/one", 1, 5), ("runs/two", 0, 5)],
+    ids=["same round again", "resumed from before", "another client", "another run"],
+)
+def test_nothing_is_taken_from_elsewhere(deployed, folder, partition, round_):
+    keep(_context(), deployed(), 0, 4, MEMORY)
+    assert recall(_context(), deployed(folder), partition, round_) == Memory()
+
+
+def test_a_simulated_client_writes_nothing(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("CSG_CACHE_DIR", str(tmp_path))
+    keep(_context(), tiny(), 0, 4, MEMORY)
+    assert not list(tmp_path.iterdir())
+    assert recall(_context(), tiny(), 0, 5) == Memory()
+
+
+def test_a_damaged_file_is_told_and_done_without(deployed, tmp_path, caplog):
+    keep(_context(), deployed(), 0, 4, MEMORY)
+    (file,) = tmp_path.glob("clients/*")
+    file.write_bytes(file.read_bytes()[:-3])
+    assert recall(_context(), deployed(), 0, 5) == Memory()
+    assert f"{file}: what this client kept cannot be read" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning(deployed, tmp_path, caplog):
+    (tmp_path / "clients").write_text("in the way")
+    keep(_context(), deployed(), 0, 4, MEMORY)
+    assert "what this client keeps is not written" in caplog.text
+
+
+def test_files_of_a_month_ago_are_dropped(deployed, tmp_path):
+    keep(_context(), deployed("runs/old"), 0, 4, MEMORY)
+    (old,) = tmp_path.glob("clients/*")
+    os.utime(old, (time.time() - 31 * 86_400,) * 2)
+    keep(_context(), deployed("runs/new"), 0, 4, MEMORY)
+    (left,) = tmp_path.glob("clients/*")
+    assert left != old
