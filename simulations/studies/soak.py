@@ -2,8 +2,8 @@
 
 Three clients, TLS, node authentication, a tiny model. Every few rounds, drawn from the seed, a
 client is killed or its cable pulled, or the server side or the SuperLink is killed; what ends is
-started again, and the run resumed. At the end every round has to be recorded once. Needs root,
-iproute2 and ethtool. Example:
+started again, and the run resumed. At the end every round has to be recorded once, and no part's
+memory may have grown by 10 MB in 100 rounds. Needs root, iproute2 and ethtool. Example:
 
     python -m simulations.studies.soak --rounds 200 --seed 0
 """
@@ -37,6 +37,8 @@ _DOWN_S = (1.0, 8.0)  # of a SuperLink
 _WARM = 3  # rounds after a start that do not count
 _LEAST = 8  # rounds of a fit
 _STUCK_S = 900.0  # without a round
+_MOST_GROWTH = 1e5  # bytes a round
+_JUDGED = 100  # rounds from which growth is told from noise
 _RECIPE = [
     *("model.width=0.25", "model.slice_size=4", "model.code_size=12", "train.precision=fp32"),
     *("train.batch_size=128", "run.eval_every=10", "run.dir=run", f"data.clients={_CLIENTS}"),
@@ -204,7 +206,8 @@ def soak(rounds: int, seed: int, folder: Path) -> dict[str, Any]:
     """Run one, and check that nothing is lost.
 
     Raises:
-        RuntimeError: if the run did not end well, or a round is not recorded once.
+        RuntimeError: if the run did not end well, a round is not recorded once, or the memory of a
+            part grows by more than 10 MB in 100 rounds.
     """
     began = time.monotonic()
     with Deployment(folder, clients=_CLIENTS, secure=True) as deployment:
@@ -214,6 +217,10 @@ def soak(rounds: int, seed: int, folder: Path) -> dict[str, Any]:
         kept = summary(found, time.monotonic() - began)
     if kept["outcome"] != "completed" or kept["rounds"] != list(range(1, rounds + 1)):
         raise RuntimeError(f"{kept['outcome']}, with rounds {kept['rounds']}; see {folder}")
+    grown = {name: of["growth"] for name, of in kept["memory"].items()
+             if rounds >= _JUDGED and (of["growth"] or 0) > _MOST_GROWTH}  # fmt: skip
+    if grown:
+        raise RuntimeError(f"bytes a round by which memory grows: {grown}; see {folder}")
     return kept
 
 

@@ -3,7 +3,8 @@
 One server and two clients, each in a network namespace of its own, joined by a bridge; the kernel
 counts what crosses the interfaces of the server and of the clients, offloads switched off. All arms
 exchange ResNet-56, the trained ones on digits. With ``--link``, each client is behind a slow link
-of its own. The tables go into docs/wire.md. Needs root, iproute2 and ethtool. Examples:
+of its own. The tables go into docs/wire.md and README.md. Needs root, iproute2 and ethtool.
+Examples:
 
     python -m simulations.studies.wire
     python -m simulations.studies.wire --link 1mbit --delay 50
@@ -27,9 +28,10 @@ from simulations.machine import machine
 from simulations.studies import trace
 from simulations.studies.deployment import SERVER, SUPERLINK, Deployment
 from simulations.studies.network import Network
+from simulations.studies.pages import fill
 from simulations.studies.slow_link import Link
 from simulations.studies.wire_runs import CLIENTS, SETTINGS, MeasureError, ours, plain
-from simulations.studies.wire_tables import PAGE, fill, tables
+from simulations.studies.wire_tables import PAGE, README, tables
 
 RESULTS = Path(__file__).parent / "wire"
 _FAILED = Path("runs/wire-failed")
@@ -132,7 +134,8 @@ def main() -> None:
     ordered = {name: kept[name] for name in ARMS if name in kept}
     found = tables({**content, "results": ordered}, link=link is not None)
     print("\n\n".join(found.values()))
-    fill(PAGE, found)
+    for page in (PAGE, README):
+        fill(page, found)
 
 
 def _options() -> argparse.Namespace:

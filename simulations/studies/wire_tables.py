@@ -1,11 +1,11 @@
 """The tables of the wire study, and the page that shows them."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[2] / "docs" / "wire.md"
+README = Path(__file__).parents[2] / "README.md"
+PAGE = README.parent / "docs" / "wire.md"
 _TRACED = ("plain Flower", "csg s=12 d=72")  # whose requests are shown
 _REQUEST = ("up", "down", "packets", "http", "body")
 _PHASES = ("push", "wait", "pull", "work")
@@ -27,16 +27,6 @@ def tables(content: Mapping[str, Any], *, link: bool) -> dict[str, str]:
         "requests": "\n\n".join(traced),
         "seconds": seconds_table(results),
     }
-
-
-def fill(page: Path, found: Mapping[str, str]) -> None:
-    """Put tables into a page, between comments that name them."""
-    text = page.read_text()
-    for name, table in found.items():
-        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        text = pattern.sub(f"{begin}\n{table}\n{end}".replace("\\", r"\\"), text)
-    page.write_text(text)
 
 
 def bytes_table(results: Results) -> str:

@@ -1,0 +1,237 @@
+"""What averaging means where kernels are products: parameters against generated kernels.
+
+Averaging generator and codes is not averaging kernels. Each round, the same clients' models are
+averaged in three ways, each is evaluated, and the next round starts from the way under study:
+
+- parameters: the mean generator makes kernels from the mean codes, as FedAvg has it;
+- kernels: the mean of all slices that the clients make, in the best generator and codes for it
+  (truncated SVD, in the basis nearest the mean generator);
+- exact: that mean itself, which no generator of this size may make; to evaluate only.
+
+Example:
+
+    python -m simulations.studies.averaging --data cifar10/ --partition dirichlet --alpha 0.1
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.local import LocalClient
+from client.shard import Shards
+from csg_core import Manifest, build, fold, generated, manifest, pack, split, unpack
+from csg_core.averaging import WeightedMean
+from csg_core.codecs import codec_named
+from csg_core.evaluation import evaluate
+from csg_core.layout import kernels_from_slices
+from csg_core.payload import decode
+from federation.devices import precision_of
+from federation.recipe import Recipe, recipe_of
+from federation.sources import load_images
+from server.checkpoints import replace_file
+from server.downlink import Downlink
+from simulations.machine import machine
+
+RESULTS = Path(__file__).parent / "averaging"
+WAYS = ("parameters", "kernels")
+
+Values = NDArray[np.float32]
+
+
+class Averages:
+    """The weighted means over clients of parameters and of the slices that they make."""
+
+    def __init__(self, found: Manifest) -> None:
+        self._found = found
+        self._of_parameters = WeightedMean(found.size)
+        (W,) = (entry for entry in found.entries if entry.group == "generator")
+        slices = sum(entry.shape[0] for entry in found.entries if entry.group == "codes")
+        self._shape = slices, W.shape[0]
+        self._of_slices = WeightedMean(slices * W.shape[0])
+
+    def add(self, values: Values, weight: float) -> None:
+        """Take in a client's model, packed."""
+        codes_SD, weight_VD = factors(values, self._found)
+        self._of_parameters.add(values, weight)
+        self._of_slices.add((codes_SD @ weight_VD.T).reshape(-1), weight)
+
+    @property
+    def parameters(self) -> Values:
+        """FedAvg's model."""
+        return self._of_parameters.mean()
+
+    @property
+    def slices_SV(self) -> Values:  # noqa: N802
+        """The mean of all slices."""
+        return self._of_slices.mean().reshape(self._shape)
+
+    @property
+    def kernels(self) -> Values:
+        """FedAvg's model, but with the factors that make the mean slices as nearly as any do."""
+        values = self.parameters
+        codes_SD, weight_VD = factors(values, self._found)
+        U, lengths, Vt = np.linalg.svd(self.slices_SV, full_matrices=False)
+        D = weight_VD.shape[1]
+        left, basis_VD = U[:, :D] * lengths[:D], Vt[:D].T
+        turn_DD = basis_VD.T @ weight_VD  # of all bases, that nearest the mean generator's
+        codes_SD[:] = left @ np.linalg.inv(turn_DD).T
+        weight_VD[:] = basis_VD @ turn_DD
+        return joined(values, self._found, codes_SD, weight_VD)
+
+
+def factors(values: Values, found: Manifest) -> tuple[Values, Values]:
+    """Copies of all codes, [S, D], and of W, [V, D], of a packed model."""
+    parts = split(values, found.entries)
+    codes = [array for entry, array in parts.items() if entry.group == "codes"]
+    (weight_VD,) = (array for entry, array in parts.items() if entry.group == "generator")
+    return np.concatenate(codes), weight_VD.copy()
+
+
+def joined(values: Values, found: Manifest, codes_SD: Values, weight_VD: Values) -> Values:
+    """The packed model with other codes and another W."""
+    new, place = values.copy(), 0
+    for entry, array in split(new, found.entries).items():  # views
+        if entry.group == "generator":
+            array[:] = weight_VD
+        elif entry.group == "codes":
+            array[:] = codes_SD[place : place + len(array)]
+            place += len(array)
+    return new
+
+
+class Study:
+    """Federated rounds by hand, without Flower: every client of a round, and the averages."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._client = LocalClient(recipe)
+        self._shards = Shards(recipe, self._client.device)
+        self._test = load_images(recipe.data.name, recipe.data.dir, "test")
+        self._model = build(recipe.model, seed=recipe.run.seed)
+        self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.found = manifest(self._model)
+        self._downlink = Downlink(recipe, self.found, pack(self._model))
+        self.first = self._downlink.first
+
+    def round(self, model: Values, round_: int) -> Averages:
+        """Train every client from a model."""
+        nodes = list(range(self.recipe.data.clients))
+        payload = self._downlink.payloads(model, round_, "train", nodes)[0]
+        averages = Averages(self.found)
+        for partition in nodes:
+            shard = self._shards[partition]
+            trained = self._client.train(payload, shard, round_=round_, partition=partition)
+            label = self._downlink.update_label(round_)
+            update = decode(trained.payload, label, codec_named("fp32"))
+            averages.add(model + update, trained.report.examples)
+        return averages
+
+    def accuracy(self, model: Values) -> float:
+        """On the test images."""
+        unpack(self._model, model)
+        return self._evaluated(self._model)
+
+    def accuracy_of_slices(self, model: Values, slices_SV: Values) -> float:
+        """Of a model whose kernels are put together from slices that no generator has to make."""
+        unpack(self._model, model)
+        plain, place = fold(self._model), 0
+        for name, layer in generated(self._model).items():
+            part = torch.from_numpy(slices_SV[place : place + layer.form.slices].copy())
+            place += layer.form.slices
+            kernel = kernels_from_slices(part[None], layer.form)[0]
+            plain.get_submodule(name).weight = torch.nn.Parameter(kernel)
+        return self._evaluated(plain)
+
+    def _evaluated(self, model: torch.nn.Module) -> float:
+        return evaluate(model, self._test, precision=precision_of(self.recipe)).accuracy
+
+
+def run(recipe: Recipe, way: str) -> list[dict[str, Any]]:
+    """A row of figures for each round, of a run that is averaged in one way throughout."""
+    study, rows = Study(recipe), []
+    model = study.first
+    for round_ in range(1, recipe.train.rounds + 1):
+        before_SV = np.matmul(*_both(model, study.found))
+        averages = study.round(model, round_)
+        mean_SV, kernels = averages.slices_SV, averages.kernels
+        moved = np.linalg.norm(mean_SV - before_SV)
+
+        def off(values: Values, mean_SV: Values = mean_SV, moved: Any = moved) -> float:
+            made_SV = np.matmul(*_both(values, study.found))
+            return float(np.linalg.norm(made_SV - mean_SV) / moved)
+
+        rows.append({
+            "round": round_,
+            "off_parameters": off(averages.parameters),
+            "off_kernels": off(kernels),
+            "accuracy_parameters": study.accuracy(averages.parameters),
+            "accuracy_kernels": study.accuracy(kernels),
+            "accuracy_exact": study.accuracy_of_slices(averages.parameters, mean_SV),
+        })  # fmt: skip
+        print(json.dumps(rows[-1]), flush=True)
+        model = averages.parameters if way == "parameters" else kernels
+    return rows
+
+
+def _both(values: Values, found: Manifest) -> tuple[Values, Values]:
+    codes_SD, weight_VD = factors(values, found)
+    return codes_SD, weight_VD.T
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown: each round of each run."""
+    lines = ["| shards | run averages | round | off: parameters | off: kernels "
+             "| accuracy: parameters | kernels | exact |",
+             "| --- | --- | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
+    for result in results:
+        for row in result["rows"]:
+            offs = [f"{100 * row[f'off_{way}']:.2f} %" for way in WAYS]
+            accuracies = [f"{100 * row[f'accuracy_{way}']:.2f} %" for way in (*WAYS, "exact")]
+            cells = [result["shards"], result["way"], str(row["round"]), *offs, *accuracies]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    options = _options()
+    if options.data is not None:
+        shards = {"partition": options.partition, "alpha": options.alpha}
+        recipe = recipe_of({
+            "data": {"name": "cifar10", "dir": options.data, **shards},
+            "train": {"rounds": options.rounds, "lr_schedule": "constant"},
+        }, "averaging")  # fmt: skip
+        uneven = options.partition == "dirichlet"
+        name = f"dirichlet {options.alpha:g}" if uneven else options.partition
+        for way in options.ways:
+            content = {"data": options.copy, "shards": name, "way": way, "rows": run(recipe, way),
+                       "machine": machine()}  # fmt: skip
+            RESULTS.mkdir(exist_ok=True)
+            path = RESULTS / f"{name.replace(' ', '-')}-{way}.json"
+            replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    print(table(results))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m simulations.studies.averaging",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", metavar="DIR", help="CIFAR-10; none: only the table")
+    parser.add_argument("--copy", default="CIFAR-10", help="which copy of the data this is")
+    parser.add_argument("--partition", choices=("iid", "dirichlet"), default="iid")
+    parser.add_argument("--alpha", type=float, default=0.1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Every codec on one real update: bits a value, error, and time; and coders of the same symbols.
+
+The update is that of one client's epoch on digits, of ResNet-56 with s=12 d=72. Times are medians
+on one thread. The table goes into docs/codecs.md. Example:
+
+    python -m simulations.studies.codecs
+"""
+
+import argparse
+import bz2
+import lzma
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import zstandard
+
+from client.local import LocalClient
+from client.shard import Shards
+from csg_core import Manifest, build, manifest, pack
+from csg_core.codecs import codec_named
+from csg_core.codecs.base import Values
+from csg_core.codecs.entropy import code, entropy_bits
+from csg_core.networks import NETWORKS
+from csg_core.payload import decode
+from federation.recipe import recipe_of
+from server.downlink import Downlink
+from simulations.machine import machine
+from simulations.studies.pages import fill
+
+PAGE = Path(__file__).parents[2] / "docs" / "codecs.md"
+LINES = ("fp32", "fp32z", "fp16", "uniform:bits=8", "uniform:bits=4", "uniform:bits=2",
+         "uniform:bits=1,rotate=true", "ternary", "topk:fraction=0.01",
+         "topk:fraction=0.0025,ternary=true", "ecsq:step=0.5", "ecsq:step=1", "ecsq:step=1.5",
+         "ecsq:step=2.2", "ecsq:step=3")  # fmt: skip
+_COLUMNS = "| codec | bytes | bits a value | left out | ms to encode | ms to decode |"
+
+
+def update_of(network: str) -> tuple[Values, Manifest]:
+    """What one epoch on digits changes, without error feedback, float32 [manifest.size]."""
+    recipe = recipe_of(
+        {"model": {"name": network}, "data": {"name": "digits", "clients": 2}}, "the study"
+    )
+    client = LocalClient(recipe)
+    shard = Shards(recipe, client.device)[0]
+    model = build(recipe.model, seed=recipe.run.seed)
+    found = manifest(model)
+    downlink = Downlink(recipe, found, pack(model))
+    (payload,) = downlink.payloads(downlink.first, 1, "train", [0])
+    trained = client.train(payload, shard, round_=1, partition=0)
+    return decode(trained.payload, downlink.update_label(1), codec_named("fp32")), found
+
+
+def codecs(update: Values, found: Manifest, repeats: int) -> str:
+    """Markdown: each codec on the update; ``left out`` is |error|^2 over |update|^2."""
+    rows = [_row(line, update, found, repeats) for line in LINES]
+    return "\n".join([_COLUMNS, "| --- | --: | --: | --: | --: | --: |", *rows])
+
+
+def _row(line: str, update: Values, found: Manifest, repeats: int) -> str:
+    codec, rng = codec_named(line), np.random.default_rng(0)
+    body = codec.encode(update, found.parts, rng)
+    error = codec.decode(body, found.parts) - update
+    left = 100 * float((error**2).sum() / (update**2).sum())
+    encode = _ms(lambda: codec.encode(update, found.parts, rng), repeats)
+    decode_ = _ms(lambda: codec.decode(body, found.parts), repeats)
+    bits = 8 * len(body) / update.size
+    return (
+        f"| `{line}` | {len(body):,} | {bits:.2f} | {left:.1f} % | {encode:.1f} | {decode_:.1f} |"
+    )
+
+
+def coders(update: Values, repeats: int) -> str:
+    """Markdown: the symbols of steps of 1.5 deviations, by several libraries."""
+    symbols = np.clip(np.rint(update / (1.5 * update.std())), -127, 127).astype(np.int32)
+    symbols -= symbols.min()
+    raw, alphabet = symbols.astype(np.uint8).tobytes(), int(symbols.max()) + 1
+    ways: dict[str, Callable[[], bytes]] = {
+        "constriction, range coder": lambda: code(symbols, alphabet),
+        "zstandard, level 3": lambda: zstandard.compress(raw, 3),
+        "zstandard, level 19": lambda: zstandard.compress(raw, 19),
+        "zlib, level 9": lambda: zlib.compress(raw, 9),
+        "bz2": lambda: bz2.compress(raw),
+        "lzma": lambda: lzma.compress(raw),
+    }
+    bound = entropy_bits(symbols) / 8
+    lines = ["| coder | bytes | of the entropy | ms to encode |", "| --- | --: | --: | --: |"]
+    for name, way in ways.items():
+        size = len(way())
+        lines.append(f"| {name} | {size:,} | {size / bound:.3f} | {_ms(way, repeats):.1f} |")
+    return "\n".join(lines)
+
+
+def _ms(call: Callable[[], Any], repeats: int) -> float:
+    found = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        found.append(1e3 * (time.perf_counter() - began))
+    return median(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m simulations.studies.codecs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--network", choices=NETWORKS, default="resnet56")
+    parser.add_argument("--repeats", type=int, default=21)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    update, found = update_of(options.network)
+    here = machine()
+    tables = {
+        "codecs": codecs(update, found, options.repeats),
+        "coders": coders(update, options.repeats),
+        "where": f"{options.network}, {update.size:,} values; one core of {here['cpu']}, "
+        f"{time.strftime('%Y-%m-%d')}.",
+    }
+    print("\n\n".join(tables.values()))
+    fill(PAGE, tables)
+
+
+if __name__ == "__main__":
+    main()

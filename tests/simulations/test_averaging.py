@@ -1,0 +1,68 @@
+"""The averages of the study of averaging are the means they are named after."""
+
+import numpy as np
+import pytest
+
+from csg_core import build, generated, manifest, pack, unpack
+from server.record import RunFolder
+from server.state import load_state
+from simulations.local_engine import run_local
+from simulations.studies.averaging import Averages, Study, factors
+
+
+@pytest.fixture
+def study(tiny):
+    return Study(tiny(train={"rounds": 1}))
+
+
+def _moved(values, seed, size=0.3):
+    rng = np.random.default_rng(seed)
+    return (values * (1 + size * rng.normal(size=values.size))).astype(np.float32)
+
+
+def test_the_mean_of_equal_models_is_that_model(study):
+    averages = Averages(study.found)
+    for weight in (1, 3):
+        averages.add(study.first, weight)
+    np.testing.assert_allclose(averages.parameters, study.first, atol=1e-6)
+    np.testing.assert_allclose(averages.kernels, study.first, atol=1e-4)
+
+
+def test_slices_are_averaged_and_the_factors_are_the_best_of_their_size(study):
+    averages = Averages(study.found)
+    models = [_moved(study.first, seed) for seed in (1, 2)]
+    for model, weight in zip(models, (1, 3), strict=True):
+        averages.add(model, weight)
+    slices = [codes @ weight.T for codes, weight in (factors(m, study.found) for m in models)]
+    mean = (slices[0] + 3 * slices[1]) / 4
+    np.testing.assert_allclose(averages.slices_SV, mean, atol=1e-5)
+    codes, weight = factors(averages.kernels, study.found)
+    error = np.linalg.norm(codes @ weight.T - mean)
+    lengths = np.linalg.svd(mean, compute_uv=False)
+    assert error == pytest.approx(np.linalg.norm(lengths[weight.shape[1] :]), rel=1e-3)
+    codes, weight = factors(averages.parameters, study.found)
+    assert np.linalg.norm(codes @ weight.T - mean) > 1.2 * error
+
+
+def test_exact_slices_stand_where_the_generators_would(study):
+    """Of slices that the model makes itself, the accuracy is the model's."""
+    codes, weight = factors(study.first, study.found)
+    model = build(study.recipe.model, seed=0)
+    assert manifest(model) == study.found
+    unpack(model, study.first)
+    assert len(generated(model)) > 10
+    own = study.accuracy(study.first)
+    assert study.accuracy_of_slices(study.first, codes @ weight.T) == own
+    assert pack(model).size == study.first.size
+
+
+def test_a_round_gives_what_the_engine_gives(tiny, tmp_path):
+    recipe = tiny(train={"rounds": 1}, run={"dir": str(tmp_path / "run")})
+    folder = RunFolder(tmp_path / "run")
+    folder.create(recipe, {}, [])
+    run_local(recipe, lambda _row: None)
+    state = load_state(folder.checkpoints, recipe.model, recipe.train.travelling())
+    study = Study(recipe)
+    averages = study.round(study.first, 1)
+    np.testing.assert_allclose(averages.parameters, state.values, atol=1e-6)
+    assert np.abs(state.values - study.first).max() > 0.01
