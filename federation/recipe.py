@@ -202,6 +202,14 @@ class RunConfig(_Section):
         description="network interface of the server whose bytes are recorded, as eth0; auto: with "
         "run.superlink that of the default route; none: no bytes are recorded, at clients neither",
     )
+    workers: int = Field(
+        1,
+        ge=0,
+        le=1024,
+        strict=True,
+        description="local engine: processes that clients train in; 0: one for each core; 1: this "
+        "process",
+    )
     client_cpus: Positive = Field(1.0, description="flower engine: CPUs of a simulated client")
     client_gpus: NotNegative = Field(0.0, description="flower engine: GPUs of a simulated client")
 

@@ -1,40 +1,24 @@
-"""The engine ``local``: a Grid whose clients run one after another in this process."""
+"""The engine ``local``: a Grid whose clients run here, in this process or in workers."""
 
-import importlib
 import itertools
-import logging
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
+from typing import Any
 
 import numpy as np
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+import torch
+from flwr.app import Message, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
 from federation.code import CODE, code_identity
 from federation.messages import RECIPE
-from federation.recipe import Recipe, RecipeError
+from federation.recipe import Recipe
 from server.app import serve
 from server.record import RoundRow
-
-_log = logging.getLogger(__name__)
-_RUN_ID = 1
-_START_S = 30.0
-
-
-class _ClientTimeout(BaseException):
-    """Raised in a client that takes too long; no ``except Exception`` of its own swallows it."""
+from simulations.clients import RUN_ID, Clients, Task, Workers, client_app
 
 
 def run_local(
@@ -42,54 +26,45 @@ def run_local(
     on_round: Callable[[RoundRow], None],
     on_client: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Run a recipe in this process; ``on_client`` is told how many of a cohort are done."""
-    serve(recipe, LocalGrid(recipe, client_app(recipe.run.client_app), on_client), on_round)
+    """Run a recipe on this machine; ``on_client`` is told how many of a cohort are done."""
+    app = client_app(recipe.run.client_app)
+    config, count = run_config(recipe), worker_count(recipe)
+    if count == 1:
+        clients = Clients(app, config, recipe.data.clients)
+        serve(recipe, LocalGrid(recipe, clients, on_client), on_round)
+        return
+    with Workers(count, recipe.run.client_app, config, recipe.data.clients) as workers:
+        serve(recipe, LocalGrid(recipe, workers, on_client), on_round)
 
 
-def client_app(name: str) -> ClientApp:
-    """The ClientApp at ``module:name``; modules in the working directory are found as well.
+def run_config(recipe: Recipe) -> dict[str, Any]:
+    """What a ClientApp is told of the run."""
+    return {RECIPE: recipe.model_dump_json(), CODE: code_identity()}
 
-    Raises:
-        RecipeError: if there is none.
-    """
-    module, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        app = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a module does when it is imported
-        raise RecipeError(
-            f"run.client_app {name!r} cannot be imported ({error}); give module:name"
-        ) from error
-    if not isinstance(app, ClientApp):
-        raise RecipeError(f"run.client_app {name!r} is no flwr ClientApp")
-    return app
+
+def worker_count(recipe: Recipe) -> int:
+    """``run.workers``, or as many as there are cores, and no more than clients of a round."""
+    return min(recipe.run.workers or torch.get_num_threads(), recipe.cohort)
 
 
 class LocalGrid(Grid):
-    """Hands each message to the ClientApp when its reply is asked for, in the messages' order.
+    """Hands each message to a client; replies come in the messages' order.
 
-    Nodes are called by their partitions. Every client has the whole timeout of a round, as if it
-    ran beside the others, and the first of them 30 s more, since it loads the images and builds the
-    model for all; it is enforced in the main thread of a Unix process only.
+    Nodes are called by their partitions.
     """
 
     def __init__(
         self,
         recipe: Recipe,
-        app: ClientApp,
+        clients: Clients | Workers,
         on_client: Callable[[int, int], None] | None = None,
     ) -> None:
-        TaskIdentity.run_id, TaskIdentity.task_id = _RUN_ID, _RUN_ID
-        TaskIdentity.node_id = SUPERLINK_NODE_ID
         self.partitions: Mapping[int, int] = {n: n for n in range(recipe.data.clients)}
-        self._app = app
-        self._run_config = {RECIPE: recipe.model_dump_json(), CODE: code_identity()}
+        self._clients = clients
         self._states: dict[int, RecordDict] = {}  # of clients that keep something
         self._on_client = on_client or (lambda _done, _of: None)
         self._pushed: dict[str, Message] = {}
         self._names = itertools.count()
-        self._start_up = _START_S
 
     def set_run(self, run: Run) -> None:
         """There is one run only."""
@@ -97,7 +72,7 @@ class LocalGrid(Grid):
     @property
     def run(self) -> Run:
         """The one run."""
-        return Run.create_empty(_RUN_ID)
+        return Run.create_empty(RUN_ID)
 
     def create_message(
         self,
@@ -129,11 +104,18 @@ class LocalGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Replies one at a time, each made when asked for; none of a client that times out."""
+        """Replies one at a time, in the messages' order; none of a client that times out."""
         waiting = list(messages)
+        tasks = (
+            Task(message, self._states.get(message.metadata.dst_node_id, RecordDict()), timeout)
+            for message in waiting
+        )
+        answers = self._clients.answers(tasks)
         for done, message in enumerate(waiting):
             self._on_client(done, len(waiting))
-            reply = self._answer(message, timeout)
+            reply, state = next(answers)
+            if state:
+                self._states[message.metadata.dst_node_id] = state
             if reply is not None:
                 yield reply
 
@@ -152,47 +134,3 @@ class LocalGrid(Grid):
             partition: recorddict_from_proto(ProtoRecordDict.FromString(array.tobytes()))
             for partition, array in kept.items()
         }
-
-    def _answer(self, message: Message, timeout: float | None) -> Message | None:
-        partition = message.metadata.dst_node_id
-        context = Context(
-            run_id=_RUN_ID,
-            node_id=partition,
-            node_config={"partition-id": partition, "num-partitions": len(self.partitions)},
-            state=self._states.get(partition, RecordDict()),
-            run_config=dict(self._run_config),
-        )
-        try:
-            with _deadline(None if timeout is None else timeout + self._start_up):
-                self._start_up = 0.0
-                reply = self._app(message, context)
-        except _ClientTimeout:
-            _log.warning("client %d did not answer within %g s", partition, timeout)
-            return None
-        except Exception as error:
-            _log.warning("client %d raised", partition, exc_info=True)
-            reason = f"raised {type(error).__name__}: {error}"
-            code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-            return Message(Error(code, reason), reply_to=message)
-        if context.state:
-            self._states[partition] = context.state
-        return reply
-
-
-@contextmanager
-def _deadline(seconds: float | None) -> Iterator[None]:
-    """Raise ``_ClientTimeout`` in the block when it has taken so long."""
-    if seconds is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise _ClientTimeout
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

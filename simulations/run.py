@@ -16,7 +16,8 @@ from server.app import LOCK_S, check, terminate_as_interrupt
 from server.checkpoints import CheckpointError
 from server.outcome import RunError
 from server.record import RunFolder
-from simulations.local_engine import client_app, run_local
+from simulations.clients import client_app
+from simulations.local_engine import run_local
 from simulations.machine import environment
 from simulations.progress import Progress, log_to
 from simulations.recipe_names import add_recipe_options, recipe_from

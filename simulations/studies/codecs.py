@@ -12,7 +12,6 @@ import lzma
 import time
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -31,9 +30,9 @@ from csg_core.payload import decode
 from federation.recipe import recipe_of
 from server.downlink import Downlink
 from simulations.machine import machine
-from simulations.studies.pages import fill
+from simulations.studies.pages import README, fill
 
-PAGE = Path(__file__).parents[2] / "docs" / "codecs.md"
+PAGE = README.parent / "docs" / "codecs.md"
 LINES = ("fp32", "fp32z", "fp16", "uniform:bits=8", "uniform:bits=4", "uniform:bits=2",
          "uniform:bits=1,rotate=true", "ternary", "topk:fraction=0.01",
          "topk:fraction=0.0025,ternary=true", "ecsq:step=0.5", "ecsq:step=1", "ecsq:step=1.5",

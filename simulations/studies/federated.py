@@ -1,7 +1,7 @@
 """Bytes to accuracy: ResNet-20 over ten clients, 20 rounds, every network with every codec.
 
 Every run is a ``csg run``; what is kept of it is one JSON file, and a run whose file is there is
-not repeated. The table and the picture are made from the files. Example:
+not repeated. The README's table and the picture are made from the files. Example:
 
     python -m simulations.studies.federated --data cifar10/ --copy "JPEG copy of CIFAR-10" \\
       --arms csg csg-ecsq --partitions dirichlet
@@ -18,6 +18,7 @@ from server.checkpoints import replace_file
 from simulations.cli import main as csg
 from simulations.curves import RunData, read_run
 from simulations.studies.federated_tables import Result, draw, table
+from simulations.studies.pages import README, fill
 
 RESULTS = Path(__file__).parent / "federated"
 PARTITIONS = ("iid", "dirichlet")
@@ -75,6 +76,7 @@ def main() -> None:
     if not results:
         sys.exit("federated: no results yet; name the images with --data")
     print(table(results))
+    fill(README, {"federated": table(results)})
     draw(results, RESULTS / "accuracy.svg")
 
 

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+README = Path(__file__).parents[2] / "README.md"
+
 
 def fill(page: Path, found: Mapping[str, str]) -> None:
     """Put tables into a page, between comments that name them."""

@@ -28,10 +28,10 @@ from simulations.machine import machine
 from simulations.studies import trace
 from simulations.studies.deployment import SERVER, SUPERLINK, Deployment
 from simulations.studies.network import Network
-from simulations.studies.pages import fill
+from simulations.studies.pages import README, fill
 from simulations.studies.slow_link import Link
 from simulations.studies.wire_runs import CLIENTS, SETTINGS, MeasureError, ours, plain
-from simulations.studies.wire_tables import PAGE, README, tables
+from simulations.studies.wire_tables import PAGE, tables
 
 RESULTS = Path(__file__).parent / "wire"
 _FAILED = Path("runs/wire-failed")

@@ -1,10 +1,10 @@
 """The tables of the wire study, and the page that shows them."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-README = Path(__file__).parents[2] / "README.md"
+from simulations.studies.pages import README
+
 PAGE = README.parent / "docs" / "wire.md"
 _TRACED = ("plain Flower", "csg s=12 d=72")  # whose requests are shown
 _REQUEST = ("up", "down", "packets", "http", "body")

@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 from simulations.studies import wire
+from simulations.studies.pages import README
 from simulations.studies.wire import Arm
-from simulations.studies.wire_tables import PAGE, README
+from simulations.studies.wire_tables import PAGE
 
 needs_namespaces = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("ethtool"),

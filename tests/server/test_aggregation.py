@@ -20,7 +20,7 @@ OPTIONS = {
 
 @pytest.fixture
 def grid(tiny):
-    return LocalGrid(tiny(), app=None)
+    return LocalGrid(tiny(), clients=None)
 
 
 def _updates(seed, count=5):

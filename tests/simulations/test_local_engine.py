@@ -20,8 +20,9 @@ from server.outcome import RunError
 from server.record import RunFolder
 from server.state import load_state
 from server.strategy import CsgStrategy, model_in, model_record
+from simulations.clients import Clients
 from simulations.estimate import estimate
-from simulations.local_engine import LocalGrid, run_local
+from simulations.local_engine import LocalGrid, run_config, run_local
 
 
 @pytest.fixture
@@ -37,6 +38,11 @@ def run(tmp_path):
         return folder, load_state(folder.checkpoints, recipe.model, recipe.train.travelling())
 
     return go
+
+
+def _grid(recipe, app=None):
+    clients = Clients(app or make_app(), run_config(recipe), recipe.data.clients)
+    return LocalGrid(recipe, clients)
 
 
 def test_the_same_seed_gives_the_same_bits(tiny, run):
@@ -195,7 +201,7 @@ def test_flowers_own_loop_runs_the_strategy_too(tiny):
     model = build(recipe.model)
     strategy = CsgStrategy(recipe, manifest(model), pack(model))
     result = strategy.start(
-        grid=LocalGrid(recipe, make_app()),
+        grid=_grid(recipe),
         initial_arrays=model_record(pack(model)),
         num_rounds=2,
     )
@@ -210,13 +216,13 @@ def test_the_server_app_is_what_flower_calls(tiny, tmp_path):
     context = Context(
         1, 1, {}, RecordDict(), {RECIPE: recipe.model_dump_json(), CODE: code_identity()}
     )
-    make_server_app(seen.append)(LocalGrid(recipe, make_app()), context)
+    make_server_app(seen.append)(_grid(recipe), context)
     assert [row.round for row in seen] == [1, 2]
 
 
 def test_pushed_messages_are_answered_when_pulled(tiny):
     recipe = tiny()
-    grid = LocalGrid(recipe, make_app())
+    grid = _grid(recipe)
     model = build(recipe.model)
     strategy = CsgStrategy(recipe, manifest(model), pack(model))
     from flwr.app import ConfigRecord
@@ -249,9 +255,7 @@ def test_memory_of_an_update_is_enough_whatever_the_cohort(tiny):
 
     model = build(recipe.model)
     strategy = CsgStrategy(recipe, manifest(model), pack(model))
-    strategy.start(
-        grid=LocalGrid(recipe, app), initial_arrays=model_record(pack(model)), num_rounds=1
-    )
+    strategy.start(grid=_grid(recipe, app), initial_arrays=model_record(pack(model)), num_rounds=1)
     assert max(most) <= 1
 
 

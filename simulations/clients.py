@@ -1,0 +1,212 @@
+"""Simulated clients: the ClientApp, called in this process or in several others."""
+
+import importlib
+import logging
+import multiprocessing
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from logging.handlers import QueueHandler, QueueListener
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.supercore.task_identity import TaskIdentity
+
+from federation.recipe import RecipeError
+from server.outcome import RunError
+
+_log = logging.getLogger(__name__)
+RUN_ID = 1
+_START_S = 30.0
+_AHEAD = 2  # messages given out for each worker, so that none waits for the next
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A message, what its client keeps, and the seconds that it has to answer."""
+
+    message: Message
+    state: RecordDict
+    timeout: float | None
+
+
+Answer = tuple[Message | None, RecordDict]  # None: not in time; and what the client keeps now
+
+
+class _ClientTimeout(BaseException):
+    """Raised in a client that takes too long; no ``except Exception`` of its own swallows it."""
+
+
+def client_app(name: str) -> ClientApp:
+    """The ClientApp at ``module:name``; modules in the working directory are found as well.
+
+    Raises:
+        RecipeError: if there is none.
+    """
+    module, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        app = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever a module does when it is imported
+        raise RecipeError(
+            f"run.client_app {name!r} cannot be imported ({error}); give module:name"
+        ) from error
+    if not isinstance(app, ClientApp):
+        raise RecipeError(f"run.client_app {name!r} is no flwr ClientApp")
+    return app
+
+
+class Clients:
+    """All clients, one after another in this process.
+
+    Every client has the whole timeout of a round, as if it ran beside the others, and the first of
+    them 30 s more, since it loads the images and builds the model for all; it is enforced in the
+    main thread of a Unix process only.
+    """
+
+    def __init__(self, app: ClientApp, run_config: Mapping[str, Any], count: int) -> None:
+        TaskIdentity.run_id, TaskIdentity.task_id = RUN_ID, RUN_ID
+        TaskIdentity.node_id = SUPERLINK_NODE_ID
+        self._app, self._run_config, self._count = app, dict(run_config), count
+        self._start_up = _START_S
+
+    def answers(self, tasks: Iterable[Task]) -> Iterator[Answer]:
+        """An answer to each task, in their order, each made when asked for."""
+        return map(self.answer, tasks)
+
+    def answer(self, task: Task) -> Answer:
+        """What one client answers; if it raises, the error that Flower would make of it."""
+        message, partition = task.message, task.message.metadata.dst_node_id
+        context = Context(
+            run_id=RUN_ID,
+            node_id=partition,
+            node_config={"partition-id": partition, "num-partitions": self._count},
+            state=task.state,
+            run_config=dict(self._run_config),
+        )
+        try:
+            with _deadline(None if task.timeout is None else task.timeout + self._start_up):
+                self._start_up = 0.0
+                return self._app(message, context), context.state
+        except _ClientTimeout:
+            _log.warning("client %d did not answer within %g s", partition, task.timeout)
+            return None, task.state
+        except Exception as error:
+            _log.warning("client %d raised", partition, exc_info=True)
+            reason = f"raised {type(error).__name__}: {error}"
+            code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+            return Message(Error(code, reason), reply_to=message), task.state
+
+
+class Workers:
+    """Clients in processes of their own, a context manager; answers come in the tasks' order.
+
+    The cores are shared out among the processes. Each imports the ClientApp by its name, and maps
+    the same images.
+    """
+
+    def __init__(self, count: int, app: str, run_config: Mapping[str, Any], clients: int) -> None:
+        self._count, self._others = count, set(multiprocessing.active_children())
+        spawn = multiprocessing.get_context("spawn")
+        records = spawn.Queue()
+        self._listener = QueueListener(records, _Relay())  # type: ignore[arg-type]
+        threads, level = max(1, torch.get_num_threads() // count), logging.getLogger().level
+        start = (app, dict(run_config), clients, threads, records, level)
+        self._pool = ProcessPoolExecutor(count, spawn, _begin, start)
+
+    def __enter__(self) -> "Workers":
+        self._listener.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the processes, whatever they are at."""
+        ours = set(multiprocessing.active_children()) - self._others
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in ours:
+            process.terminate()
+        for process in ours:
+            process.join()
+        self._listener.stop()
+
+    def answers(self, tasks: Iterable[Task]) -> Iterator[Answer]:
+        """An answer to each task, in their order; only a few are under way at a time.
+
+        Raises:
+            RunError: if a process ended, as when memory runs out.
+        """
+        under_way: deque[Future[Answer]] = deque()
+        for task in tasks:
+            under_way.append(self._pool.submit(_answer, task))
+            if len(under_way) == _AHEAD * self._count:
+                yield _result(under_way.popleft())
+        while under_way:
+            yield _result(under_way.popleft())
+
+
+def _result(future: "Future[Answer]") -> Answer:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise RunError(
+            "a worker process ended without a word, as when memory runs out; lower run.workers, "
+            "then csg resume"
+        ) from error
+
+
+_clients: Clients | None = None  # of a worker process
+
+
+def _begin(
+    app: str, run_config: dict[str, Any], count: int, threads: int, records: Any, level: int
+) -> None:
+    """Make this process a worker."""
+    global _clients
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the main process
+    torch.set_num_threads(threads)
+    root = logging.getLogger()
+    root.addHandler(QueueHandler(records))
+    root.setLevel(level)
+    _clients = Clients(client_app(app), run_config, count)
+
+
+def _answer(task: Task) -> Answer:
+    assert _clients is not None
+    return _clients.answer(task)
+
+
+class _Relay:
+    """Hands what workers log to the loggers of the same names here."""
+
+    def handle(self, record: logging.LogRecord) -> None:
+        logging.getLogger(record.name).handle(record)
+
+
+@contextmanager
+def _deadline(seconds: float | None) -> Iterator[None]:
+    """Raise ``_ClientTimeout`` in the block when it has taken so long."""
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise _ClientTimeout
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
