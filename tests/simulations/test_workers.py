@@ -86,9 +86,9 @@ def test_a_client_that_raises_or_hangs_in_a_worker_is_named(tiny, run, monkeypat
     assert "the disk is gone" in caplog.text
     monkeypatch.setenv("TROUBLE", "hangs")
     began = time.monotonic()
-    folder, _, _ = run(tiny(run={"workers": 2}, server={"round_timeout": 1.0}), "hangs")
-    assert folder.rows()[1].failed == {"client 1": "did not answer within 1 s"}
-    assert time.monotonic() - began < 120
+    folder, _, _ = run(tiny(run={"workers": 2}, server={"round_timeout": 20.0}), "hangs")
+    assert folder.rows()[1].failed == {"client 1": "did not answer within 20 s"}
+    assert time.monotonic() - began < 200
 
 
 def test_a_worker_that_dies_ends_the_run_in_one_line(tiny, run, monkeypatch):
