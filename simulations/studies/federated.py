@@ -1,4 +1,4 @@
-"""Bytes to accuracy: ResNet-20 over ten clients, 20 rounds, every network with every codec.
+"""Bytes to accuracy: ResNet-20, ten clients a round, 20 rounds, every network with every codec.
 
 Every run is a ``csg run``; what is kept of it is one JSON file, and a run whose file is there is
 not repeated. The README's table and the picture are made from the files. Example:
@@ -21,7 +21,12 @@ from simulations.studies.federated_tables import Result, draw, table
 from simulations.studies.pages import README, fill
 
 RESULTS = Path(__file__).parent / "federated"
-PARTITIONS = ("iid", "dirichlet")
+# Shards: of the recipe's ten clients, or of fifty, of which ten train in a round.
+PARTITIONS: dict[str, tuple[str, ...]] = {
+    "iid": ("data.partition=iid",),
+    "dirichlet": ("data.partition=dirichlet",),
+    "dirichlet50": ("data.partition=dirichlet", "data.clients=50", "train.clients_per_round=10"),
+}
 
 _NETWORKS: dict[str, tuple[str, ...]] = {
     "dense": ("model.parametrization=dense",),
@@ -88,8 +93,8 @@ def kept() -> list[Result]:
         content = json.loads(path.read_text())
         results.append(Result(partition, arm, int(seed.removeprefix("seed")), content))
     arms = list(ARMS)
-    places = (PARTITIONS.index, arms.index)
-    return sorted(results, key=lambda r: (places[0](r.partition), r.seed, places[1](r.arm)))
+    shards = list(PARTITIONS)
+    return sorted(results, key=lambda r: (shards.index(r.partition), r.seed, arms.index(r.arm)))
 
 
 def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
@@ -100,7 +105,7 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
     values = [
         *ARMS[arm],
         f"data.dir={options.data}",
-        f"data.partition={partition}",
+        *PARTITIONS[partition],
         f"run.seed={options.seed}",
         f"run.dir={folder}",
     ]
@@ -137,7 +142,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["dense", "csg", "dense-narrow"],
                         metavar="ARM", help=", ".join(ARMS))  # fmt: skip
-    parser.add_argument("--partitions", nargs="+", choices=PARTITIONS, default=list(PARTITIONS))
+    parser.add_argument("--partitions", nargs="+", choices=PARTITIONS,
+                        default=["iid", "dirichlet"])  # fmt: skip
     return parser.parse_args()
 
 

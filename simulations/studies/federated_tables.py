@@ -34,8 +34,9 @@ class Result:
     @property
     def kilobytes_each(self) -> tuple[float, float]:
         """Mean payload of a client and round after the first, up and down."""
-        rows = self.content["rows"][1:]
-        of_all = self.content["recipe"]["data"]["clients"] * len(rows) * 1e3
+        rows, recipe = self.content["rows"][1:], self.content["recipe"]
+        cohort = recipe["train"].get("clients_per_round", recipe["data"]["clients"])
+        of_all = cohort * len(rows) * 1e3
         up, down = (sum(row[f"payload_bytes_{way}"] for row in rows) for way in ("up", "down"))
         return up / of_all, down / of_all
 
