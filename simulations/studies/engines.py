@@ -34,6 +34,11 @@ from simulations.machine import machine
 from simulations.recipe_names import add_recipe_options, recipe_from
 
 _MARK = "CSG_ENGINES_MARK"
+ENGINES = {
+    "local": ("run.engine=local",),
+    "local, workers": ("run.engine=local", "run.workers=0"),
+    "flower": ("run.engine=flower",),
+}
 
 
 def main() -> None:
@@ -43,7 +48,7 @@ def main() -> None:
         loop(recipe)
         return
     settings = [part for setting in options.set for part in ("--set", setting)]
-    arms: dict[str, list[dict[str, Any]]] = {"loop": [], "local": [], "flower": []}
+    arms: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ("loop", *ENGINES)}
     for turn in range(options.turns):
         for arm, measured in arms.items():
             measured.append(_measure(arm, [options.recipe, *settings]))
@@ -68,7 +73,7 @@ def loop(recipe: Recipe) -> None:
     for round_ in range(1, settings.rounds + 1):
         started = time.perf_counter()
         mean = WeightedMean(state.size)
-        for partition, rows in enumerate(shards):
+        for partition, rows in list(enumerate(shards))[: recipe.cohort]:
             unpack(model, state)
             model.train()
             optimizer = torch.optim.SGD(
@@ -123,8 +128,9 @@ def _measure(arm: str, recipe: list[str]) -> dict[str, float]:
         if arm == "loop":
             command = ["-m", "simulations.studies.engines", *recipe, "--loop"]
         else:
-            command = ["-m", "simulations.cli", "run", *recipe, "--set", f"run.engine={arm}",
-                       "--set", f"run.dir={folder}"]  # fmt: skip
+            settings = (*ENGINES[arm], f"run.dir={folder}")
+            more = [part for setting in settings for part in ("--set", setting)]
+            command = ["-m", "simulations.cli", "run", *recipe, *more]
         mark = uuid.uuid4().hex
         started = time.perf_counter()
         process = subprocess.Popen(

@@ -22,6 +22,7 @@ _OUTGOING = 4  # PACKET_OUTGOING
 _IPV4, _TCP = b"\x08\x00", 6
 _ETHERNET, _END = 14, b"\r\n\r\n"
 _BUFFER = 64 << 20
+_OBJECTS, _OF_QUESTION = 3, 2  # of a message with a record at least, and of one without
 
 Connection = tuple[int, int]  # ports of the client and the server
 
@@ -115,11 +116,14 @@ def read(path: Path) -> list[Exchange]:
 def by_round(exchanges: list[Exchange]) -> dict[str, Any]:
     """Means over a client's rounds, each from one reply (push-messages) to the next.
 
+    A server's question whether a client is idle, and its answer, belong to the round that they fall
+    into.
+
     Returns:
         ``requests``: by path, bytes as in Exchange and ``count``; ``seconds``: ``push`` of a
         reply, ``wait`` for the next message, ``pull`` of it, ``work`` until the next reply.
     """
-    places = [n for n, found in enumerate(exchanges) if found.path.endswith("push-messages")]
+    places = _replies(exchanges)
     rounds = [exchanges[first:last] for first, last in pairwise(places)]
     if not rounds:
         raise ValueError("a trace without two rounds")
@@ -134,7 +138,7 @@ def by_round(exchanges: list[Exchange]) -> dict[str, Any]:
     for sums in requests.values():
         sums |= {key: value / len(rounds) for key, value in sums.items()}
     phases = [
-        {**_phases(round_), "work": exchanges[last].began - _pulled(round_)}
+        _phases(_without_questions(round_), exchanges[last].began)
         for round_, last in zip(rounds, places[1:], strict=True)
     ]
     return {
@@ -143,18 +147,38 @@ def by_round(exchanges: list[Exchange]) -> dict[str, Any]:
     }
 
 
-def _phases(round_: list[Exchange]) -> dict[str, float]:
+def _replies(exchanges: list[Exchange]) -> list[int]:
+    """Where rounds begin: at a reply from which on a model was sent and another fetched."""
+    places = [n for n, found in enumerate(exchanges) if found.path.endswith("push-messages")]
+    begins = places[:1]
+    for place in places[1:]:
+        since = exchanges[begins[-1] : place]
+        if all(len(_of(since, name)) >= _OBJECTS for name in ("push-object", "pull-object")):
+            begins.append(place)
+    return begins
+
+
+def _without_questions(round_: list[Exchange]) -> list[Exchange]:
+    """A round without the objects of questions: two before each further reply, and two after it."""
+    further = [n for n, found in enumerate(round_) if found.path.endswith("push-messages")][1:]
+    gone: set[int] = set()
+    for place in further:
+        fetched = [n for n in range(place) if round_[n].path.endswith("pull-object")]
+        sent = [n for n in range(place, len(round_)) if round_[n].path.endswith("push-object")]
+        gone |= {*fetched[-_OF_QUESTION:], *sent[:_OF_QUESTION]}
+    return [found for n, found in enumerate(round_) if n not in gone]
+
+
+def _phases(round_: list[Exchange], end: float) -> dict[str, float]:
     pushed = max(found.answered for found in _of(round_, "push-object"))
     asked = _of(round_, "pull-object")[0].began
+    pulled = max(found.answered for found in _of(round_, "pull-object"))
     return {
         "push": pushed - round_[0].began,
         "wait": asked - pushed,
-        "pull": _pulled(round_) - asked,
+        "pull": pulled - asked,
+        "work": end - pulled,
     }
-
-
-def _pulled(round_: list[Exchange]) -> float:
-    return max(found.answered for found in _of(round_, "pull-object"))
 
 
 def _of(round_: list[Exchange], name: str) -> list[Exchange]:

@@ -57,11 +57,28 @@ def test_a_round_is_from_reply_to_reply():
     def exchange(name, began, answered, up=100):
         return Exchange(f"/v1/fleet/{name}", began, answered, up=up, down=10, packets=2)
 
-    one = [("push-messages", 0, 1), ("push-object", 1, 3), ("pull-messages", 3, 4),
-           ("pull-messages", 6, 7), ("pull-object", 7, 9)]  # fmt: skip
+    one = [("push-messages", 0, 1), *[("push-object", 1, 3)] * 3, ("pull-messages", 3, 4),
+           ("pull-messages", 6, 7), *[("pull-object", 7, 9)] * 3]  # fmt: skip
     frames = [exchange(name, began + 20 * n, end + 20 * n) for n in range(3)
               for name, began, end in one]  # fmt: skip
     found = by_round(frames)
     assert found["seconds"] == {"push": 3, "wait": 4, "pull": 2, "work": 11}
     assert found["requests"]["pull-messages"]["count"] == 2
     assert found["requests"]["pull-messages"]["up"] == 200
+
+
+def test_a_question_whether_a_client_is_idle_makes_no_round():
+    def exchange(name, began, answered):
+        return Exchange(f"/v1/fleet/{name}", began, answered)
+
+    def round_(began):
+        sent = [("push-messages", 0, 1), *[("push-object", 1, 3)] * 3]
+        asked = [("pull-object", 4, 5)] * 2 + [("push-messages", 5, 6)]
+        told = [("push-object", 6, 7)] * 2
+        fetched = [("pull-object", 9, 11)] * 3
+        parts = [*sent, *asked, *told, *fetched]
+        return [exchange(name, began + first, began + last) for name, first, last in parts]
+
+    found = by_round([*round_(0), *round_(20), exchange("push-messages", 40, 41)])
+    assert found["seconds"] == {"push": 3, "wait": 6, "pull": 2, "work": 9}
+    assert found["requests"]["push-object"]["count"] == 5
