@@ -132,13 +132,13 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         """End the processes, whatever they are at."""
+        self._listener.stop()  # before a process may end that holds the queue
         ours = set(multiprocessing.active_children()) - self._others
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in ours:
             process.terminate()
         for process in ours:
             process.join()
-        self._listener.stop()
 
     def answers(self, tasks: Iterable[Task]) -> Iterator[Answer]:
         """An answer to each task, in their order; only a few are under way at a time.
