@@ -119,7 +119,13 @@ def build(spec: ModelSpec, *, seed: int = 0, generator_weight: Tensor | None = N
         generator = generator_of(spec, seed=seed, weight=generator_weight)
         generate_filters(model, generator, layout=spec.layout, start=spec.start, seed=seed)
     elif spec.parametrization != "dense":
-        _installed()[spec.parametrization].load()(model, spec.options, seed)
+        try:
+            change: Parametrization = _installed()[spec.parametrization].load()
+        except ImportError as error:
+            raise ValueError(
+                f"parametrization {spec.parametrization!r} cannot be imported here ({error})"
+            ) from error
+        change(model, spec.options, seed)
     return model
 
 

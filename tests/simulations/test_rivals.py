@@ -118,3 +118,12 @@ def test_a_recipe_that_asks_for_another_is_refused(model, message):
 def test_options_that_cannot_be_are_named(name, options):
     with pytest.raises(ValueError, match=f"model.options .*: {name} takes"):
         build(_spec(name, **options))
+
+
+def test_one_that_is_not_installed_here_is_named(monkeypatch):
+    """As in a client's image, which has no simulations."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "simulations.rivals.fedpara", None)
+    with pytest.raises(ValueError, match="parametrization 'fedpara' cannot be imported here"):
+        build(_spec("fedpara"))
