@@ -1,6 +1,7 @@
 """Every codec on one real update: bits a value, error, and time; and coders of the same symbols.
 
-The update is that of one client's epoch on digits, of ResNet-56 with s=12 d=72. Times are medians
+The update is that of one client's epoch on digits: generator and codes of ResNet-56 with s=12 d=72
+(its running statistics are so large that they would hide the rest). Times are medians
 on one thread. The table goes into docs/codecs.md. Example:
 
     python -m simulations.studies.codecs
@@ -21,8 +22,8 @@ import zstandard
 
 from client.local import LocalClient
 from client.shard import Shards
-from csg_core import Manifest, build, manifest, pack
-from csg_core.codecs import codec_named
+from csg_core import build, manifest, pack
+from csg_core.codecs import Parts, codec_named, total
 from csg_core.codecs.base import Values
 from csg_core.codecs.entropy import code, entropy_bits
 from csg_core.networks import NETWORKS
@@ -40,8 +41,8 @@ LINES = ("fp32", "fp32z", "fp16", "uniform:bits=8", "uniform:bits=4", "uniform:b
 _COLUMNS = "| codec | bytes | bits a value | left out | ms to encode | ms to decode |"
 
 
-def update_of(network: str) -> tuple[Values, Manifest]:
-    """What one epoch on digits changes, without error feedback, float32 [manifest.size]."""
+def update_of(network: str) -> tuple[Values, Parts]:
+    """What one epoch on digits changes in generator and codes, without error feedback."""
     recipe = recipe_of(
         {"model": {"name": network}, "data": {"name": "digits", "clients": 2}}, "the study"
     )
@@ -52,31 +53,36 @@ def update_of(network: str) -> tuple[Values, Manifest]:
     downlink = Downlink(recipe, found, pack(model))
     (payload,) = downlink.payloads(downlink.first, 1, "train", [0])
     trained = client.train(payload, shard, round_=1, partition=0)
-    return decode(trained.payload, downlink.update_label(1), codec_named("fp32")), found
+    update = decode(trained.payload, downlink.update_label(1), codec_named("fp32"))
+    parts = [part for part in found.parts if part[0] in ("generator", "codes")]  # the first ones
+    return update[: total(parts)], parts
 
 
-def codecs(update: Values, found: Manifest, repeats: int) -> str:
+def codecs(update: Values, parts: Parts, repeats: int) -> str:
     """Markdown: each codec on the update; ``left out`` is |error|^2 over |update|^2."""
-    rows = [_row(line, update, found, repeats) for line in LINES]
+    rows = [_row(line, update, parts, repeats) for line in LINES]
     return "\n".join([_COLUMNS, "| --- | --: | --: | --: | --: | --: |", *rows])
 
 
-def _row(line: str, update: Values, found: Manifest, repeats: int) -> str:
+def _row(line: str, update: Values, parts: Parts, repeats: int) -> str:
     codec, rng = codec_named(line), np.random.default_rng(0)
-    body = codec.encode(update, found.parts, rng)
-    error = codec.decode(body, found.parts) - update
+    body = codec.encode(update, parts, rng)
+    error = codec.decode(body, parts) - update
     left = 100 * float((error**2).sum() / (update**2).sum())
-    encode = _ms(lambda: codec.encode(update, found.parts, rng), repeats)
-    decode_ = _ms(lambda: codec.decode(body, found.parts), repeats)
+    encode = _ms(lambda: codec.encode(update, parts, rng), repeats)
+    decode_ = _ms(lambda: codec.decode(body, parts), repeats)
     bits = 8 * len(body) / update.size
     return (
         f"| `{line}` | {len(body):,} | {bits:.2f} | {left:.1f} % | {encode:.1f} | {decode_:.1f} |"
     )
 
 
-def coders(update: Values, repeats: int) -> str:
-    """Markdown: the symbols of steps of 1.5 deviations, by several libraries."""
-    symbols = np.clip(np.rint(update / (1.5 * update.std())), -127, 127).astype(np.int32)
+def coders(update: Values, parts: Parts, repeats: int) -> str:
+    """Markdown: the symbols of steps of 1.5 deviations of each tensor, by several libraries."""
+    ends = np.cumsum([size for _, size in parts])
+    tensors = np.split(update, ends[:-1])
+    steps = np.concatenate([np.full(t.size, 1.5 * np.sqrt(np.mean(t**2))) for t in tensors])
+    symbols = np.clip(np.rint(update / steps), -127, 127).astype(np.int32)
     symbols -= symbols.min()
     raw, alphabet = symbols.astype(np.uint8).tobytes(), int(symbols.max()) + 1
     ways: dict[str, Callable[[], bytes]] = {
@@ -114,11 +120,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=21)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    update, found = update_of(options.network)
+    update, parts = update_of(options.network)
     here = machine()
     tables = {
-        "codecs": codecs(update, found, options.repeats),
-        "coders": coders(update, options.repeats),
+        "codecs": codecs(update, parts, options.repeats),
+        "coders": coders(update, parts, options.repeats),
         "where": f"{options.network}, {update.size:,} values; one core of {here['cpu']}, "
         f"{time.strftime('%Y-%m-%d')}.",
     }

@@ -60,9 +60,10 @@ def seconds_table(results: Results) -> str:
     lines = ["| arm | s a round | push | wait | pull | work | of it training |",
              "| --- | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
     for name, found in results.items():
-        cells = [found["seconds"], *(found["round"]["seconds"][key] for key in _PHASES)]
-        training = f"{found['training']:.1f}" if "training" in found else ""
-        lines.append(f"| {name} | {' | '.join(f'{cell:.1f}' for cell in cells)} | {training} |")
+        phases = found["round"].get("seconds", {})
+        seconds = [found["seconds"], *map(phases.get, _PHASES), found.get("training")]
+        cells = ["" if cell is None else f"{cell:.1f}" for cell in seconds]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
