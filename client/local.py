@@ -53,7 +53,7 @@ class LocalClient:
         wire = recipe.wire
         self._uplink = codec_named(wire.uplink)
         self._channel = Channel(
-            sent.fingerprint, sent.parts, codec_named(wire.downlink), wire.deltas, wire.schedule
+            sent.fingerprint, sent.parts, codec_named(wire.downlink), wire.deltas
         )
         self._first = self._channel.first(pack(self._model, self._sent))
         self._first_kept = pack(self._model, self._kept)

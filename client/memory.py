@@ -9,6 +9,7 @@ import logging
 import os
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from safetensors.numpy import save_file
 
 from csg_core.broadcast import Held
 from federation.cache import cache_folder
+from federation.code import code_identity
 from federation.recipe import Recipe
 
 _log = logging.getLogger(__name__)
@@ -81,11 +83,14 @@ def keep(context: Context, recipe: Recipe, partition: int, round_: int, memory: 
             _write(path, own, round_)
         except (OSError, SafetensorError) as error:
             _log.warning("%s: what this client keeps is not written (%s)", path, error)
+            with suppress(OSError):  # what it kept before has been sent
+                path.unlink(missing_ok=True)
 
 
 def _file(recipe: Recipe, partition: int) -> Path:
-    """The recipe names the run's folder, so that each run has files of its own."""
-    run = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:16]
+    """By recipe, which names the run's folder, and code, so that sizes are those of now."""
+    described = recipe.model_dump_json() + code_identity()
+    run = hashlib.sha256(described.encode()).hexdigest()[:16]
     return cache_folder() / "clients" / f"{run}-{partition}.safetensors"
 
 
@@ -105,8 +110,9 @@ def _read(path: Path, round_: int) -> dict[str, NDArray[np.float32]]:
 def _write(path: Path, arrays: dict[str, NDArray[np.float32]], round_: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in path.parent.iterdir():
-        if time.time() - old.stat().st_mtime > _STALE_S:
-            old.unlink(missing_ok=True)
+        with suppress(OSError):  # another client's, renamed in between
+            if time.time() - old.stat().st_mtime > _STALE_S:
+                old.unlink()
     handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     os.close(handle)
     try:

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_core.codecs import Codec, CodecError, Float16, GeneratorSchedule, Parts
+from csg_core.codecs import Codec, CodecError, Float16, Parts, without_generator
 from csg_core.codecs.base import Values
 from csg_core.payload import (
     HEADER_BYTES,
     Header,
     Label,
     PayloadError,
+    codec_of,
     decode,
     digest_of,
     header_of,
@@ -30,7 +31,6 @@ from csg_core.payload import (
 )
 
 _KEY = Float16()
-_ALWAYS = GeneratorSchedule()
 MOST_FRAMES = 64  # of a message; a receiver that lacks more versions is sent a whole model
 
 
@@ -57,7 +57,7 @@ class Held:
         return cls(version, np.frombuffer(packed, "<f2").astype(np.float32))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Channel:
     """What both ends of a downlink know.
 
@@ -66,22 +66,23 @@ class Channel:
         parts: group and size of every tensor.
         codec: of whole models, or of deltas.
         deltas: whether deltas are sent.
-        schedule: the rounds whose deltas hold the generator.
     """
 
     fingerprint: str
     parts: Parts
     codec: Codec
     deltas: bool
-    schedule: GeneratorSchedule = _ALWAYS
 
-    def __post_init__(self) -> None:
-        if self.schedule != _ALWAYS and not self.deltas:
-            raise ValueError("a generator that travels in some rounds only needs deltas")
+    @cached_property
+    def codecs(self) -> tuple[Codec, Codec]:
+        """Of deltas, and of those that leave the generator as it is."""
+        return self.codec, without_generator(self.codec, self.parts)
 
-    def codec_in(self, round_: int) -> Codec:
-        """Of the frame that a round made."""
-        return self.schedule.codec(self.codec, self.parts, round_)
+    def codec_for(self, delta: Values) -> Codec:
+        """What a delta is written with: a generator that does not change is left out."""
+        of_values = np.repeat([group == "generator" for group, _ in self.parts],
+                              [size for _, size in self.parts])  # fmt: skip
+        return self.codecs[0 if delta[of_values].any() else 1]
 
     def first(self, model: Values) -> Held:
         """Version 0, from the model that the recipe's seed makes."""
@@ -152,7 +153,7 @@ class Channel:
                 "held; a whole model is needed"
             )
         label = self.label("delta", header.round, Held(header.version, held.values), header.digest)
-        step = decode(frame, label, self.codec_in(header.round))
+        step = decode(frame, label, codec_of(frame, self.codecs))
         try:
             values = _rounded(held.values + step)
         except CodecError as error:
@@ -189,7 +190,7 @@ class Sender:
         """
         channel, version = self.channel, self.held.version + 1
         wanted = model - self.held.values if channel.deltas else model
-        codec = channel.codec_in(round_)
+        codec = channel.codec_for(wanted) if channel.deltas else channel.codec
         body = codec.encode(wanted, channel.parts, rng)
         decoded = codec.decode(body, channel.parts)
         values = _rounded(self.held.values + decoded) if channel.deltas else decoded

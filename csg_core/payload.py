@@ -9,6 +9,7 @@ the body; and CRC-32 of everything else.
 
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -135,6 +136,12 @@ def header_of(payload: bytes | memoryview, fingerprint: str) -> Header:
     if len(payload) < HEADER_BYTES + length:
         raise PayloadError(f"payload of {len(payload):,} bytes; its header says {length:,} more")
     return Header(_KINDS[kind], round_, version, digest, HEADER_BYTES + length)
+
+
+def codec_of(payload: bytes | memoryview, codecs: Sequence[Codec]) -> Codec:
+    """Which of the codecs a payload names; the first, which ``decode`` then refuses, if none."""
+    _, identity, *_ = _HEADER.unpack_from(payload)
+    return next((codec for codec in codecs if _identity(codec) == identity), codecs[0])
 
 
 def decode(payload: bytes | memoryview, label: Label, codec: Codec) -> Values:

@@ -54,7 +54,7 @@ class ModelSpec:
 
     name: str = "resnet20"
     parametrization: str = "csg"
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, float] = field(default_factory=dict, hash=False)
     slice_size: int = 12
     code_size: int = 72
     kernel_size: int = 3
@@ -73,10 +73,13 @@ class ModelSpec:
             wrong = isinstance(value, bool) or not isinstance(value, kind)
             if wrong or not 0 <= value <= largest:
                 raise ValueError(f"{name} {value!r} cannot be; use a number up to {largest:,}")
+        if not isinstance(self.options, Mapping):
+            raise ValueError(f"options {self.options!r} cannot be; give numbers by name")
         if self.options and self.parametrization in _OWN:
             raise ValueError(f"options {self.options}: {self.parametrization} takes none")
         for name, value in self.options.items():
-            if isinstance(value, bool) or not abs(value) <= _LARGEST_OPTION:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not abs(value) <= _LARGEST_OPTION:
                 raise ValueError(f"options.{name} {value!r} cannot be; use a number")
 
     @property

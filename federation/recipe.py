@@ -174,7 +174,7 @@ class RunConfig(_Section):
     """Where and how a run runs."""
 
     engine: Literal["local", "flower"] = Field(
-        "local", description="in this process, or Flower's Simulation Engine (Ray)"
+        "local", description="on this machine alone, or Flower's Simulation Engine (Ray)"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of everything that is drawn")
     eval_every: Count = Field(1, description="rounds between evaluations; the last is evaluated")

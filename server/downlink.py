@@ -24,7 +24,7 @@ class Downlink:
     def __init__(self, recipe: Recipe, manifest: Manifest, first: Values) -> None:
         wire = recipe.wire
         codec = codec_named(wire.downlink)
-        channel = Channel(manifest.fingerprint, manifest.parts, codec, wire.deltas, wire.schedule)
+        channel = Channel(manifest.fingerprint, manifest.parts, codec, wire.deltas)
         self._seed = recipe.run.seed
         self._sender = Sender(channel, first)
         self._versions: dict[int, int | None] = {}  # None: a whole model is needed
@@ -67,6 +67,11 @@ class Downlink:
         self._sender.restore(state)
         versions = state["versions"].view(np.uint64)
         self._versions = {node: v - 1 if v else None for node, v in versions.tolist()}
+
+    @property
+    def held(self) -> Values:
+        """The newest version, as nodes have it."""
+        return self._sender.held.values
 
     @property
     def first(self) -> Values:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from logging.handlers import QueueHandler, QueueListener
+from logging.handlers import QueueHandler
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -42,6 +42,7 @@ class Task:
 
 
 Answer = tuple[Message | None, RecordDict]  # None: not in time; and what the client keeps now
+_Told = tuple[Answer, list[logging.LogRecord]]
 
 
 class _ClientTimeout(BaseException):
@@ -120,19 +121,15 @@ class Workers:
     def __init__(self, count: int, app: str, run_config: Mapping[str, Any], clients: int) -> None:
         self._count, self._others = count, set(multiprocessing.active_children())
         spawn = multiprocessing.get_context("spawn")
-        records = spawn.Queue()
-        self._listener = QueueListener(records, _Relay())  # type: ignore[arg-type]
         threads, level = max(1, torch.get_num_threads() // count), logging.getLogger().level
-        start = (app, dict(run_config), clients, threads, records, level)
+        start = (app, dict(run_config), clients, threads, level)
         self._pool = ProcessPoolExecutor(count, spawn, _begin, start)
 
     def __enter__(self) -> "Workers":
-        self._listener.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """End the processes, whatever they are at."""
-        self._listener.stop()  # before a process may end that holds the queue
         ours = set(multiprocessing.active_children()) - self._others
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in ours:
@@ -146,51 +143,59 @@ class Workers:
         Raises:
             RunError: if a process ended, as when memory runs out.
         """
-        under_way: deque[Future[Answer]] = deque()
-        for task in tasks:
-            under_way.append(self._pool.submit(_answer, task))
-            if len(under_way) == _AHEAD * self._count:
-                yield _result(under_way.popleft())
-        while under_way:
-            yield _result(under_way.popleft())
+        under_way: deque[Future[_Told]] = deque()
+        try:
+            for task in tasks:
+                under_way.append(self._pool.submit(_answer, task))
+                if len(under_way) == _AHEAD * self._count:
+                    yield _heard(under_way.popleft().result())
+            while under_way:
+                yield _heard(under_way.popleft().result())
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a worker process ended without a word, as when memory runs out; lower "
+                "run.workers, then csg resume"
+            ) from error
 
 
-def _result(future: "Future[Answer]") -> Answer:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise RunError(
-            "a worker process ended without a word, as when memory runs out; lower run.workers, "
-            "then csg resume"
-        ) from error
+def _heard(told: "_Told") -> Answer:
+    """An answer, its log handed to the loggers of the same names here."""
+    answer, records = told
+    for record in records:
+        logging.getLogger(record.name).handle(record)
+    return answer
 
 
-_clients: Clients | None = None  # of a worker process
+# of a worker process
+_clients: Clients | None = None
+_log_kept: list[logging.LogRecord] = []
 
 
-def _begin(
-    app: str, run_config: dict[str, Any], count: int, threads: int, records: Any, level: int
-) -> None:
+def _begin(app: str, run_config: dict[str, Any], count: int, threads: int, level: int) -> None:
     """Make this process a worker."""
     global _clients
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the main process
     torch.set_num_threads(threads)
     root = logging.getLogger()
-    root.addHandler(QueueHandler(records))
+    root.addHandler(_Kept())
     root.setLevel(level)
     _clients = Clients(client_app(app), run_config, count)
 
 
-def _answer(task: Task) -> Answer:
+def _answer(task: Task) -> "_Told":
     assert _clients is not None
-    return _clients.answer(task)
+    _log_kept.clear()
+    return _clients.answer(task), list(_log_kept)
 
 
-class _Relay:
-    """Hands what workers log to the loggers of the same names here."""
+class _Kept(QueueHandler):
+    """Makes records fit to be sent, and keeps them for the answer to go with."""
 
-    def handle(self, record: logging.LogRecord) -> None:
-        logging.getLogger(record.name).handle(record)
+    def __init__(self) -> None:
+        super().__init__(queue=None)  # type: ignore[arg-type]
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        _log_kept.append(record)
 
 
 @contextmanager

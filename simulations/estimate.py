@@ -87,7 +87,8 @@ def _total_bytes(recipe: Recipe) -> int:
     whole, partial = _each_way(recipe), _each_way(recipe, generator=False)
     total = 0
     for round_ in range(1, rounds + 1):
-        up, down = whole if schedule.trains(round_) else partial
+        up, _ = whole if schedule.trains(round_) else partial
+        _, down = whole if schedule.trains(max(1, round_ - 1)) else partial  # what that one made
         evaluated = recipe.clients_evaluate and (round_ % every == 0 or round_ == rounds)
         total += up + down * (2 if evaluated else 1)
     return recipe.cohort * total

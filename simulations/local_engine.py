@@ -114,8 +114,9 @@ class LocalGrid(Grid):
         for done, message in enumerate(waiting):
             self._on_client(done, len(waiting))
             reply, state = next(answers)
-            if state:
-                self._states[message.metadata.dst_node_id] = state
+            node = message.metadata.dst_node_id
+            if state or node in self._states:
+                self._states[node] = state
             if reply is not None:
                 yield reply
 

@@ -9,20 +9,21 @@ from csg_core.codecs.plain import Nothing
 
 @dataclass(frozen=True, slots=True)
 class GeneratorSchedule:
-    """The generator travels, and trains, in round 1, and then in every ``every``-th round.
+    """The generator trains in round 1, and then in every ``every``-th round, and never after
+    ``until``; its update travels in the same round, what came of it with the next round's model.
 
-    After round ``until`` it never does, and stays as it is then. Codes and the rest always do.
+    In between it is to the server what clients have. Codes and the rest always train.
     """
 
     every: int = 1
     until: int | None = None
 
     def trains(self, round_: int) -> bool:
-        """Whether the generator trains and travels in a round, from 1 on."""
+        """Whether the generator trains in a round, from 1 on."""
         return (round_ - 1) % self.every == 0 and (self.until is None or round_ <= self.until)
 
     def codec(self, codec: Codec, parts: Parts, round_: int) -> Codec:
-        """What ``codec`` becomes in a round: without the generator, if that does not travel."""
+        """What an update's ``codec`` becomes in a round: without a generator that did not train."""
         return codec if self.trains(round_) else without_generator(codec, parts)
 
 

@@ -9,14 +9,10 @@ processes of an arm. Example:
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +28,8 @@ from federation.shards import shard_rows
 from federation.sources import load_images
 from simulations.machine import machine
 from simulations.recipe_names import add_recipe_options, recipe_from
+from simulations.studies.measured import measured
 
-_MARK = "CSG_ENGINES_MARK"
 ENGINES = {
     "local": ("run.engine=local",),
     "local, workers": ("run.engine=local", "run.workers=0"),
@@ -50,9 +46,9 @@ def main() -> None:
     settings = [part for setting in options.set for part in ("--set", setting)]
     arms: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ("loop", *ENGINES)}
     for turn in range(options.turns):
-        for arm, measured in arms.items():
-            measured.append(_measure(arm, [options.recipe, *settings]))
-            print(f"turn {turn + 1}, {arm}: {measured[-1]}", flush=True)
+        for arm, found in arms.items():
+            found.append(_measure(arm, [options.recipe, *settings]))
+            print(f"turn {turn + 1}, {arm}: {found[-1]}", flush=True)
     rows = [_row(arm, measured, arms["loop"]) for arm, measured in arms.items()]
     asked = {"recipe": options.recipe, "settings": options.set}
     content = {"machine": machine(), **asked, "rows": rows}
@@ -131,55 +127,17 @@ def _measure(arm: str, recipe: list[str]) -> dict[str, float]:
             settings = (*ENGINES[arm], f"run.dir={folder}")
             more = [part for setting in settings for part in ("--set", setting)]
             command = ["-m", "simulations.cli", "run", *recipe, *more]
-        mark = uuid.uuid4().hex
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            env={**os.environ, _MARK: mark},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        watch = _Memory(mark)
-        out, _ = process.communicate()
-        wall, peak = time.perf_counter() - started, watch.stop()
-        if process.returncode:
+        done = measured(command)
+        if done.status:
             sys.exit(f"engines: the arm {arm} failed")
-        lines = out.splitlines() if arm == "loop" else _lines(folder / "rounds.jsonl")
+        lines = done.output.splitlines() if arm == "loop" else _lines(folder / "rounds.jsonl")
         seconds = [json.loads(line)["seconds"] for line in lines if line.startswith("{")]
         rounds = statistics.median(seconds[1:] or seconds)
-        return {"round": rounds, "wall": wall, "memory": peak / 1e6}
+        return {"round": rounds, "wall": done.seconds, "memory": done.peak_bytes / 1e6}
 
 
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines()
-
-
-class _Memory(threading.Thread):
-    """Samples the memory of all processes whose environment holds a mark."""
-
-    def __init__(self, mark: str) -> None:
-        super().__init__(daemon=True)
-        self._mark = f"{_MARK}={mark}".encode()
-        self._peak, self._ended = 0, threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        while not self._ended.wait(1.0):
-            self._peak = max(self._peak, sum(map(self._pss, Path("/proc").glob("[0-9]*"))))
-
-    def stop(self) -> int:
-        self._ended.set()
-        self.join()
-        return self._peak
-
-    def _pss(self, entry: Path) -> int:
-        try:
-            if self._mark not in (entry / "environ").read_bytes():
-                return 0
-            lines = (entry / "smaps_rollup").read_text().splitlines()
-        except OSError:
-            return 0
-        return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
 def _options() -> argparse.Namespace:

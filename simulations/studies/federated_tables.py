@@ -1,6 +1,6 @@
 """Table and picture of the federated study, from what was kept of its runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,11 +99,5 @@ def _line(number: int) -> str:
 
 def _dense_twin(result: Result, results: Sequence[Result]) -> Result | None:
     """The dense float32 run on the same shards and seed."""
-    return next(_alike(result, results), None)
-
-
-def _alike(result: Result, results: Sequence[Result]) -> Iterator[Result]:
-    for other in results:
-        same = (other.partition, other.seed) == (result.partition, result.seed)
-        if same and other.arm == "dense":
-            yield other
+    wanted = (result.partition, result.seed, "dense")
+    return next((r for r in results if (r.partition, r.seed, r.arm) == wanted), None)

@@ -90,7 +90,8 @@ def measure(arm: Arm, rounds: int, link: Link | None) -> dict[str, Any]:
                 else:
                     found = ours(deployment, rounds, arm.settings)
         except MeasureError as error:
-            shutil.copytree(scratch, _FAILED, dirs_exist_ok=True)
+            shutil.rmtree(_FAILED, ignore_errors=True)
+            shutil.copytree(scratch, _FAILED)
             raise MeasureError(f"{error}; see {_FAILED}/logs") from error
         return {**found, "round": trace.by_round(trace.read(scratch / "trace"))}
 

@@ -5,6 +5,7 @@ import pytest
 
 from csg_core.broadcast import Channel, Sender
 from csg_core.codecs import GeneratorSchedule, codec_named, without_generator
+from csg_core.payload import PayloadError
 
 PARTS = (("generator", 300), ("codes", 60), ("norms", 8))
 SIZE = 368
@@ -36,22 +37,30 @@ def test_without_the_generator_the_others_are_as_they_were(line):
     assert without_generator(codec, (("other", 5),)) == codec
 
 
-def test_a_receiver_catches_up_over_rounds_with_and_without_the_generator():
-    channel = Channel("ab" * 16, PARTS, codec_named("fp16"), True, GeneratorSchedule(every=2))
+def test_a_delta_leaves_out_a_generator_that_does_not_change():
+    channel = Channel("ab" * 16, PARTS, codec_named("fp16"), True)
     rng, start = np.random.default_rng(0), np.zeros(SIZE, np.float32)
     sender, held = Sender(channel, start), channel.first(start)
-    model = start
-    for round_ in (1, 2, 3):
-        model = model + rng.normal(size=SIZE).astype(np.float32)
+    model, sizes = start, []
+    for round_, changes in enumerate((True, False, False, True), start=1):
+        step = rng.normal(size=SIZE).astype(np.float32)
+        step[:300] *= changes
+        model = np.where(np.arange(SIZE) < 300, sender.held.values, model) + step
         sender.advance(model, round_, rng)
-        if round_ == 2:
+        sizes.append(len(sender.message(round_ - 1)))
+        if round_ == 2:  # the third and the fourth come together
             held = channel.receive(sender.message(0), 2, held)
-            assert np.abs(held.values[:300] - model[:300]).max() > 0.5, "kept back"
-            np.testing.assert_allclose(held.values[300:], model[300:], atol=0.01)
-    held = channel.receive(sender.message(2), 3, held)
-    np.testing.assert_allclose(held.values, model, atol=0.01)  # and nothing of it is lost
+            np.testing.assert_allclose(held.values, model, atol=0.01)
+    held = channel.receive(sender.message(2), 4, held)
+    np.testing.assert_allclose(held.values, model, atol=0.01)
+    assert sizes[1] == sizes[2] == sizes[0] - 2 * 300 + 8
+    assert sizes[3] == sizes[0]
 
 
-def test_whole_models_cannot_leave_the_generator_out():
-    with pytest.raises(ValueError, match="needs deltas"):
-        Channel("ab" * 16, PARTS, codec_named("fp16"), False, GeneratorSchedule(until=1))
+def test_a_frame_of_any_other_codec_is_refused():
+    ours = Channel("ab" * 16, PARTS, codec_named("fp32"), True)
+    start = np.zeros(SIZE, np.float32)
+    theirs = Sender(Channel("ab" * 16, PARTS, codec_named("fp16"), True), start)
+    theirs.advance(start + 1, 1, np.random.default_rng(0))
+    with pytest.raises(PayloadError, match="another codec"):
+        ours.receive(theirs.message(0), 1, ours.first(start))
