@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import Array, Error, Message, Metadata
 from flwr.app.message import make_message
@@ -123,9 +124,9 @@ class GuardedGrid(Grid):
         """The run."""
         return self._grid.run
 
-    def create_message(self, *args: object, **kwargs: object) -> Message:
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
         """Flower's deprecated way to make a message; nothing here uses it."""
-        raise NotImplementedError("use flwr.app.Message")
+        return self._grid.create_message(*args, **kwargs)
 
     def get_node_ids(self) -> Iterable[int]:
         """The nodes that are connected."""
