@@ -1,5 +1,6 @@
 """Kernels of a network's convolutions as functions of other parameters, by torch's parametrize."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 
-class Kernel(nn.Module):
+class Kernel(nn.Module, ABC):
     """A kernel [O, I, k, k] from a parametrization's tensors, in float32 whatever autocast says."""
 
     def forward(self, *tensors: Tensor) -> Tensor:
@@ -16,9 +17,9 @@ class Kernel(nn.Module):
             kernel = self.kernel(*tensors)
         return kernel.contiguous(memory_format=torch.channels_last)
 
+    @abstractmethod
     def kernel(self, *tensors: Tensor) -> Tensor:
         """The kernel, [O, I, k, k]."""
-        raise NotImplementedError
 
 
 def convert(model: nn.Module, kernel_of: Callable[[nn.Conv2d], Kernel | None], seed: int) -> None:
