@@ -207,8 +207,8 @@ class RunConfig(_Section):
         ge=0,
         le=1024,
         strict=True,
-        description="local engine: processes that clients train in; 0: one for each core; 1: this "
-        "process",
+        description="local engine: processes that clients train in; 0: one for each of torch's "
+        "threads; 1: this process",
     )
     client_cpus: Positive = Field(1.0, description="flower engine: CPUs of a simulated client")
     client_gpus: NotNegative = Field(0.0, description="flower engine: GPUs of a simulated client")

@@ -43,7 +43,7 @@ def run_config(recipe: Recipe) -> dict[str, Any]:
 
 
 def worker_count(recipe: Recipe) -> int:
-    """``run.workers``, or as many as there are cores, and no more than clients of a round."""
+    """``run.workers``, or as many as torch has threads, and no more than clients of a round."""
     return min(recipe.run.workers or torch.get_num_threads(), recipe.cohort)
 
 
