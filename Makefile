@@ -44,8 +44,13 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What a simulated round costs, as ratios in one run: make bench DATA=cifar10/ PARTS="steps engines".
+DATA ?= $(CSG_DATA_DIR)
+COPY ?= CIFAR-10
+PARTS ?=
 bench: $(READY)
-	$(BIN)/python -m simulations.bench
+	$(BIN)/python -m simulations.bench $(if $(DATA),--data "$(DATA)" --copy "$(COPY)") \
+	  $(if $(PARTS),--parts $(PARTS))
 
 # Strangers' bytes through every door, guided by coverage; ten minutes: make fuzz SECONDS=600.
 SECONDS ?= 60

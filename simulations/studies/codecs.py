@@ -129,7 +129,7 @@ def main() -> None:
         f"{time.strftime('%Y-%m-%d')}.",
     }
     print("\n\n".join(tables.values()))
-    fill(PAGE, tables)
+    fill(tables, PAGE)
 
 
 if __name__ == "__main__":

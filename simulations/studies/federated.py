@@ -81,7 +81,7 @@ def main() -> None:
     if not results:
         sys.exit("federated: no results yet; name the images with --data")
     print(table(results))
-    fill(README, {"federated": table(results)})
+    fill({"federated": table(results)}, README)
     draw(results, RESULTS / "accuracy.svg")
 
 

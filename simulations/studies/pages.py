@@ -7,11 +7,20 @@ from pathlib import Path
 README = Path(__file__).parents[2] / "README.md"
 
 
-def fill(page: Path, found: Mapping[str, str]) -> None:
-    """Put tables into a page, between comments that name them."""
-    text = page.read_text()
+def fill(found: Mapping[str, str], *pages: Path) -> None:
+    """Put tables into pages, between comments that name them.
+
+    Raises:
+        ValueError: if there is no place for a table in any page; all are left as they were.
+    """
+    texts = {page: page.read_text() for page in pages}
     for name, table in found.items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        text = pattern.sub(f"{begin}\n{table}\n{end}".replace("\\", r"\\"), text)
-    page.write_text(text)
+        if not any(pattern.search(text) for text in texts.values()):
+            names = ", ".join(str(page) for page in pages)
+            raise ValueError(f"{names}: no place for {name}; write {begin} and {end} there")
+        whole = f"{begin}\n{table}\n{end}".replace("\\", r"\\")
+        texts = {page: pattern.sub(whole, text) for page, text in texts.items()}
+    for page, text in texts.items():
+        page.write_text(text)

@@ -135,8 +135,7 @@ def main() -> None:
     ordered = {name: kept[name] for name in ARMS if name in kept}
     found = tables({**content, "results": ordered}, link=link is not None)
     print("\n\n".join(found.values()))
-    for page in (PAGE, README):
-        fill(page, found)
+    fill(found, PAGE, README)
 
 
 def _options() -> argparse.Namespace:

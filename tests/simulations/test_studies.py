@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from simulations import bench
 from simulations.studies import any_cnn, central
 
 
@@ -35,20 +34,6 @@ def test_the_central_study_without_results_says_what_to_do(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["study"])
     with pytest.raises(SystemExit, match="no results yet; name the images with --data"):
         central.main()
-
-
-@pytest.mark.slow
-def test_the_benchmark_compares_all_arms_in_one_run(tmp_path, monkeypatch, capsys):
-    out = tmp_path / "bench.json"
-    options = ["--networks", "resnet20", "--precision", "fp32", "--batch-size", "16"]
-    monkeypatch.setattr(sys, "argv", ["bench", *options, "--repeats", "5", "--out", str(out)])
-    bench.main()
-    assert "step / dense step" in capsys.readouterr().out
-    (row,) = json.loads(out.read_text())["rows"]
-    for kind in ("step_ratio", "evaluation_ratio"):
-        assert set(row[kind]) == {"csg", "per-layer", "folded"}
-        assert all(0.2 < ratio < 5 for ratio in row[kind].values())
-    assert all(megabytes > 10 for megabytes in row["peak_memory_mb"].values())
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Speed and memory, measured in parts, each comparing its arms in one run."""

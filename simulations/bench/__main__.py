@@ -1,0 +1,86 @@
+"""What a simulated round costs, as ratios in one run: steps, engines, limits, growth, the server.
+
+Each part keeps its figures, with machine and date, as JSON in ``simulations/bench/results/``, and
+puts its tables into the README or docs/speed.md. Example:
+
+    python -m simulations.bench --data cifar10/ --parts steps engines
+"""
+
+import argparse
+import json
+import time
+from typing import Any
+
+from server.checkpoints import replace_file
+from simulations.bench import engines, growth, limits, server, steps
+from simulations.bench.part import PAGES, RESULTS, Part
+from simulations.machine import machine
+from simulations.studies.pages import fill
+
+PARTS: dict[str, Part] = {
+    "steps": steps,
+    "limits": limits,
+    "engines": engines,
+    "growth": growth,
+    "server": server,
+}
+
+
+def main() -> None:
+    options = _options()
+    for name in options.parts:
+        part = PARTS[name]
+        if options.show:
+            show(name, json.loads((RESULTS / f"{name}.json").read_text()))
+            continue
+        if part.NEEDS_IMAGES and options.data is None:
+            print(f"{name}: needs CIFAR-10; name its folder with --data (make bench DATA=DIR)")
+            continue
+        began = time.perf_counter()
+        found = part.measure(options.data)
+        content = {
+            "machine": machine(),
+            "date": time.strftime("%Y-%m-%d"),
+            "data": options.copy if part.NEEDS_IMAGES else None,
+            "found": found,
+        }
+        text = json.dumps(content, indent=1) + "\n"
+        RESULTS.mkdir(exist_ok=True)
+        replace_file(RESULTS / f"{name}.json", text.encode())
+        show(name, content)
+        print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def show(name: str, content: dict[str, Any]) -> None:
+    """Print a part's tables, and put them into its page with what they were measured on."""
+    tables = dict(PARTS[name].tables(content["found"]))
+    tables[f"{name}-where"] = _where(content)
+    print("\n\n".join(tables.values()), flush=True)
+    fill(tables, PAGES[name])
+
+
+def _where(content: dict[str, Any]) -> str:
+    on, images = content["machine"], content["data"]
+    return (
+        f"{on['cores']} cores of {on['cpu']}, {on['threads']} threads, {on['capability']}, torch "
+        f"{on['torch']}; {images + '; ' if images else ''}{content['date']}."
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m simulations.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
+                        help=f"{', '.join(PARTS)} (all of them)")  # fmt: skip
+    parser.add_argument("--data", metavar="DIR", help="CIFAR-10, for engines and growth")
+    parser.add_argument("--copy", default="CIFAR-10", help="which copy of the data this is")
+    parser.add_argument("--show", action="store_true",
+                        help="measure nothing; fill the pages with what is kept")  # fmt: skip
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

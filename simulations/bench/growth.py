@@ -1,0 +1,100 @@
+"""What grows with what: seconds of a round and memory, by registered clients, cohort and network.
+
+One run of four rounds each, on the local engine. Seconds are the median of the second and third
+round, since the last one evaluates; ``else`` is what is not training.
+"""
+
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from server.record import RunFolder
+from simulations.bench.part import RESULTS
+from simulations.studies.measured import measured
+
+NEEDS_IMAGES = True
+_RUN = ("train.rounds=4", "run.eval_every=1000")
+_TINY = ("model.width=0.25", "model.slice_size=4", "model.code_size=12")
+
+Row = dict[str, float]
+
+
+def _clients(registered: int, cohort: int, *more: str) -> tuple[str, ...]:
+    return (f"data.clients={registered}", f"train.clients_per_round={cohort}", *more)
+
+
+# Arms by series and by size. Registered clients share 50,000 images; 1,000 clients have 50 each.
+SERIES: dict[str, dict[int, tuple[str, ...]]] = {
+    "registered clients, cohort of 10": {
+        n: _clients(n, 10, *_TINY) for n in (10, 100, 1_000, 10_000)
+    },
+    "cohort, of 1,000 clients": {n: _clients(1_000, n, *_TINY) for n in (10, 100, 1_000)},
+    "depth of the ResNet, cohort of 10": {
+        n: _clients(1_000, 10, f"model.name=resnet{n}") for n in (20, 56, 110)
+    },
+}
+
+
+def measure(images: str | None) -> dict[str, dict[str, Row]]:
+    """A row for every size of every series."""
+    return {
+        series: {str(size): run((*more, f"data.dir={images}")) for size, more in arms.items()}
+        for series, arms in SERIES.items()
+    }
+
+
+def run(settings: Sequence[str]) -> Row:
+    """Seconds of a round, of them training, images trained on, and peak megabytes of a run."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "run"
+        values = (*settings, *_RUN, f"run.dir={folder}")
+        pairs = [part for value in values for part in ("--set", value)]
+        done = measured(["-m", "simulations.cli", "run", "cifar10-resnet20", *pairs])
+        if done.status:
+            sys.exit(f"growth: {' '.join(settings)} failed")
+        rows = RunFolder(folder).rows()[1:-1]
+    return {
+        "seconds": statistics.median(row.seconds for row in rows),
+        "training": statistics.median(sum(p["seconds"] for p in r.contributions) for r in rows),
+        "images": statistics.median(sum(p["examples"] for p in r.contributions) for r in rows),
+        "peak_mb": done.peak_bytes / 1e6,
+    }
+
+
+def tables(found: Mapping[str, Mapping[str, Row]]) -> dict[str, str]:
+    """Markdown, every series; and the picture is drawn."""
+    draw(found, RESULTS / "growth.svg")
+    lines = ["| what grows | to | images | s a round | training | else | peak MB |",
+             "| --- | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
+    for series, sizes in found.items():
+        for size, row in sizes.items():
+            other = row["seconds"] - row["training"]
+            seconds = " | ".join(f"{n:.2f}" for n in (row["seconds"], row["training"], other))
+            lines.append(f"| {series} | {int(size):,} | {row['images']:,.0f} | {seconds} "
+                         f"| {row['peak_mb']:.0f} |")  # fmt: skip
+    return {"growth": "\n".join(lines)}
+
+
+def draw(found: Mapping[str, Mapping[str, Row]], path: Path) -> None:
+    """Seconds and memory against what grows, each as a ratio to its smallest size, SVG."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": "csg-fl"}):
+        figure = Figure(figsize=(11, 4.5), layout="constrained")
+        panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+        for axes, (series, sizes) in zip(panels, found.items(), strict=True):
+            numbers, rows = [int(size) for size in sizes], list(sizes.values())
+            for key, label in (("seconds", "seconds of a round"), ("peak_mb", "peak memory")):
+                ratios = [row[key] / rows[0][key] for row in rows]
+                axes.plot(numbers, ratios, marker="o", label=label)
+            axes.set(xscale="log", yscale="log", xlabel=series, xticks=numbers)
+            axes.set_xticklabels([f"{number:,}" for number in numbers])
+            axes.minorticks_off()
+            axes.grid(alpha=0.3)
+        panels[0].set_ylabel("of the smallest")
+        panels[0].legend()
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, metadata={"Date": None})

@@ -1,0 +1,185 @@
+"""How fast a bare training step is here, and what bounds it.
+
+Every arm differs from the first, which is what clients do, in one thing. An arm is measured in
+processes of its own; the arms take turns, and the ratio to the first is of the same turn.
+"""
+
+import multiprocessing
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.synchronize import Barrier
+from typing import Any
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from csg_core import ModelSpec, build
+from csg_core.evaluation import Precision
+from simulations.bench.part import batch, time_in_turn, training_step
+from simulations.bench.steps import usable_precisions
+
+NEEDS_IMAGES = False
+NETWORKS = ("resnet20", "resnet56")
+SIZES = (10, 20, 32, 128)
+_IMAGES = 1_000  # that an arm is timed on, at least
+_MATRIX = 2048  # rows and columns of the product that stands for what the processor can do
+_SHARES = {  # of operators' names
+    "convolutions forward": ("mkldnn_convolution", "cudnn_convolution", "thnn_conv2d"),
+    "convolutions backward": ("convolution_backward",),
+    "batch normalisation": ("native_batch_norm", "native_batch_norm_backward"),
+    "matrix products": ("mm", "bmm", "addmm"),
+    "activations": ("relu", "relu_", "clamp_min", "clamp_min_", "threshold_backward"),
+    "copies": ("copy_", "clone", "contiguous", "index", "index_put_"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """How a step is made."""
+
+    network: str
+    parametrization: str = "csg"
+    precision: Precision = "fp32"
+    channels_last: bool = True
+    compiled: bool = False
+    batch_size: int = 64
+    processes: int = 1  # the threads are shared out among them
+
+    def model(self) -> nn.Module:
+        """A network, ready to train."""
+        model = build(ModelSpec(name=self.network, parametrization=self.parametrization))
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model.train()
+
+
+def arms_of(network: str) -> dict[str, Arm]:
+    """What clients do, and what differs from it in one thing."""
+    first = Arm(network)
+    arms = {
+        "csg, float32, channels_last, batch of 64, one process": first,
+        "dense": replace(first, parametrization="dense"),
+        "contiguous": replace(first, channels_last=False),
+        "torch.compile": replace(first, compiled=True),
+        "dense, torch.compile": replace(first, parametrization="dense", compiled=True),
+    }
+    arms |= {f"batch of {size}": replace(first, batch_size=size) for size in SIZES}
+    if "bf16" in usable_precisions():
+        bf16 = replace(first, precision="bf16")
+        arms |= {"bf16": bf16, "bf16, torch.compile": replace(bf16, compiled=True)}
+    if torch.get_num_threads() > 1:
+        many = torch.get_num_threads()
+        arms[f"{many} processes of one thread"] = replace(first, processes=many)
+    return arms
+
+
+def measure(
+    _images: str | None = None, *, networks: Sequence[str] = NETWORKS, turns: int = 2
+) -> dict[str, Any]:
+    """Images a second by arm, the share of operators in a step, and what a product reaches."""
+    return {
+        "rates": [row for network in networks for row in _rates(network, turns)],
+        "shares": {network: shares(Arm(network)) for network in networks},
+        "product_gflops": product_gflops(),
+    }
+
+
+def _rates(network: str, turns: int) -> list[dict[str, Any]]:
+    arms = arms_of(network)
+    found: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(turns):
+        for name, arm in arms.items():
+            found[name].append(rate(arm))
+    first, *_ = found.values()
+    return [
+        {
+            **asdict(arms[name]),
+            "arm": name,
+            "images_per_second": statistics.median(rates),
+            "ratio": statistics.median(a / b for a, b in zip(rates, first, strict=True)),
+            "gflops": statistics.median(rates) * flops_of_image(arms[name]) / 1e9,
+        }
+        for name, rates in found.items()
+    ]
+
+
+def rate(arm: Arm) -> float:
+    """Images a second of all processes of an arm together."""
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, torch.get_num_threads() // arm.processes)
+    barrier = context.Barrier(arm.processes)
+    with context.Pool(arm.processes, _begin, (threads, barrier)) as pool:
+        return sum(pool.map(_rate_here, [arm] * arm.processes, chunksize=1))
+
+
+_barrier: Barrier | None = None  # of a measuring process
+
+
+def _begin(threads: int, barrier: Barrier) -> None:
+    global _barrier
+    _barrier = barrier
+    torch.set_num_threads(threads)
+
+
+def _rate_here(arm: Arm) -> float:
+    assert _barrier is not None
+    images, labels = batch(arm.batch_size, channels_last=arm.channels_last)
+    step = training_step(arm.model(), images, labels, arm.precision, compiled=arm.compiled)
+    step()  # compiles
+    _barrier.wait()
+    repeats = max(8, _IMAGES // arm.batch_size)
+    seconds = time_in_turn({"step": step}, repeats)["step"]
+    return arm.batch_size / statistics.median(seconds)
+
+
+def flops_of_image(arm: Arm) -> float:
+    """Floating-point operations of a step for each image, kernels' generation included."""
+    images, labels = batch(arm.batch_size)
+    step = training_step(replace(arm, compiled=False).model(), images, labels, "fp32")
+    with FlopCounterMode(display=False) as counted:
+        step()
+    return float(counted.get_total_flops()) / arm.batch_size
+
+
+def shares(arm: Arm) -> dict[str, float]:
+    """Of the time of a step, by kind of operator."""
+    images, labels = batch(arm.batch_size)
+    step = training_step(arm.model(), images, labels, arm.precision)
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(3):
+            step()
+    times = {e.key.removeprefix("aten::"): e.self_cpu_time_total for e in profiled.key_averages()}
+    whole = sum(times.values())
+    found = {kind: sum(times.get(n, 0.0) for n in of) / whole for kind, of in _SHARES.items()}
+    return found | {"all else": 1 - sum(found.values())}
+
+
+def product_gflops() -> float:
+    """Of a float32 product of square matrices: about the most that the processor does."""
+    a, b = torch.randn(2, _MATRIX, _MATRIX)
+    seconds = time_in_turn({"product": lambda: torch.mm(a, b)}, 10)["product"]
+    return 2 * _MATRIX**3 / statistics.median(seconds) / 1e9
+
+
+def tables(found: dict[str, Any]) -> dict[str, str]:
+    """Markdown: images a second, and where the time of a step goes."""
+    lines = ["| network | arm | images a second | of the first | GFLOP/s | of a product's |",
+             "| --- | --- | --: | --: | --: | --: |"]  # fmt: skip
+    for row in found["rates"]:
+        part = 100 * row["gflops"] / found["product_gflops"]
+        lines.append(f"| {row['network']} | {row['arm']} | {row['images_per_second']:,.0f} "
+                     f"| {row['ratio']:.2f} | {row['gflops']:.0f} | {part:.0f} % |")  # fmt: skip
+    networks = list(found["shares"])
+    times = [f"| of a step's time | {' | '.join(networks)} |",
+             "| --- |" + " --: |" * len(networks)]  # fmt: skip
+    for kind in found["shares"][networks[0]]:
+        cells = (f"{100 * found['shares'][network][kind]:.1f} %" for network in networks)
+        times.append(f"| {kind} | {' | '.join(cells)} |")
+    product = (
+        f"A float32 product of {_MATRIX:,} rows and columns: {found['product_gflops']:.0f} GFLOP/s."
+    )
+    return {"limits": "\n".join(lines), "profile": "\n".join(times), "product": product}

@@ -1,0 +1,90 @@
+"""Federated averaging by hand: the work of a recipe without messages, payloads or Flower.
+
+A line of JSON for each round. It is what engines are measured against, and runs in a process of
+its own: python -m simulations.bench.loop cifar10-resnet20 --set train.rounds=3
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from client.training import train_epoch
+from csg_core import build, pack, unpack
+from csg_core.averaging import WeightedMean
+from csg_core.evaluation import evaluate
+from federation.devices import precision_of
+from federation.recipe import Recipe
+from federation.shards import shard_rows
+from federation.sources import load_images
+from simulations.recipe_names import add_recipe_options, recipe_from
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Its seconds, and the accuracy where the recipe evaluates."""
+
+    seconds: float
+    test_accuracy: float | None
+
+
+def loop(recipe: Recipe) -> Iterator[Round]:
+    """The rounds of a recipe, by the first clients of every round's."""
+    train = load_images(recipe.data.name, recipe.data.dir, "train")
+    test = load_images(recipe.data.name, recipe.data.dir, "test")
+    shards = shard_rows(recipe.data, train.labels.numpy(), recipe.run.seed)
+    model = build(recipe.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    settings, precision = recipe.train, precision_of(recipe)
+    state = pack(model)
+    for round_ in range(1, settings.rounds + 1):
+        began = time.perf_counter()
+        mean = WeightedMean(state.size)
+        for partition, rows in list(enumerate(shards))[: recipe.cohort]:
+            unpack(model, state)
+            model.train()
+            optimizer = torch.optim.SGD(
+                parameters,
+                lr=settings.lr * settings.factor(round_),
+                momentum=settings.momentum,
+                weight_decay=settings.weight_decay,
+            )
+            rng = torch.Generator().manual_seed(1000 * round_ + partition)
+            for _ in range(settings.local_epochs):
+                train_epoch(
+                    model,
+                    train,
+                    optimizer,
+                    rows=torch.from_numpy(rows),
+                    batch_size=settings.batch_size,
+                    rng=rng,
+                    precision=precision,
+                    augment=settings.augment,
+                )
+            mean.add(pack(model), len(rows))
+        state = mean.mean()
+        accuracy = None
+        if round_ % recipe.run.eval_every == 0 or round_ == settings.rounds:
+            unpack(model, state)
+            accuracy = evaluate(model, test, precision=precision).accuracy
+        yield Round(time.perf_counter() - began, accuracy)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m simulations.bench.loop",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_recipe_options(parser)
+    _, recipe = recipe_from(parser.parse_args())
+    for done in loop(recipe):
+        row = {"seconds": done.seconds, "test_accuracy": done.test_accuracy}
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""What clients cost the server, and from that what many of them would.
+
+Measured: the CPU of decoding, checking and averaging an update, of making the downlink's payload,
+and of Flower's SuperLink for a request, by threads that ask it for messages without a pause.
+Everything about 10,000 and 1,000,000 clients is arithmetic on these, and the tables say so.
+"""
+
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.supernode.fleet_http_connection import http_request_response
+
+from csg_core import build, manifest, pack
+from csg_core.codecs import codec_named
+from csg_core.payload import decode, encode
+from federation.recipe import recipe_of
+from server.aggregation import Aggregation, Update
+from server.downlink import Downlink
+from simulations.flower_cli import environment_of, script
+from simulations.studies.processes import listens, pss, wait_until
+
+NEEDS_IMAGES = False
+NETWORK = "resnet56"
+_FINE = "ecsq:step=1.5; statistics=ecsq:step=0.5"
+WIRES: dict[str, dict[str, Any]] = {
+    "fp32": {"uplink": "fp32", "downlink": "fp32"},
+    "fp32z": {"uplink": "fp32z", "downlink": "fp32z"},
+    "ecsq": {"uplink": _FINE, "downlink": _FINE, "deltas": True},
+}
+_UPDATES = 50
+_NODES, _SECONDS = 100, 10.0
+_PORT = 8017
+# By Flower 1.41: a node asks for messages every 3 s, and says every 30 s that it is alive.
+_POLL_S, _HEARTBEAT_S = 3.0, 30.0
+_POLL_BYTES = 1_470  # both ways, headers and all; docs/wire.md
+_REQUESTS = (
+    9  # of a message that a node takes and answers, polls and heartbeats apart; docs/wire.md
+)
+
+
+def measure(_images: str | None = None) -> dict[str, Any]:
+    """Milliseconds of CPU and bytes of an update by codec, and what the SuperLink takes."""
+    return {
+        "updates": {name: updates(wire) for name, wire in WIRES.items()},
+        "superlink": superlink(),
+    }
+
+
+def updates(wire: Mapping[str, Any], count: int = _UPDATES) -> dict[str, float]:
+    """Of one client's update: its bytes, and the server's CPU for it, on one thread."""
+    recipe = recipe_of({"model": {"name": NETWORK}, "data": {"name": "digits", "clients": 2},
+                        "wire": dict(wire)}, "the server part")  # fmt: skip
+    model = build(recipe.model, seed=0)
+    found = manifest(model)
+    downlink = Downlink(recipe, found, pack(model))
+    rng = np.random.default_rng(0)
+    new = downlink.first + 0.01 * rng.standard_normal(found.size).astype(np.float32)
+    down: list[bytes] = []
+    sending = _cpu_ms(lambda: down.extend(downlink.payloads(new, 1, "train", [0])))
+    codec, label = codec_named(recipe.wire.uplink), downlink.update_label(1)
+    change = 0.01 * rng.standard_normal(found.size).astype(np.float32)
+    up = encode(change, label, codec, rng)
+    trained = found.size - found.count("statistics")
+
+    def replies() -> Iterator[Update]:
+        for partition in range(count):
+            yield Update(partition, 100, decode(up, label, codec))
+
+    aggregation = Aggregation("fedavg", {}, trained=trained)
+    receiving = _cpu_ms(lambda: aggregation(1, new, replies())) / count
+    return {"bytes_up": len(up), "bytes_down": len(down[0]), "values": found.size,
+            "update_ms": receiving, "downlink_ms": sending}  # fmt: skip
+
+
+def _cpu_ms(call: Callable[[], Any]) -> float:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        began = time.process_time()
+        call()
+        return 1e3 * (time.process_time() - began)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """CPU seconds and proportional set size in bytes of a process."""
+
+    cpu: float
+    memory: int
+
+    @classmethod
+    def of(cls, pid: int) -> "Load":
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cls(cpu, pss(pid)[0])
+
+
+def superlink(nodes: int = _NODES, seconds: float = _SECONDS) -> dict[str, float]:
+    """What a SuperLink takes for a connected node and for a request, asked by ``nodes`` threads."""
+    with _superlink() as pid, ExitStack() as connections:
+        alone = Load.of(pid)
+        address = f"127.0.0.1:{_PORT}"
+        asking = [
+            connections.enter_context(http_request_response(address, insecure=True))[1]
+            for _ in range(nodes)
+        ]
+        before = Load.of(pid)
+        done = _ask(asking, seconds)
+        after = Load.of(pid)
+    return {
+        "nodes": nodes,
+        "memory_alone_mb": alone.memory / 1e6,
+        "memory_a_node_kb": (before.memory - alone.memory) / nodes / 1e3,
+        "requests_a_second": done / seconds,
+        "cpu_ms_a_request": 1e3 * (after.cpu - before.cpu) / done,
+        "cores_used": (after.cpu - before.cpu) / seconds,
+    }
+
+
+def _ask(asking: list[Callable[[], Any]], seconds: float) -> int:
+    """Ask for messages without a pause, a few nodes at a time; the number of answers."""
+    until, counts = time.monotonic() + seconds, [0] * 4
+
+    def ask(thread: int) -> None:
+        mine = asking[thread :: len(counts)]
+        while time.monotonic() < until:
+            for call in mine:
+                call()
+                counts[thread] += 1
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(len(counts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts)
+
+
+@contextmanager
+def _superlink() -> Iterator[int]:
+    """A SuperLink of its own, without a database file; its process id."""
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "flwr").mkdir()
+        command = [script("flower-superlink"), "--insecure", "--host", "127.0.0.1",
+                   "--port", str(_PORT), "--isolation", "process",
+                   "--disable-runtime-dependency-installation"]  # fmt: skip
+        process = subprocess.Popen(command, env=environment_of(Path(scratch)), cwd=scratch,
+                                   stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)  # fmt: skip
+        try:
+            wait_until(lambda: listens(process.pid, _PORT), "the SuperLink does not listen", 60)
+            yield process.pid
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def tables(found: Mapping[str, Any]) -> dict[str, str]:
+    """Markdown: what was measured, and what many clients would take by it."""
+    lines = ["| codec | kB up | kB down | ms of CPU an update | ms a round for the downlink |",
+             "| --- | --: | --: | --: | --: |"]  # fmt: skip
+    for name, row in found["updates"].items():
+        lines.append(f"| {name} | {row['bytes_up'] / 1e3:.1f} | {row['bytes_down'] / 1e3:.1f} "
+                     f"| {row['update_ms']:.2f} | {row['downlink_ms']:.1f} |")  # fmt: skip
+    link = found["superlink"]
+    said = (
+        f"The SuperLink answered {link['requests_a_second']:.0f} polls a second with "
+        f"{link['cores_used']:.2f} cores, {link['cpu_ms_a_request']:.2f} ms of CPU each; "
+        f"{link['memory_alone_mb']:.0f} MB alone, and {link['memory_a_node_kb']:.0f} kB for each "
+        f"of {link['nodes']} connected nodes."
+    )
+    return {"server": "\n".join(lines), "superlink": said, "many": many(found)}
+
+
+def many(found: Mapping[str, Any]) -> str:
+    """Markdown: arithmetic on what was measured, for deployed clients of whom 1 % train a round."""
+    link, update = found["superlink"], found["updates"]["ecsq"]
+    lines = ["| clients | polls and heartbeats a second | cores of SuperLinks for them "
+             "| MB/s of them | a cohort of 1 %: MB a round | s of SuperLinks' CPU "
+             "| s to decode and average |",
+             "| --: | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
+    for clients in (100, 10_000, 1_000_000):
+        idle, cohort = clients * (1 / _POLL_S + 1 / _HEARTBEAT_S), clients / 100
+        request_s = link["cpu_ms_a_request"] / 1e3
+        cells = [f"{clients:,}", f"{idle:,.0f}", f"{idle * request_s:,.1f}",
+                 f"{idle * _POLL_BYTES / 1e6:,.2f}",
+                 f"{cohort * (update['bytes_up'] + update['bytes_down']) / 1e6:,.2f}",
+                 f"{cohort * _REQUESTS * request_s:,.1f}",
+                 f"{cohort * update['update_ms'] / 1e3:,.2f}"]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

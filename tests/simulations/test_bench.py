@@ -1,0 +1,159 @@
+"""The parts of the benchmark measure what they say, and guard against a slower step or engine."""
+
+import json
+import sys
+import time
+
+import pytest
+import torch
+
+from server.record import RunFolder
+from simulations.bench import __main__ as bench
+from simulations.bench import engines, growth, limits, server, steps
+from simulations.bench.limits import Arm
+from simulations.bench.loop import loop
+from simulations.bench.part import PAGES
+from simulations.local_engine import run_local
+from simulations.studies.measured import measured
+
+TINY = ("model.width=0.25", "model.slice_size=4", "model.code_size=12",
+        "data.name=digits", "data.clients=4", "train.precision=fp32")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_step_of_generated_filters_costs_little_more_than_a_dense_one():
+    row = steps.compare("resnet20", "fp32", 16, 5)
+    for kind in ("step_ratio", "evaluation_ratio"):
+        assert set(row[kind]) == {"csg", "per-layer", "folded"}
+        assert all(0.2 < ratio < 5 for ratio in row[kind].values())
+    assert row["step_ratio"]["csg"] < 1.6  # 1.06 on a quiet machine, at a batch of 64
+    assert all(megabytes > 10 for megabytes in row["peak_memory_mb"].values())
+    assert "| resnet20 fp32 |" in steps.tables([row])["steps"]
+
+
+def test_the_engine_costs_little_more_than_a_loop_without_federation(tiny, tmp_path):
+    ratios = []
+    for turn in range(2):
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        recipe = tiny(data={"clients": 2}, run={"dir": str(folder)})
+        by_hand = [round_.seconds for round_ in loop(recipe)]
+        run_local(recipe, lambda _row: None)
+        by_engine = [row.seconds for row in RunFolder(folder).rows()]
+        ratios.append(by_engine[-1] / by_hand[-1])
+    assert 0.3 < min(ratios) < 1.8  # of the quietest turn; near 1 where clients have more to do
+
+
+def test_the_loop_does_the_work_of_the_recipe(tiny):
+    rounds = list(loop(tiny(data={"clients": 2}, train={"rounds": 3}, run={"eval_every": 2})))
+    assert [round_.test_accuracy is None for round_ in rounds] == [True, False, False]
+    assert rounds[-1].test_accuracy > 0.15  # digits, three rounds; guessing is 0.1
+    assert all(round_.seconds > 0 for round_ in rounds)
+
+
+@pytest.mark.slow
+def test_engines_are_compared_with_the_loop():
+    recipe = ["demo", *(part for value in (*TINY, "train.rounds=3") for part in ("--set", value))]
+    rows = engines.compare(recipe, ("loop", "local"), turns=1)
+    assert [row["arm"] for row in rows] == ["loop", "local"]
+    assert rows[0]["ratio"] == 1.0
+    assert rows[1]["ratio"] == pytest.approx(rows[1]["round"] / rows[0]["round"])
+    assert all(row["memory"] > 100 for row in rows)
+    assert engines.tables({"tiny": rows})["engines"].count("| tiny |") == 2
+
+
+def test_a_command_is_measured_with_all_its_processes():
+    child = "import time; x = bytearray(60_000_000); time.sleep(2.5)"
+    script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}]); print(1)"
+    done = measured(["-c", script])
+    assert (done.status, done.output) == (0, "1\n")
+    assert done.seconds > 2.5
+    assert done.peak_bytes > 60_000_000
+
+
+@pytest.mark.slow
+def test_growth_has_seconds_of_training_and_memory_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(growth, "RESULTS", tmp_path)
+    found = growth.run(TINY)
+    assert 0 < found["training"] < found["seconds"]
+    assert found["peak_mb"] > 100
+    assert found["images"] == 1437  # of digits, all of them
+    lines = growth.tables({"clients": {"4": found}})["growth"].splitlines()
+    assert lines[2].startswith("| clients | 4 | 1,437 | ")
+    assert (tmp_path / "growth.svg").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_limits_are_measured_in_processes_of_their_own():
+    one = Arm("resnet20", batch_size=8)
+    assert limits.rate(one) > 1
+    shares = limits.shares(one)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["convolutions backward"] > 0.1
+    assert shares["batch normalisation"] > 0.005
+
+
+def test_a_step_of_resnet20_takes_three_times_its_passes_operations():
+    forward = 2 * 40.6e6  # multiplications and additions of an image, about 41 million pairs
+    flops = limits.flops_of_image(Arm("resnet20", parametrization="dense", batch_size=2))
+    assert flops == pytest.approx(3 * forward, rel=0.05)
+
+
+def test_arms_of_limits_differ_from_the_first_in_one_thing():
+    arms = limits.arms_of("resnet20")
+    first = next(iter(arms.values()))
+    assert first == Arm("resnet20")
+    assert arms["contiguous"] == Arm("resnet20", channels_last=False)
+    assert arms["batch of 10"].batch_size == 10
+    assert len(set(arms.values())) == len(arms)
+    row = {"network": "resnet20", "arm": "first", "images_per_second": 400.0, "ratio": 1.0,
+           "gflops": 100.0}  # fmt: skip
+    found = {"rates": [row], "shares": {"resnet20": {"copies": 0.25}}, "product_gflops": 200.0}
+    tables = limits.tables(found)
+    assert "| resnet20 | first | 400 | 1.00 | 100 | 50 % |" in tables["limits"]
+    assert "| copies | 25.0 % |" in tables["profile"]
+
+
+def test_an_update_costs_the_server_more_time_and_fewer_bytes_with_a_codec():
+    plain, coded = (server.updates(server.WIRES[name], count=3) for name in ("fp32", "ecsq"))
+    assert plain["bytes_up"] > 4 * plain["values"]
+    assert coded["bytes_up"] < plain["bytes_up"] / 15
+    assert coded["bytes_down"] < plain["bytes_down"] / 15
+    assert coded["update_ms"] > 0
+
+
+@pytest.mark.slow
+def test_a_superlink_is_asked_by_many_nodes():
+    found = server.superlink(nodes=4, seconds=2)
+    assert found["requests_a_second"] > 1
+    assert found["cpu_ms_a_request"] > 0
+    assert found["memory_alone_mb"] > 20
+
+
+def test_what_many_clients_take_is_arithmetic_on_what_was_measured():
+    update = {"bytes_up": 30_000, "bytes_down": 30_000, "update_ms": 10.0, "downlink_ms": 20.0}
+    link = {"nodes": 10, "memory_alone_mb": 100.0, "memory_a_node_kb": 100.0,
+            "requests_a_second": 100.0, "cpu_ms_a_request": 10.0, "cores_used": 1.0}  # fmt: skip
+    lines = server.many({"updates": {"ecsq": update}, "superlink": link}).splitlines()
+    # 3,667 requests a second of 10 ms; 100 clients of 60 kB, of 9 requests and of 10 ms
+    assert lines[3].startswith("| 10,000 | 3,667 | 36.7 | 5.39 | 6.00 | 9.0 | 1.00 |")
+
+
+def test_the_command_keeps_json_and_fills_its_page(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "README.md"
+    places = ("steps", "steps-where")
+    page.write_text("".join(f"<!-- {n} -->\n<!-- end of {n} -->\n" for n in places))
+    found = [{"network": "tiny", "precision": "fp32", "peak_memory_mb": {"dense": 1.0, "csg": 2.0},
+              "step_ratio": dict.fromkeys(steps.ARMS[1:], 1.25),
+              "evaluation_ratio": dict.fromkeys(steps.ARMS[1:], 1.5)}]  # fmt: skip
+    monkeypatch.setattr(steps, "measure", lambda _images: found)
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
+    monkeypatch.setitem(PAGES, "steps", page)
+    monkeypatch.setattr(sys, "argv", ["bench", "--parts", "steps", "engines"])
+    bench.main()
+    assert "engines: needs CIFAR-10; name its folder" in capsys.readouterr().out
+    assert "| tiny fp32 | 1.250 | 1.250 | 1.250 | 1.500 |" in page.read_text()
+    kept = json.loads((tmp_path / "results" / "steps.json").read_text())
+    assert kept["found"] == found
+    assert kept["date"] == time.strftime("%Y-%m-%d")
+    assert kept["machine"]["torch"] == torch.__version__
