@@ -1,6 +1,7 @@
 """Local training over an ImageSet, whole batches at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ def train_epoch(
     before_step: Callable[[], None] | None = None,
     after_step: Callable[[], None] | None = None,
 ) -> float:
-    """One pass over ``data`` in the order and with the augmentation that ``rng`` draws.
+    """One pass over ``data`` in the order, with the augmentation and dropout that ``rng`` draws.
 
     ``rows``, int64 [M], narrows it to these images. ``before_step`` is called when gradients are
     there, ``after_step`` when the parameters have changed. The last batch may be smaller; if it
@@ -40,21 +41,31 @@ def train_epoch(
     order = order if rows is None else rows[order]
     total = torch.zeros((), device=device)
     seen = 0
-    for chosen in order.to(device).split(batch_size):
-        if len(chosen) == 1 < batch_size and seen:
-            continue
-        images = data.images[chosen]
-        if augment:
-            images = random_crop_and_flip(images, padding=_CROP_PADDING, rng=rng)
-        with autocast(device, precision):
-            loss = F.cross_entropy(model(data.normalise(images)), data.labels[chosen])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if before_step is not None:
-            before_step()
-        optimizer.step()
-        if after_step is not None:
-            after_step()
-        total += loss.detach() * len(chosen)
-        seen += len(chosen)
+    with _drawing_as(rng, device):
+        for chosen in order.to(device).split(batch_size):
+            if len(chosen) == 1 < batch_size and seen:
+                continue
+            images = data.images[chosen]
+            if augment:
+                images = random_crop_and_flip(images, padding=_CROP_PADDING, rng=rng)
+            with autocast(device, precision):
+                loss = F.cross_entropy(model(data.normalise(images)), data.labels[chosen])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if before_step is not None:
+                before_step()
+            optimizer.step()
+            if after_step is not None:
+                after_step()
+            total += loss.detach() * len(chosen)
+            seen += len(chosen)
     return float(total) / max(seen, 1)
+
+
+@contextmanager
+def _drawing_as(rng: torch.Generator, device: torch.device) -> Iterator[None]:
+    """Have torch's global generators, of which dropout draws, follow from ``rng``, which stays."""
+    seed = int(torch.randint(2**63 - 1, (), generator=rng.clone_state()))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -37,10 +37,15 @@ class DataConfig(_Section):
     name: Literal["cifar10", "digits"] = Field("cifar10", description="data set")
     dir: str | None = Field(None, description="folder of CIFAR-10; else $CSG_DATA_DIR, download")
     clients: Count = Field(10, description="clients that the training images are shared among")
-    partition: Literal["iid", "dirichlet", "pathological"] = Field("iid", description="rule")
+    partition: Literal["iid", "dirichlet", "pathological", "shards"] = Field(
+        "iid", description="rule"
+    )
     alpha: Positive = Field(0.5, description="of dirichlet: small is uneven")
     min_images: Count = Field(10, description="of dirichlet: fewest images of a client")
     classes_per_client: Count = Field(2, description="of pathological")
+    shards_per_client: Count = Field(
+        2, description="of shards: equal pieces of the images in the order of their classes"
+    )
     holdout: float = Field(
         0.0,
         ge=0,
@@ -51,9 +56,13 @@ class DataConfig(_Section):
 
     def rule(self) -> dict[str, Any]:
         """What shards depend on."""
-        keys = {"iid": (), "dirichlet": ("alpha", "min_images")}
-        more = keys.get(self.partition, ("classes_per_client",))
-        return {key: getattr(self, key) for key in ("partition", "clients", *more)}
+        more: dict[str, tuple[str, ...]] = {
+            "iid": (),
+            "dirichlet": ("alpha", "min_images"),
+            "pathological": ("classes_per_client",),
+            "shards": ("shards_per_client",),
+        }
+        return {key: getattr(self, key) for key in ("partition", "clients", *more[self.partition])}
 
 
 class TrainConfig(_Section):

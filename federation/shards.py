@@ -11,6 +11,7 @@ import tempfile
 import warnings
 import zipfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -57,32 +58,15 @@ def _make(rule: dict[str, Any], labels: NDArray[np.int64], seed: int) -> list[ND
             f"making shards needs {error.name}; install the extra csg-fl[shards]"
         ) from error
     clients = rule["clients"]
-    if clients > len(labels):
+    if clients * rule.get("shards_per_client", 1) > len(labels):
         raise DataError(f"data.clients {clients:,}: there are only {len(labels):,} images to share")
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(labels))
-    if rule["partition"] == "iid":
-        partitioner = partitioners.IidPartitioner(clients)
-    elif rule["partition"] == "dirichlet":
-        partitioner = partitioners.DirichletPartitioner(
-            num_partitions=clients,
-            partition_by="label",
-            alpha=rule["alpha"],
-            min_partition_size=rule["min_images"],
-            self_balancing=True,
-            seed=seed,
-        )
-    else:
-        partitioner = partitioners.PathologicalPartitioner(
-            num_partitions=clients,
-            partition_by="label",
-            num_classes_per_partition=rule["classes_per_client"],
-            class_assignment_mode="first-deterministic",
-            seed=seed,
-        )
+    partitioner = _partitioner(partitioners, rule, seed)
     partitioner.dataset = datasets.Dataset.from_dict({"label": labels[order], "row": order})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of each further try to meet min_images
+            warnings.simplefilter("ignore", FutureWarning)  # of datasets' sort, to pyarrow
             return [
                 np.sort(np.asarray(partitioner.load_partition(c)["row"], np.int64))
                 for c in range(clients)
@@ -92,6 +76,30 @@ def _make(rule: dict[str, Any], labels: NDArray[np.int64], seed: int) -> list[ND
             f"data.partition {rule['partition']} over {clients:,} clients cannot be made "
             f"({str(error).splitlines()[0]}); use fewer clients or a larger alpha"
         ) from error
+
+
+def _partitioner(partitioners: ModuleType, rule: dict[str, Any], seed: int) -> Any:
+    """flwr-datasets' partitioner of a rule."""
+    clients = rule["clients"]
+    if rule["partition"] == "iid":
+        return partitioners.IidPartitioner(clients)
+    common = {"num_partitions": clients, "partition_by": "label", "seed": seed}
+    if rule["partition"] == "dirichlet":
+        return partitioners.DirichletPartitioner(
+            alpha=rule["alpha"],
+            min_partition_size=rule["min_images"],
+            self_balancing=True,
+            **common,
+        )
+    if rule["partition"] == "shards":  # McMahan et al., 2017, section 3
+        return partitioners.ShardPartitioner(
+            num_shards_per_partition=rule["shards_per_client"], **common
+        )
+    return partitioners.PathologicalPartitioner(
+        num_classes_per_partition=rule["classes_per_client"],
+        class_assignment_mode="first-deterministic",
+        **common,
+    )
 
 
 def _read(path: Path, clients: int, images: int) -> list[NDArray[np.int64]] | None:

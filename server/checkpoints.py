@@ -107,7 +107,10 @@ def read_with_extra(path: Path) -> tuple[ModelSpec, nn.Module, dict[str, Tensor]
 
 def _is_pickle(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(1) == b"\x80" or zipfile.is_zipfile(path)
+        start = file.read(9)
+    # A safetensors file begins with its header's length, whose lowest byte may be a pickle's 0x80,
+    # and the header with a brace.
+    return start[8:] != b"{" and (start[:1] == b"\x80" or zipfile.is_zipfile(path))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

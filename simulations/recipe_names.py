@@ -1,6 +1,7 @@
 """Recipes by name, and the options of commands that read one."""
 
 import argparse
+import tomllib
 from pathlib import Path
 
 from federation.recipe import Recipe, RecipeError, read_recipe
@@ -10,9 +11,13 @@ _DENSE = "-dense"
 
 
 def recipe_names() -> list[str]:
-    """All recipes of this package; each has a twin of that name and ``-dense``."""
-    names = sorted(path.stem for path in _FOLDER.glob("*.toml"))
-    return [twin for name in names for twin in (name, name + _DENSE)]
+    """All recipes of this package; each has a twin ``-dense``, unless it is dense itself."""
+    names = []
+    for path in sorted(_FOLDER.glob("*.toml")):
+        model = tomllib.loads(path.read_text()).get("model", {})
+        dense = model.get("parametrization") == "dense"
+        names += [path.stem] if dense else [path.stem, path.stem + _DENSE]
+    return names
 
 
 def add_recipe_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -18,8 +18,8 @@ def _first(count: int) -> ImageSet:
     return ImageSet(data.images[:count], data.labels[:count], 10, data.mean, data.std)
 
 
-def _trained(seed: int, precision: str = "fp32") -> torch.nn.Module:
-    model = build(SPEC)
+def _trained(seed: int, precision: str = "fp32", spec: ModelSpec = SPEC) -> torch.nn.Module:
+    model = build(spec)
     opt = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     rng = torch.Generator().manual_seed(seed)
     train_epoch(model, _first(300), opt, batch_size=64, rng=rng, precision=precision)
@@ -29,6 +29,15 @@ def _trained(seed: int, precision: str = "fp32") -> torch.nn.Module:
 def test_training_repeats_itself_bit_by_bit_for_a_seed():
     assert (pack(_trained(1)) == pack(_trained(1))).all()
     assert (pack(_trained(1)) != pack(_trained(2))).any()
+
+
+def test_dropout_repeats_itself_too_and_leaves_torchs_own_numbers_alone():
+    spec = ModelSpec(name="pfl-cnn", parametrization="dense")
+    before = torch.get_rng_state()
+    first = pack(_trained(1, spec=spec))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(1)
+    assert (pack(_trained(1, spec=spec)) == first).all()
 
 
 @pytest.mark.slow

@@ -28,6 +28,8 @@ REFERENCE = {
     ("densenet40-48", (12, 72)): 1_416_394,
     ("resnet18", None): 11_689_512,
     ("resnet50", None): 25_557_032,
+    ("pfl-cnn", None): 1_626_442,  # apple/pfl-research, benchmarks/model/pytorch/cnn.py
+    ("blazefl-cnn", None): 62_006,  # kitsuyaazuma/blazefl, examples/quickstart-fedavg
 }
 
 
@@ -44,8 +46,12 @@ def test_counts_of_the_reference_tables(row, expected):
 @pytest.mark.parametrize("name", [n for n in NETWORKS if "110" not in n])
 def test_every_network_makes_logits_dense_and_generated(name):
     side = 64 if name in {"resnet18", "resnet34", "resnet50", "densenet121"} else 32
+    kernel_size = 5 if name == "blazefl-cnn" else 3
     for parametrization in ("dense", "csg"):
-        model = build(ModelSpec(name=name, parametrization=parametrization, classes=7)).eval()
+        spec = ModelSpec(
+            name=name, parametrization=parametrization, kernel_size=kernel_size, classes=7
+        )
+        model = build(spec).eval()
         with torch.no_grad():
             assert model(torch.randn(2, 3, side, side)).shape == (2, 7)
 
@@ -62,11 +68,33 @@ def test_narrow_controls_have_narrow_channels():
         ({"name": "resnet21"}, "network 'resnet21' is unknown; use one of resnet20"),
         ({"name": "resnet20", "width": 0}, "width 0 is not positive"),
         ({"name": "resnet18", "width": 0.5}, "resnet18 comes in width 1 only"),
+        ({"name": "pfl-cnn", "width": 2}, "pfl-cnn comes in width 1 only"),
     ],
 )
 def test_networks_that_do_not_exist_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         dense_network(**arguments)
+
+
+def test_the_benchmarks_cnns_have_the_shapes_of_their_sources():
+    shapes = {
+        name: {key: tuple(t.shape) for key, t in dense_network(name).state_dict().items()}
+        for name in ("pfl-cnn", "blazefl-cnn")
+    }
+    weights = {name: [s for s in found.values() if len(s) > 1] for name, found in shapes.items()}
+    assert weights == {
+        "pfl-cnn": [(32, 3, 3, 3), (64, 32, 3, 3), (128, 12_544), (10, 128)],
+        "blazefl-cnn": [(6, 3, 5, 5), (16, 6, 5, 5), (120, 400), (84, 120), (10, 84)],
+    }
+    assert all(sum(len(s) == 1 for s in found.values()) == len(weights[name])
+               for name, found in shapes.items())  # fmt: skip
+
+
+def test_their_dropout_is_for_training_only():
+    model, images = dense_network("pfl-cnn"), torch.randn(2, 3, 32, 32)
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
 
 
 def test_torchvision_is_imported_only_where_it_is_used():

@@ -15,6 +15,7 @@ RULES = [
     {"partition": "iid"},
     {"partition": "dirichlet", "alpha": 0.5},
     {"partition": "pathological", "classes_per_client": 2},
+    {"partition": "shards", "shards_per_client": 2},
 ]
 
 
@@ -34,6 +35,8 @@ def test_rules_show_in_the_spread():
     }
     assert all(counts.sum() == len(LABELS) for counts in spread.values())
     assert ((spread["pathological"] > 0).sum(axis=1) == 2).all()
+    assert (spread["shards"].sum(axis=1) == len(LABELS) / 10).all()
+    assert ((spread["shards"] > 0).sum(axis=1) <= 4).all()  # a piece may lie over a class's end
     assert spread["iid"].std(axis=0).mean() < spread["dirichlet"].std(axis=0).mean()
 
 
@@ -72,3 +75,5 @@ def test_rules_that_cannot_be_met_are_named():
         shard_rows(DataConfig(clients=1201), LABELS, 0)
     with pytest.raises(DataError, match="dirichlet over 400 clients"):
         shard_rows(DataConfig(clients=400, partition="dirichlet", alpha=0.01), LABELS, 0)
+    with pytest.raises(DataError, match="only 1,200 images"):
+        shard_rows(DataConfig(clients=601, partition="shards"), LABELS, 0)

@@ -42,6 +42,21 @@ def test_a_frozen_generator_taken_from_elsewhere_is_restored(tmp_path):
     assert not list(restored.layer1[0].conv1.generator.parameters())
 
 
+def test_checkpoints_of_every_length_of_header_are_read(tmp_path):
+    """The file begins with that length, which one time in 32 looks like the start of a pickle."""
+    spec, path, starts = (
+        ModelSpec(name="blazefl-cnn", parametrization="dense"),
+        tmp_path / "a",
+        set(),
+    )
+    model = build(spec)
+    for padding in range(0, 256, 8):
+        write_checkpoint(path, model, spec, {"a" * (padding + 1): torch.zeros(1)})
+        starts.add(path.read_bytes()[0])
+        assert read_checkpoint(path)[0] == spec
+    assert 0x80 in starts
+
+
 def test_a_failed_write_keeps_the_checkpoint_that_was_there(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     spec = ModelSpec()

@@ -93,7 +93,7 @@ def test_a_fitted_network_is_read_back_as_it_was_trained(tmp_path, capsys, gener
         ([], "the following arguments are required: COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
         (["estimate"], "RECIPE is missing; name one, as cifar10-resnet20"),
-        (["estimate", "resnet20"], "recipe 'resnet20' is unknown; use one of cifar10-densenet40"),
+        (["estimate", "resnet20"], "recipe 'resnet20' is unknown; use one of bench-blazefl-cnn"),
         (["estimate", "a/b.toml"], "a/b.toml: no such file"),
         (["estimate", "demo", "--set", "model.slice_size=0"], "slice size 0 is too small"),
         (["estimate", "demo", "--set", "model.slice_size=x"], "model.slice_size = 'x'"),

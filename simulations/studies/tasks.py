@@ -1,0 +1,198 @@
+"""The benchmark tasks: seconds of a run, and its images a second beside a bare training step.
+
+Each task is a recipe, run by ``csg run`` as a process of its own. After it, the same network takes
+bare steps on the same device: forward, backward and SGD on one random batch that lies on the device
+already, once of the recipe's batch size and once of a large one, which shows what the device could
+do. Images a second of a run are those that its cohorts trained on, over the seconds of its rounds,
+evaluation included; of several rounds the first, in which images are loaded, does not count.
+Example:
+
+    python -m simulations.studies.tasks --data cifar10/ --set run.device=cuda
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from csg_core import build
+from csg_core.evaluation import autocast
+from federation.devices import device_of, precision_of
+from federation.recipe import Recipe
+from server.checkpoints import replace_file
+from server.record import RoundRow, RunFolder
+from simulations.machine import machine
+from simulations.recipe_names import recipe_from
+from simulations.studies.measured import measured
+from simulations.studies.pages import README, fill
+
+RESULTS = Path(__file__).parent / "tasks.json"
+PAGE = README.parent / "docs" / "speed.md"
+TASKS = ("bench-pfl-cifar10", "bench-blazefl-cnn", "bench-blazefl-resnet18", "cifar10-resnet56")
+LARGE_BATCH = 1024
+_SECONDS = 5.0  # that bare steps are timed for, at least
+_FEWEST = 5  # timings of bare steps
+_AHEAD = 10  # steps of a timing on a GPU, which works behind Python
+
+
+def measure(task: str, settings: Sequence[str]) -> dict[str, Any]:
+    """A run of a recipe, and bare steps of its network.
+
+    Returns:
+        ``seconds`` of the whole command, ``round_seconds`` (median), ``images_per_second`` of the
+        rounds, ``step_images_per_second`` and ``large_images_per_second`` of bare steps, and what
+        they were measured on.
+    """
+    seconds, rows = _run(task, settings)
+    recipe = _recipe(task, settings)
+    counted = rows[1:] or rows
+    examples = sum(part["examples"] for row in counted for part in row.contributions)
+    images = examples * recipe.train.local_epochs
+    return {
+        "network": recipe.model.name,
+        "kind": recipe.model.kind,
+        "settings": [value for value in settings if not value.startswith("data.dir=")],
+        "rounds": len(rows),
+        "rounds_of_task": _recipe(task, ()).train.rounds,
+        "seconds": seconds,
+        "round_seconds": statistics.median(row.seconds for row in counted),
+        "images_per_second": images / sum(row.seconds for row in counted),
+        "batch_size": recipe.train.batch_size,
+        "step_images_per_second": bare_step(recipe, recipe.train.batch_size),
+        "large_images_per_second": bare_step(recipe, LARGE_BATCH),
+        "precision": precision_of(recipe),
+        "device": _device_name(recipe),
+        "machine": machine(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _run(task: str, settings: Sequence[str]) -> tuple[float, list[RoundRow]]:
+    """Seconds of ``csg run``, and its rounds."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "run"
+        pairs = [part for value in (*settings, f"run.dir={folder}") for part in ("--set", value)]
+        done = measured(["-m", "simulations.cli", "run", task, *pairs])
+        if done.status:
+            sys.exit(f"tasks: {task} failed")
+        return done.seconds, RunFolder(folder).rows()
+
+
+def _recipe(task: str, settings: Sequence[str]) -> Recipe:
+    return recipe_from(argparse.Namespace(recipe=task, set=settings))[1]
+
+
+def bare_step(recipe: Recipe, batch_size: int) -> float:
+    """Images a second of training steps alone, by the median step."""
+    device, precision, train = device_of(recipe), precision_of(recipe), recipe.train
+    model = build(recipe.model).to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=1e-3,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+    )
+    images = torch.randn(batch_size, 3, 32, 32, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (batch_size,), device=device)
+
+    def step() -> None:
+        with autocast(device, precision):
+            loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    steps = _AHEAD if device.type == "cuda" else 1
+    found: list[float] = []
+    _timed(step, steps, device)  # to warm up
+    until = time.perf_counter() + _SECONDS
+    while len(found) < _FEWEST or time.perf_counter() < until:
+        found.append(_timed(step, steps, device))
+    return batch_size / statistics.median(found)
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """Markdown: every task that was measured."""
+    lines = [
+        "| task | network | precision | rounds | s in all | s a round | images/s | of a bare step "
+        f"| of bare steps of {LARGE_BATCH:,} | device, date |",
+        "| --- | --- | --- | --: | --: | --: | --: | --: | --: | --- |",
+    ]
+    for task, row in found.items():
+        speed = row["images_per_second"]
+        own, large = row["step_images_per_second"], row["large_images_per_second"]
+        cells = [task, f"{row['network']}, {row['kind']}", row["precision"]]
+        cells += [f"{row['rounds']:,} of {row['rounds_of_task']:,}", f"{row['seconds']:.1f}"]
+        cells += [f"{row['round_seconds']:.3f}", f"{speed:,.0f}"]
+        cells += [f"{speed / bare:.3f} of {bare:,.0f}" for bare in (own, large)]
+        lines.append(f"| {' | '.join(cells)} | {row['device']}, {row['date']} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    options = _options()
+    kept = json.loads(RESULTS.read_text())["tasks"] if RESULTS.exists() else {}
+    if options.data is not None:
+        settings = [f"data.dir={options.data}", *options.set]
+        settings += [f"train.rounds={options.rounds}"] if options.rounds else []
+        for task in options.tasks:
+            kept[task] = {**measure(task, settings), "data": options.copy}
+            print(f"{task}: {kept[task]}", file=sys.stderr)
+            replace_file(RESULTS, (json.dumps({"tasks": kept}, indent=1) + "\n").encode())
+    if not kept:
+        sys.exit("tasks: no results yet; name the images with --data")
+    found = table({task: kept[task] for task in (*TASKS, *kept) if task in kept})
+    print(found)
+    fill({"tasks": found}, PAGE)
+
+
+def _timed(step: Callable[[], None], steps: int, device: torch.device) -> float:
+    """Seconds of one of several steps, all of them done on the device."""
+    _wait(device)
+    started = time.perf_counter()
+    for _ in range(steps):
+        step()
+    _wait(device)
+    return (time.perf_counter() - started) / steps
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _device_name(recipe: Recipe) -> str:
+    device = device_of(recipe)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads of {machine()['cpu']}"
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m simulations.studies.tasks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", metavar="DIR", help="CIFAR-10; none: only the table")
+    parser.add_argument("--copy", default="CIFAR-10", help="which copy of the data this is")
+    parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="RECIPE",
+                        help=", ".join(TASKS))  # fmt: skip
+    parser.add_argument("--rounds", type=int, help="in place of the task's own; 2 or more")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="change a value of every recipe, as run.device=cuda")  # fmt: skip
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
