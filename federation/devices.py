@@ -6,6 +6,20 @@ from csg_core.evaluation import Precision, fastest_precision
 from federation.recipe import Recipe, RecipeError
 
 
+def device_named(name: str) -> torch.device:
+    """A device that computes here.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    try:
+        device = torch.device(name)
+        float(torch.zeros((), device=device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each torch's own
+        raise ValueError(f"{name!r} cannot be used here; use cpu") from error
+    return device
+
+
 def device_of(recipe: Recipe) -> torch.device:
     """The recipe's device, usable here.
 
@@ -16,11 +30,9 @@ def device_of(recipe: Recipe) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        float(torch.zeros((), device=device))
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise RecipeError(f"run.device {name!r} cannot be used here; use cpu") from error
-    return device
+        return device_named(name)
+    except ValueError as error:
+        raise RecipeError(f"run.device {error}") from error
 
 
 def precision_of(recipe: Recipe) -> Precision:

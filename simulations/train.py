@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
 
-import torch
 from torch import nn
 
 from csg_core import (
@@ -23,6 +22,7 @@ from csg_core.evaluation import Precision
 from csg_core.images import ImageSet
 from csg_core.networks import usual_classes
 from csg_core.spec import generator_of
+from federation.devices import device_named
 from federation.sources import load_digits, load_split
 from server.checkpoints import check_writable, read_checkpoint, write_checkpoint
 from simulations.central import SCHEDULES, Epoch, Settings, train_centrally
@@ -74,7 +74,11 @@ def run(options: argparse.Namespace) -> None:
     log = sys.stderr if options.json else sys.stdout
     if options.out is not None:
         check_writable(options.out)
-    train, test = (data.to(_device(options.device)) for data in load_data(options.data))
+    try:
+        device = device_named(options.device)
+    except ValueError as error:
+        raise ValueError(f"device {error}") from error
+    train, test = (data.to(device) for data in load_data(options.data))
     spec, model = first_model(options, classes=train.classes)
     counts = manifest(model)
     print(
@@ -149,12 +153,3 @@ def _agree(spec: ModelSpec, given: ModelSpec, keys: set[str], path: Path) -> Mod
         if asked not in (found, getattr(usual, key)):
             raise ValueError(f"{key} {asked}: {path} has {found}; leave it out")
     return replace(spec, **{key: getattr(given, key) for key in keys})
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        float(torch.zeros((), device=device))
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {name!r} cannot be used here; use cpu") from error
-    return device
