@@ -76,7 +76,7 @@ def _superlink_of(
 ) -> Iterator[subprocess.Popen[bytes] | None]:
     """The SuperLink that the run is given to: the recipe's, or one of our own."""
     address = recipe.run.superlink
-    port = _free_port()
+    port = free_port()
     connect(scratch, address or f"127.0.0.1:{port}", recipe.run.superlink_ca)
     if address is not None:
         yield None
@@ -182,7 +182,8 @@ def _listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine on which nothing listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

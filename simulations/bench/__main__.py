@@ -13,7 +13,7 @@ from typing import Any
 
 from server.checkpoints import replace_file
 from simulations.bench import engines, growth, limits, server, steps
-from simulations.bench.part import PAGES, RESULTS, Part
+from simulations.bench.part import RESULTS, Part
 from simulations.machine import machine
 from simulations.studies.pages import fill
 
@@ -30,8 +30,12 @@ def main() -> None:
     options = _options()
     for name in options.parts:
         part = PARTS[name]
+        path = RESULTS / f"{name}.json"
         if options.show:
-            show(name, json.loads((RESULTS / f"{name}.json").read_text()))
+            if path.exists():
+                show(name, json.loads(path.read_text()))
+            else:
+                print(f"{name}: {path.name} is not there; measure it first")
             continue
         if part.NEEDS_IMAGES and options.data is None:
             print(f"{name}: needs CIFAR-10; name its folder with --data (make bench DATA=DIR)")
@@ -46,7 +50,7 @@ def main() -> None:
         }
         text = json.dumps(content, indent=1) + "\n"
         RESULTS.mkdir(exist_ok=True)
-        replace_file(RESULTS / f"{name}.json", text.encode())
+        replace_file(path, text.encode())
         show(name, content)
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
 
@@ -56,7 +60,7 @@ def show(name: str, content: dict[str, Any]) -> None:
     tables = dict(PARTS[name].tables(content["found"]))
     tables[f"{name}-where"] = _where(content)
     print("\n\n".join(tables.values()), flush=True)
-    fill(tables, PAGES[name])
+    fill(tables, PARTS[name].PAGE)
 
 
 def _where(content: dict[str, Any]) -> str:

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from server.record import RunFolder
-from simulations.bench.part import RESULTS
-from simulations.studies.measured import measured
+from simulations.bench.measured import measured
+from simulations.bench.part import RESULTS, SPEED
 
 NEEDS_IMAGES = True
+PAGE = SPEED
 _RUN = ("train.rounds=4", "run.eval_every=1000")
 _TINY = ("model.width=0.25", "model.slice_size=4", "model.code_size=12")
 
@@ -87,8 +88,13 @@ def draw(found: Mapping[str, Mapping[str, Row]], path: Path) -> None:
         panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
         for axes, (series, sizes) in zip(panels, found.items(), strict=True):
             numbers, rows = [int(size) for size in sizes], list(sizes.values())
-            for key, label in (("seconds", "seconds of a round"), ("peak_mb", "peak memory")):
-                ratios = [row[key] / rows[0][key] for row in rows]
+            lines = {
+                "seconds of a round": [row["seconds"] for row in rows],
+                "of them, besides training": [row["seconds"] - row["training"] for row in rows],
+                "peak memory": [row["peak_mb"] for row in rows],
+            }
+            for label, values in lines.items():
+                ratios = [value / values[0] for value in values]
                 axes.plot(numbers, ratios, marker="o", label=label)
             axes.set(xscale="log", yscale="log", xlabel=series, xticks=numbers)
             axes.set_xticklabels([f"{number:,}" for number in numbers])

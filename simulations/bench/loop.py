@@ -32,7 +32,7 @@ class Round:
 
 
 def loop(recipe: Recipe) -> Iterator[Round]:
-    """The rounds of a recipe, by the first clients of every round's."""
+    """The rounds of a recipe; in each, the first clients train, as many as a cohort has."""
     train = load_images(recipe.data.name, recipe.data.dir, "train")
     test = load_images(recipe.data.name, recipe.data.dir, "test")
     shards = shard_rows(recipe.data, train.labels.numpy(), recipe.run.seed)

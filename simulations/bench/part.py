@@ -14,13 +14,6 @@ from simulations.studies.pages import README
 
 RESULTS = Path(__file__).parent / "results"
 SPEED = README.parent / "docs" / "speed.md"
-PAGES = {
-    "steps": README,
-    "engines": README,
-    "limits": SPEED,
-    "growth": SPEED,
-    "server": SPEED,
-}
 CLASSES = 10
 WARM_UP = 3
 
@@ -29,6 +22,7 @@ class Part(Protocol):
     """A module that measures something; what it finds is kept as JSON."""
 
     NEEDS_IMAGES: bool
+    PAGE: Path  # that shows its tables
 
     def measure(self, images: str | None) -> Any:
         """Figures, made of what JSON has; ``images`` is the folder of CIFAR-10."""
@@ -37,14 +31,16 @@ class Part(Protocol):
         """Markdown by the name of its place in the page."""
 
 
-def batch(size: int, *, channels_last: bool = True) -> tuple[Tensor, Tensor]:
+def batch(
+    size: int, *, channels_last: bool = True, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """Random images, float32 [size, 3, 32, 32], and labels, int64 [size]."""
     rng = torch.Generator().manual_seed(0)
     images = torch.randn(size, 3, 32, 32, generator=rng)
     labels = torch.randint(0, CLASSES, (size,), generator=rng)
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    return images, labels
+    return images.to(device), labels.to(device)
 
 
 def training_step(
@@ -54,9 +50,12 @@ def training_step(
     precision: Precision,
     *,
     compiled: bool = False,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
 ) -> Callable[[], None]:
     """One step of SGD as clients make it, on the same images again and again."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=momentum, weight_decay=weight_decay)
     forward = torch.compile(model) if compiled else model
 
     def step() -> None:

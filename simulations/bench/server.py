@@ -1,6 +1,6 @@
 """What clients cost the server, and from that what many of them would.
 
-Measured: the CPU of decoding, checking and averaging an update, of making the downlink's payload,
+Measured: the CPU of decoding and averaging an update, of making the downlink's payload,
 and of Flower's SuperLink for a request, by threads that ask it for messages without a pause.
 Everything about 10,000 and 1,000,000 clients is arithmetic on these, and the tables say so.
 """
@@ -26,10 +26,13 @@ from csg_core.payload import decode, encode
 from federation.recipe import recipe_of
 from server.aggregation import Aggregation, Update
 from server.downlink import Downlink
+from simulations.bench.part import SPEED
 from simulations.flower_cli import environment_of, script
+from simulations.flower_engine import free_port
 from simulations.studies.processes import listens, pss, wait_until
 
 NEEDS_IMAGES = False
+PAGE = SPEED
 NETWORK = "resnet56"
 _FINE = "ecsq:step=1.5; statistics=ecsq:step=0.5"
 WIRES: dict[str, dict[str, Any]] = {
@@ -39,7 +42,7 @@ WIRES: dict[str, dict[str, Any]] = {
 }
 _UPDATES = 50
 _NODES, _SECONDS = 100, 10.0
-_PORT = 8017
+_PATIENCE_S = 60.0  # with a SuperLink that does not answer
 # By Flower 1.41: a node asks for messages every 3 s, and says every 30 s that it is alive.
 _POLL_S, _HEARTBEAT_S = 3.0, 30.0
 _POLL_BYTES = 1_470  # both ways, headers and all; docs/wire.md
@@ -109,11 +112,12 @@ class Load:
 
 def superlink(nodes: int = _NODES, seconds: float = _SECONDS) -> dict[str, float]:
     """What a SuperLink takes for a connected node and for a request, asked by ``nodes`` threads."""
-    with _superlink() as pid, ExitStack() as connections:
+    with _superlink() as (pid, address), ExitStack() as connections:
         alone = Load.of(pid)
-        address = f"127.0.0.1:{_PORT}"
         asking = [
-            connections.enter_context(http_request_response(address, insecure=True))[1]
+            connections.enter_context(
+                http_request_response(address, insecure=True, max_wait_time=_PATIENCE_S)
+            )[1]
             for _ in range(nodes)
         ]
         before = Load.of(pid)
@@ -149,19 +153,22 @@ def _ask(asking: list[Callable[[], Any]], seconds: float) -> int:
 
 
 @contextmanager
-def _superlink() -> Iterator[int]:
-    """A SuperLink of its own, without a database file; its process id."""
+def _superlink() -> Iterator[tuple[int, str]]:
+    """A SuperLink of its own, without a database file; its process id and address."""
+    port = free_port()
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "flwr").mkdir()
         command = [script("flower-superlink"), "--insecure", "--host", "127.0.0.1",
-                   "--port", str(_PORT), "--isolation", "process",
+                   "--port", str(port), "--isolation", "process",
                    "--disable-runtime-dependency-installation"]  # fmt: skip
         process = subprocess.Popen(command, env=environment_of(Path(scratch)), cwd=scratch,
                                    stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL)  # fmt: skip
         try:
-            wait_until(lambda: listens(process.pid, _PORT), "the SuperLink does not listen", 60)
-            yield process.pid
+            wait_until(
+                lambda: listens(process.pid, port), "the SuperLink does not listen", _PATIENCE_S
+            )
+            yield process.pid, f"127.0.0.1:{port}"
         finally:
             process.terminate()
             process.wait()

@@ -12,9 +12,8 @@ from simulations.bench import __main__ as bench
 from simulations.bench import engines, growth, limits, server, steps
 from simulations.bench.limits import Arm
 from simulations.bench.loop import loop
-from simulations.bench.part import PAGES
+from simulations.bench.measured import measured
 from simulations.local_engine import run_local
-from simulations.studies.measured import measured
 
 TINY = ("model.width=0.25", "model.slice_size=4", "model.code_size=12",
         "data.name=digits", "data.clients=4", "train.precision=fp32")  # fmt: skip
@@ -148,7 +147,7 @@ def test_the_command_keeps_json_and_fills_its_page(tmp_path, monkeypatch, capsys
               "evaluation_ratio": dict.fromkeys(steps.ARMS[1:], 1.5)}]  # fmt: skip
     monkeypatch.setattr(steps, "measure", lambda _images: found)
     monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
-    monkeypatch.setitem(PAGES, "steps", page)
+    monkeypatch.setattr(steps, "PAGE", page)
     monkeypatch.setattr(sys, "argv", ["bench", "--parts", "steps", "engines"])
     bench.main()
     assert "engines: needs CIFAR-10; name its folder" in capsys.readouterr().out

@@ -11,9 +11,9 @@ from federation.recipe import read_recipe
 from server.record import RunFolder
 from server.state import load_state
 from simulations import recipe_names
+from simulations.bench import tasks
 from simulations.cli import main
 from simulations.local_engine import run_local
-from simulations.studies import tasks
 
 COUNTS = {
     "bench-pfl-cifar10": (1_626_442, 1_612_362),
@@ -104,16 +104,16 @@ def test_a_task_is_measured_and_the_page_filled(tmp_path, monkeypatch, capsys):
     page = tmp_path / "speed.md"
     page.write_text("<!-- tasks -->\nNot yet.\n<!-- end of tasks -->\n")
     monkeypatch.setattr(tasks, "PAGE", page)
-    monkeypatch.setattr(tasks, "RESULTS", tmp_path / "tasks.json")
+    monkeypatch.setattr(tasks, "FILE", tmp_path / "tasks.json")
     monkeypatch.setattr(tasks, "LARGE_BATCH", 64)
     monkeypatch.setattr(tasks, "_SECONDS", 0.1)
-    tasks.replace_file(tasks.RESULTS, json.dumps({"tasks": {"bench-blazefl-cnn": ROW}}).encode())
+    tasks.replace_file(tasks.FILE, json.dumps({"tasks": {"bench-blazefl-cnn": ROW}}).encode())
     values = ["data.name=digits", "data.clients=100", "train.clients_per_round=4"]
     settings = [part for value in values for part in ("--set", value)]
     asked = ["--tasks", "bench-pfl-cifar10", "--rounds", "2", "--data", "x", "--copy", "digits"]
     monkeypatch.setattr(sys, "argv", ["tasks", *asked, *settings])
     tasks.main()
-    kept = json.loads(tasks.RESULTS.read_text())["tasks"]
+    kept = json.loads(tasks.FILE.read_text())["tasks"]
     assert kept["bench-blazefl-cnn"] == ROW, "what was measured before stays"
     row = kept["bench-pfl-cifar10"]
     assert (row["rounds"], row["rounds_of_task"], row["data"]) == (2, 1500, "digits")
@@ -137,7 +137,7 @@ def test_a_bare_step_is_of_the_recipes_network(monkeypatch):
 
 
 def test_without_results_it_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "RESULTS", tmp_path / "tasks.json")
+    monkeypatch.setattr(tasks, "FILE", tmp_path / "tasks.json")
     monkeypatch.setattr(sys, "argv", ["tasks"])
     with pytest.raises(SystemExit, match="no results yet; name the images with --data"):
         tasks.main()

@@ -7,7 +7,7 @@ do. Images a second of a run are those that its cohorts trained on, over the sec
 evaluation included; of several rounds the first, in which images are loaded, does not count.
 Example:
 
-    python -m simulations.studies.tasks --data cifar10/ --set run.device=cuda
+    python -m simulations.bench.tasks --data cifar10/ --set run.device=cuda
 """
 
 import argparse
@@ -21,21 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from csg_core import build
-from csg_core.evaluation import autocast
 from federation.devices import device_of, precision_of
 from federation.recipe import Recipe
 from server.checkpoints import replace_file
 from server.record import RoundRow, RunFolder
+from simulations.bench.measured import measured
+from simulations.bench.part import RESULTS, SPEED, batch, training_step
 from simulations.machine import machine
 from simulations.recipe_names import recipe_from
-from simulations.studies.measured import measured
-from simulations.studies.pages import README, fill
+from simulations.studies.pages import fill
 
-RESULTS = Path(__file__).parent / "tasks.json"
-PAGE = README.parent / "docs" / "speed.md"
+FILE = RESULTS / "tasks.json"
+PAGE = SPEED
 TASKS = ("bench-pfl-cifar10", "bench-blazefl-cnn", "bench-blazefl-resnet18", "cifar10-resnet56")
 LARGE_BATCH = 1024
 _SECONDS = 5.0  # that bare steps are timed for, at least
@@ -92,26 +91,12 @@ def _recipe(task: str, settings: Sequence[str]) -> Recipe:
 
 def bare_step(recipe: Recipe, batch_size: int) -> float:
     """Images a second of training steps alone, by the median step."""
-    device, precision, train = device_of(recipe), precision_of(recipe), recipe.train
+    device, train = device_of(recipe), recipe.train
     model = build(recipe.model).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=1e-3,
-        momentum=train.momentum,
-        weight_decay=train.weight_decay,
-    )
-    images = torch.randn(batch_size, 3, 32, 32, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, 10, (batch_size,), device=device)
-
-    def step() -> None:
-        with autocast(device, precision):
-            loss = F.cross_entropy(model(images), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
+    images, labels = batch(batch_size, device=device)
+    step = training_step(model, images, labels, precision_of(recipe), momentum=train.momentum,
+                         weight_decay=train.weight_decay)  # fmt: skip
     steps = _AHEAD if device.type == "cuda" else 1
     found: list[float] = []
     _timed(step, steps, device)  # to warm up
@@ -141,14 +126,15 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     options = _options()
-    kept = json.loads(RESULTS.read_text())["tasks"] if RESULTS.exists() else {}
+    kept = json.loads(FILE.read_text())["tasks"] if FILE.exists() else {}
     if options.data is not None:
         settings = [f"data.dir={options.data}", *options.set]
         settings += [f"train.rounds={options.rounds}"] if options.rounds else []
         for task in options.tasks:
             kept[task] = {**measure(task, settings), "data": options.copy}
             print(f"{task}: {kept[task]}", file=sys.stderr)
-            replace_file(RESULTS, (json.dumps({"tasks": kept}, indent=1) + "\n").encode())
+            FILE.parent.mkdir(exist_ok=True)
+            replace_file(FILE, (json.dumps({"tasks": kept}, indent=1) + "\n").encode())
     if not kept:
         sys.exit("tasks: no results yet; name the images with --data")
     found = table({task: kept[task] for task in (*TASKS, *kept) if task in kept})
@@ -180,7 +166,7 @@ def _device_name(recipe: Recipe) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m simulations.studies.tasks",
+        prog="python -m simulations.bench.tasks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
