@@ -114,7 +114,10 @@ def rate(arm: Arm) -> float:
     threads = max(1, torch.get_num_threads() // arm.processes)
     barrier = context.Barrier(arm.processes)
     with context.Pool(arm.processes, _begin, (threads, barrier)) as pool:
-        return sum(pool.map(_rate_here, [arm] * arm.processes, chunksize=1))
+        rates = pool.map(_rate_here, [arm] * arm.processes, chunksize=1)
+        pool.close()
+        pool.join()  # so that they clean up behind torch.compile
+        return sum(rates)
 
 
 _barrier: Barrier | None = None  # of a measuring process
