@@ -49,6 +49,12 @@ class _ClientTimeout(BaseException):
     """Raised in a client that takes too long; no ``except Exception`` of its own swallows it."""
 
 
+def take_part() -> None:
+    """Have this process be of the one run, as Flower wants of all that make messages."""
+    TaskIdentity.run_id, TaskIdentity.task_id = RUN_ID, RUN_ID
+    TaskIdentity.node_id = SUPERLINK_NODE_ID
+
+
 def client_app(name: str) -> ClientApp:
     """The ClientApp at ``module:name``; modules in the working directory are found as well.
 
@@ -78,8 +84,7 @@ class Clients:
     """
 
     def __init__(self, app: ClientApp, run_config: Mapping[str, Any], count: int) -> None:
-        TaskIdentity.run_id, TaskIdentity.task_id = RUN_ID, RUN_ID
-        TaskIdentity.node_id = SUPERLINK_NODE_ID
+        take_part()
         self._app, self._run_config, self._count = app, dict(run_config), count
         self._start_up = _START_S
 

@@ -18,7 +18,7 @@ from federation.messages import RECIPE
 from federation.recipe import Recipe
 from server.app import serve
 from server.record import RoundRow
-from simulations.clients import RUN_ID, Clients, Task, Workers, client_app
+from simulations.clients import RUN_ID, Clients, Task, Workers, client_app, take_part
 
 
 def run_local(
@@ -59,6 +59,7 @@ class LocalGrid(Grid):
         clients: Clients | Workers,
         on_client: Callable[[int, int], None] | None = None,
     ) -> None:
+        take_part()
         self.partitions: Mapping[int, int] = {n: n for n in range(recipe.data.clients)}
         self._clients = clients
         self._states: dict[int, RecordDict] = {}  # of clients that keep something

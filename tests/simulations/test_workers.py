@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -82,6 +84,14 @@ def test_workers_come_to_the_same_bits_as_one_process(tiny, run, wire, monkeypat
         n: a.tobytes() for n, a in shared.clients.items()
     }
     assert not [pid for pid in there if _alive(pid)]
+
+
+def test_workers_need_nothing_that_a_run_before_left_in_the_process(tmp_path, tiny_settings):
+    settings = [*tiny_settings, "--set", "run.workers=2", "--set", f"run.dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "simulations.cli", "run", "demo", *settings]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(RunFolder(tmp_path / "run").rows()) == 2
 
 
 def test_a_client_that_raises_or_hangs_in_a_worker_is_named(tiny, run, monkeypatch, caplog):
