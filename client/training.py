@@ -10,7 +10,7 @@ from torch import Tensor
 from csg_core.evaluation import Precision, autocast
 from csg_core.images import ImageSet, random_crop_and_flip
 
-_CROP_PADDING = 4
+CROP_PADDING = 4
 
 
 def train_epoch(
@@ -29,25 +29,20 @@ def train_epoch(
     """One pass over ``data`` in the order, with the augmentation and dropout that ``rng`` draws.
 
     ``rows``, int64 [M], narrows it to these images. ``before_step`` is called when gradients are
-    there, ``after_step`` when the parameters have changed. The last batch may be smaller; if it
-    is a single image after others, it is left out, as the statistics of one image mislead batch
-    normalisation.
+    there, ``after_step`` when the parameters have changed.
 
     Returns:
         Mean training loss per example.
     """
     device = data.images.device
-    order = torch.randperm(len(data) if rows is None else len(rows), generator=rng)
-    order = order if rows is None else rows[order]
+    rows = torch.arange(len(data)) if rows is None else rows
     total = torch.zeros((), device=device)
     seen = 0
     with _drawing_as(rng, device):
-        for chosen in order.to(device).split(batch_size):
-            if len(chosen) == 1 < batch_size and seen:
-                continue
+        for chosen in epoch_batches(rows, batch_size, rng, device):
             images = data.images[chosen]
             if augment:
-                images = random_crop_and_flip(images, padding=_CROP_PADDING, rng=rng)
+                images = random_crop_and_flip(images, padding=CROP_PADDING, rng=rng)
             with autocast(device, precision):
                 loss = F.cross_entropy(model(data.normalise(images)), data.labels[chosen])
             optimizer.zero_grad(set_to_none=True)
@@ -60,6 +55,20 @@ def train_epoch(
             total += loss.detach() * len(chosen)
             seen += len(chosen)
     return float(total) / max(seen, 1)
+
+
+def epoch_batches(
+    rows: Tensor, batch_size: int, rng: torch.Generator, device: torch.device
+) -> tuple[Tensor, ...]:
+    """The rows of each batch of an epoch, in the order that ``rng`` draws.
+
+    The last batch may be smaller; if it is a single image after others, it is left out, as the
+    statistics of one image mislead batch normalisation.
+    """
+    order = rows[torch.randperm(len(rows), generator=rng)]
+    batches: tuple[Tensor, ...] = order.to(device).split(batch_size)
+    lone = len(batches) > 1 and len(batches[-1]) == 1 < batch_size
+    return batches[:-1] if lone else batches
 
 
 @contextmanager

@@ -57,15 +57,25 @@ class ImageSet:
 def random_crop_and_flip(images_BHW3: Tensor, *, padding: int, rng: torch.Generator) -> Tensor:
     """Shift every image by up to ``padding`` pixels over black and mirror half of them.
 
-    One gather for the whole batch; the draws come from ``rng``, a CPU generator.
+    The draws come from ``rng``, a CPU generator.
     """
+    return crop_and_flip(images_BHW3, draw_crops(len(images_BHW3), padding, rng), padding)
+
+
+def draw_crops(count: int, padding: int, rng: torch.Generator) -> Tensor:
+    """Rows and columns of the crops of B images, and which are mirrored: int64 [3, B, 1]."""
+    shifts = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=rng)
+    return torch.cat([shifts, torch.randint(0, 2, (1, count, 1), generator=rng)])
+
+
+def crop_and_flip(images_BHW3: Tensor, crops_3B1: Tensor, padding: int) -> Tensor:
+    """Crop every image out of black as ``draw_crops`` says; one gather for the whole batch."""
     B, H, W, _ = images_BHW3.shape
     device = images_BHW3.device
-    shifts = torch.randint(0, 2 * padding + 1, (2, B, 1), generator=rng).to(device)
-    mirrored = torch.randint(0, 2, (B, 1), generator=rng).to(device)
-    rows_BH = shifts[0] + torch.arange(H, device=device)
+    down, right, mirrored = crops_3B1.to(device)
+    rows_BH = down + torch.arange(H, device=device)
     columns = torch.arange(W, device=device).expand(B, W)
-    columns_BW = shifts[1] + torch.where(mirrored.bool(), W - 1 - columns, columns)
+    columns_BW = right + torch.where(mirrored.bool(), W - 1 - columns, columns)
     padded = F.pad(images_BHW3, (0, 0, padding, padding, padding, padding))
     return padded[
         torch.arange(B, device=device)[:, None, None], rows_BH[:, :, None], columns_BW[:, None, :]
