@@ -6,6 +6,7 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.job import Job, Trained
 from client.local import LocalClient
 from client.memory import keep, recall
 from client.shard import Shard, Shards, own_folder, partition_of
@@ -17,8 +18,8 @@ from federation.recipe import Recipe
 _log = logging.getLogger(__name__)
 
 
-def make_app() -> ClientApp:
-    """A ClientApp that keeps its model and images in memory between messages.
+def make_app(worker: "Worker | None" = None) -> ClientApp:
+    """A ClientApp that keeps its model and images in memory between messages, in ``worker``.
 
     Its run config holds the recipe as JSON. Its node config holds ``partition-id``, and may hold
     ``data-dir``, where CIFAR-10 lies on this machine, or ``data-folder``, a folder of its own
@@ -26,24 +27,20 @@ def make_app() -> ClientApp:
     reported, in place of that of the default route.
     """
     app = ClientApp()
-    worker = _Worker()
+    worker = worker or Worker()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        client, shard, partition = worker.ready(context)
-        config = numbers_in(message.content)
-        round_ = int(_number(config["server-round"]))
+        client, job = worker.job(message, context)
         trained = client.train(
-            payload_in(message.content),
-            shard,
-            round_=round_,
-            partition=partition,
-            memory=recall(context, client.recipe, partition, round_),
-            proximal_mu=_number(config.get("proximal-mu", 0.0)),
+            job.payload,
+            job.shard,
+            round_=job.round_,
+            partition=job.partition,
+            memory=job.memory,
+            proximal_mu=job.proximal_mu,
         )
-        keep(context, client.recipe, partition, round_, trained.memory)
-        counted = _interface(client.recipe, context)
-        return Message(reply(trained.payload, trained.report, counted), reply_to=message)
+        return trained_reply(message, context, client.recipe, job, trained)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
@@ -67,7 +64,7 @@ def make_app() -> ClientApp:
     return app
 
 
-class _Worker:
+class Worker:
     """The model and the images of the run that this process last worked for."""
 
     def __init__(self) -> None:
@@ -76,7 +73,22 @@ class _Worker:
         self._shards: Shards | None = None
         self._own: tuple[str, Shard] | None = None
 
+    def job(self, message: Message, context: Context) -> tuple[LocalClient, Job]:
+        """What a message asks a client to train, and the model to do it on."""
+        client, shard, partition = self.ready(context)
+        config = numbers_in(message.content)
+        round_ = int(_number(config["server-round"]))
+        return client, Job(
+            payload=payload_in(message.content),
+            shard=shard,
+            round_=round_,
+            partition=partition,
+            memory=recall(context, client.recipe, partition, round_),
+            proximal_mu=_number(config.get("proximal-mu", 0.0)),
+        )
+
     def ready(self, context: Context) -> tuple[LocalClient, Shard, int]:
+        """The model, the shard and the partition of a context's run and client."""
         text = str(context.run_config[RECIPE])
         if self._client is None or text != self._text:
             check_code(context.run_config)
@@ -95,6 +107,15 @@ class _Worker:
             folder = None if place is None else str(place)
             self._shards = Shards(client.recipe, client.device, folder)
         return client, self._shards[partition], partition
+
+
+def trained_reply(
+    message: Message, context: Context, recipe: Recipe, job: Job, trained: Trained
+) -> Message:
+    """The reply to a message to train; what the client keeps is put into its context."""
+    keep(context, recipe, job.partition, job.round_, trained.memory)
+    counted = _interface(recipe, context)
+    return Message(reply(trained.payload, trained.report, counted), reply_to=message)
 
 
 def _interface(recipe: Recipe, context: Context) -> Interface | None:

@@ -2,12 +2,13 @@
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from client.job import Job, Received, Trained, TrainingError
 from client.memory import NOTHING, Memory
 from client.shard import Shard
 from client.training import train_epoch
@@ -25,41 +26,28 @@ from federation.seeds import derived_rng, derived_seed
 _PROBE = 128  # images that the loss before and after training is measured on
 
 
-class TrainingError(RuntimeError):
-    """Local training that came to nothing; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """A client's answer, and what it keeps for its next round."""
-
-    payload: bytes
-    report: TrainReport
-    memory: Memory
-
-
 class LocalClient:
     """Trains one client after another, on one model that is set anew for each."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.device = device_of(recipe)
-        self._precision = precision_of(recipe)
-        self._model = build(recipe.model, seed=recipe.run.seed).to(self.device)
-        self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.precision = precision_of(recipe)
+        self.model = build(recipe.model, seed=recipe.run.seed).to(self.device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._sent = recipe.train.travelling()
         self._kept = tuple(group for group in GROUPS if group not in self._sent)
-        sent = manifest(self._model, self._sent)
+        sent = manifest(self.model, self._sent)
         wire = recipe.wire
         self._uplink = codec_named(wire.uplink)
         self._channel = Channel(
             sent.fingerprint, sent.parts, codec_named(wire.downlink), wire.deltas
         )
-        self._first = self._channel.first(pack(self._model, self._sent))
-        self._first_kept = pack(self._model, self._kept)
+        self._first = self._channel.first(pack(self.model, self._sent))
+        self._first_kept = pack(self.model, self._kept)
         self._received: tuple[int, bytes, Held] | None = None
-        self._parameters = [p for p in self._model.parameters() if p.requires_grad]
-        self._generators = list(generators(self._model).values())
+        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.generators = list(generators(self.model).values())
 
     def train(
         self,
@@ -77,31 +65,57 @@ class LocalClient:
             PayloadError: if the payload is not this round's, or not of this model.
             TrainingError: if the loss is no number, or the shard is empty.
         """
-        recipe, rows = self.recipe, shard.train_rows
-        if not len(rows):
-            raise TrainingError(f"client {partition} has no images to train on")
+        job = Job(
+            payload=payload,
+            shard=shard,
+            round_=round_,
+            partition=partition,
+            memory=memory,
+            proximal_mu=proximal_mu,
+        )
+        received = self.receive(job)
         started = time.perf_counter()
-        held = self._receive(payload, round_, memory)
-        probe = rows[:_PROBE]
-        before = evaluate(self._model, shard.images, rows=probe, precision=self._precision)
         loss = self._fit(shard, round_, partition, proximal_mu)
-        after = evaluate(self._model, shard.images, rows=probe, precision=self._precision)
-        trained = pack(self._model, self._sent)
+        return self.answer(job, received, loss, time.perf_counter() - started)
+
+    def receive(self, job: Job) -> Received:
+        """Set the model to what a client received and kept, and measure its loss.
+
+        Raises:
+            PayloadError: if the payload is not this round's, or not of this model.
+            TrainingError: if the shard is empty.
+        """
+        if not len(job.shard.train_rows):
+            raise TrainingError(f"client {job.partition} has no images to train on")
+        started = time.perf_counter()
+        held = self._receive(job.payload, job.round_, job.memory)
+        loss = self._probe(job.shard)
+        return Received(held, loss, time.perf_counter() - started)
+
+    def answer(self, job: Job, received: Received, loss: float, seconds: float) -> Trained:
+        """The answer of a client that came to the model as it is now, in ``seconds`` of training.
+
+        Raises:
+            TrainingError: if the loss, or a value of the model, is no number.
+        """
+        recipe, held, started = self.recipe, received.held, time.perf_counter()
+        after = self._probe(job.shard)
+        trained = pack(self.model, self._sent)
         if not math.isfinite(loss) or not np.isfinite(trained).all():
             raise TrainingError(
-                f"client {partition}: the loss is {loss} in round {round_}; "
+                f"client {job.partition}: the loss is {loss} in round {job.round_}; "
                 f"lower train.lr {recipe.train.lr}"
             )
         report = TrainReport(
-            partition=partition,
-            examples=len(rows),
+            partition=job.partition,
+            examples=len(job.shard.train_rows),
             train_loss=loss,
-            loss_before=before.loss,
-            loss_after=after.loss,
-            seconds=time.perf_counter() - started,
+            loss_before=received.loss,
+            loss_after=after,
+            seconds=received.seconds + seconds + time.perf_counter() - started,
         )
-        update, residual = self._encode(trained - held.values, held, round_, partition, memory)
-        kept = pack(self._model, self._kept) if self._kept else None
+        update, residual = self._encode(trained - held.values, held, job)
+        kept = pack(self.model, self._kept) if self._kept else None
         held_next = held if recipe.wire.deltas else None
         return Trained(update, report, Memory(kept=kept, residual=residual, held=held_next))
 
@@ -124,7 +138,7 @@ class LocalClient:
             raise TrainingError(f"client {partition} holds no images out; set data.holdout")
         held = self._receive(payload, round_, memory)
         result = evaluate(
-            self._model, shard.images, rows=shard.holdout_rows, precision=self._precision
+            self.model, shard.images, rows=shard.holdout_rows, precision=self.precision
         )
         report = EvaluationReport(
             partition=partition,
@@ -142,28 +156,30 @@ class LocalClient:
         else:
             held = self._channel.receive(payload, round_, before)
             self._received = (before.digest, payload, held)
-        unpack(self._model, held.values, self._sent)
+        unpack(self.model, held.values, self._sent)
         kept = self._first_kept if memory.kept is None else memory.kept
-        unpack(self._model, kept, self._kept)
+        unpack(self.model, kept, self._kept)
         return held
 
-    def _encode(
-        self, update: Values, held: Held, round_: int, partition: int, memory: Memory
-    ) -> tuple[bytes, Values | None]:
+    def _probe(self, shard: Shard) -> float:
+        rows = shard.train_rows[:_PROBE]
+        return evaluate(self.model, shard.images, rows=rows, precision=self.precision).loss
+
+    def _encode(self, update: Values, held: Held, job: Job) -> tuple[bytes, Values | None]:
         """The payload of an update, and what the codec left out of it (error feedback).
 
         Seide et al., 2014, section 3; Karimireddy et al., 2019, algorithm 1.
         """
-        seed = derived_seed(self.recipe.run.seed, "uplink", round_, partition)
+        round_, residual = job.round_, job.memory.residual
+        seed = derived_seed(self.recipe.run.seed, "uplink", round_, job.partition)
         rng = np.random.Generator(np.random.Philox(key=seed))
         label = self._channel.label("update", round_, held)
         feedback = self.recipe.wire.feedback and not self._uplink.exact
-        if feedback and memory.residual is not None:
-            update = update + memory.residual
+        if feedback and residual is not None:
+            update = update + residual
         codec = self.recipe.wire.schedule.codec(self._uplink, self._channel.parts, round_)
         payload = encode(update, label, codec, rng)
-        residual = update - decode(payload, label, codec) if feedback else None
-        return payload, residual
+        return payload, update - decode(payload, label, codec) if feedback else None
 
     def _fit(self, shard: Shard, round_: int, partition: int, proximal_mu: float) -> float:
         """Local epochs of SGD; the mean loss of the last one, without the proximal term."""
@@ -177,7 +193,7 @@ class LocalClient:
         anchors = [p.detach().clone() for p in self._parameters] if proximal_mu else []
         rng = derived_rng(self.recipe.run.seed, "train", round_, partition)
 
-        still = [] if self.recipe.wire.schedule.trains(round_) else self._generators
+        still = [] if self.recipe.wire.schedule.trains(round_) else self.generators
 
         def before_step() -> None:
             for generator in still:
@@ -187,17 +203,17 @@ class LocalClient:
             if train.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self._parameters, train.clip_norm)
 
-        self._model.train()
+        self.model.train()
         loss = 0.0
         for _ in range(train.local_epochs):
             loss = train_epoch(
-                self._model,
+                self.model,
                 shard.images,
                 optimizer,
                 rows=shard.train_rows,
                 batch_size=train.batch_size,
                 rng=rng,
-                precision=self._precision,
+                precision=self.precision,
                 augment=train.augment,
                 before_step=before_step,
             )

@@ -66,9 +66,9 @@ def test_a_round_is_federated_averaging_as_the_paper_writes_it(tiny, run):
     start, trained, weights = pack(model), [], []
     for partition in range(recipe.data.clients):
         shard = shards[partition]
-        unpack(client._model, start)
+        unpack(client.model, start)
         client._fit(shard, 1, partition, 0.0)
-        trained.append(pack(client._model).astype(np.float64))
+        trained.append(pack(client.model).astype(np.float64))
         weights.append(len(shard.train_rows))
     wanted = np.average(trained, axis=0, weights=weights)
     np.testing.assert_allclose(state.values, wanted, atol=1e-5, rtol=1e-5)
@@ -367,7 +367,7 @@ def test_what_feedback_left_out_comes_with_the_next_update(tiny):
         answer = client.train(sender.message(None), shard, round_=round_, partition=0, **more)
         label = channel.label("update", round_, sender.held)
         sent += decode(answer.payload, label, codec_named("topk:fraction=0.05"))
-        trained += pack(client._model) - sender.held.values
+        trained += pack(client.model) - sender.held.values
         memory = answer.memory
     np.testing.assert_allclose(sent + memory.residual, trained, atol=1e-5)
     assert np.abs(memory.residual).max() > 1e-3
