@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from csg_core.bank import is_transformed
+
 
 class Kernel(nn.Module, ABC):
     """A kernel [O, I, k, k] from a parametrization's tensors, in float32 whatever autocast says."""
@@ -15,6 +17,8 @@ class Kernel(nn.Module, ABC):
         device = tensors[0].device.type
         with torch.autocast(device, enabled=False):
             kernel = self.kernel(*tensors)
+        if is_transformed():  # vmap takes no other layout
+            return kernel.contiguous()
         return kernel.contiguous(memory_format=torch.channels_last)
 
     @abstractmethod
