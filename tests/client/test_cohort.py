@@ -1,0 +1,270 @@
+"""Clients trained at once come to what each comes to alone, up to the rounding of floats.
+
+What differs by rounding differs more with every step. So most tests compute in float64, where
+answers, in float32, are nearly equal; those in other precisions take small steps.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.cohort import Cohort, _steps
+from client.job import Job, TrainingError
+from client.local import LocalClient
+from client.memory import NOTHING
+from client.shard import Shard, Shards
+from client.stack import Stack
+from client.training import epoch_batches
+from csg_core import build, manifest, pack
+from csg_core.broadcast import Channel, Sender
+from csg_core.codecs import codec_named
+from csg_core.images import ImageSet
+from csg_core.payload import PayloadError, decode
+
+# in batches of 8: smaller last ones, a lone image left out twice, and shards under a batch
+SIZES = (10, 25, 35, 6, 25, 2)
+NEAR = 1e-4  # of the norm of an update
+MODELS = [
+    {},
+    {"generator": "frozen"},
+    {"generator": "binary"},
+    {"parametrization": "dense"},
+    {"parametrization": "fedpara"},
+    {"parametrization": "flocora", "options": {"rank": 1}},
+]
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Models and images in float64."""
+    normalise, build_client = ImageSet.normalise, LocalClient.__init__
+
+    def init(self, recipe):
+        build_client(self, recipe)
+        self.model.double()
+
+    monkeypatch.setattr(ImageSet, "normalise", lambda *given: normalise(*given).double())
+    monkeypatch.setattr(LocalClient, "__init__", init)
+
+
+class _Round:
+    """A round of clients with the first images of the data set, and the server's side of it."""
+
+    def __init__(self, recipe, *, round_=1, sizes=SIZES, memories=None, **more):
+        self.recipe, self.round = recipe, round_
+        self.client = LocalClient(recipe)
+        groups = recipe.train.travelling()
+        self.manifest = manifest(self.client.model, groups)
+        self.channel = Channel(
+            self.manifest.fingerprint,
+            self.manifest.parts,
+            codec_named(recipe.wire.downlink),
+            recipe.wire.deltas,
+        )
+        images = Shards(recipe, self.client.device)[0].images
+        ends = np.cumsum(sizes)
+        self.sender = self.sends(pack(build(recipe.model, seed=5), groups))
+        self.jobs = [
+            Job(
+                payload=self.sender.message(None),
+                shard=Shard(images, torch.arange(end - size, end), torch.arange(0)),
+                round_=round_,
+                partition=partition,
+                memory=memories[partition] if memories else NOTHING,
+                **more,
+            )
+            for partition, (end, size) in enumerate(zip(ends, sizes, strict=True))
+        ]
+
+    def sends(self, values):
+        sender = Sender(self.channel, values)
+        sender.advance(values, self.round, np.random.default_rng(0))
+        return sender
+
+    def alone(self):
+        """What each client answers by itself."""
+        return [
+            self.client.train(
+                job.payload,
+                job.shard,
+                round_=job.round_,
+                partition=job.partition,
+                memory=job.memory,
+                proximal_mu=job.proximal_mu,
+            )
+            for job in self.jobs
+        ]
+
+    def together(self):
+        return Cohort(self.client).train(self.jobs)
+
+    def updates(self, answers):
+        label = self.channel.label("update", self.round, self.sender.held)
+        wire = self.recipe.wire
+        codec = wire.schedule.codec(codec_named(wire.uplink), self.channel.parts, self.round)
+        return [decode(answer.payload, label, codec) for answer in answers]
+
+
+def _recipe(tiny, **sections):
+    train = {"batch_size": 8, **sections.pop("train", {})}
+    return tiny(train=train, **sections)
+
+
+def _distances(ones, others):
+    pairs = zip(ones, others, strict=True)
+    return [np.linalg.norm(other - one) / np.linalg.norm(one) for one, other in pairs]
+
+
+def _assert_equal(found, *, near=NEAR):
+    """Clients of a round answer together as alone; the updates of those alone."""
+    alone, together = found.alone(), found.together()
+    updates = found.updates(alone)
+    assert max(_distances(updates, found.updates(together))) < near
+    for one, other in zip(alone, together, strict=True):
+        report = one.report
+        assert (other.report.partition, other.report.examples) == (
+            report.partition,
+            report.examples,
+        )
+        assert other.report.loss_before == report.loss_before
+        assert other.report.train_loss == pytest.approx(report.train_loss, rel=near)
+        assert other.report.loss_after == pytest.approx(report.loss_after, rel=10 * near)
+        assert other.report.seconds > 0
+    return updates
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: "-".join(map(str, model.values())))
+def test_ragged_clients_come_to_what_they_come_to_alone(tiny, exact, model):
+    _assert_equal(_Round(_recipe(tiny, model=model)))
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"local_epochs": 2},
+        {"augment": True},
+        {"momentum": 0.0},
+        {"weight_decay": 5.0},
+        {"clip_norm": 0.1},
+        {"lr_schedule": "cosine"},
+    ],
+    ids=lambda train: next(iter(train)),
+)
+def test_every_setting_acts_as_it_does_alone(tiny, exact, train):
+    plain = _Round(_recipe(tiny), round_=2)
+    updates = _assert_equal(_Round(_recipe(tiny, train=train), round_=2))
+    # the first client, of two batches, notices all of them
+    assert _distances(plain.updates(plain.alone()[:1]), updates[:1])[0] > 10 * NEAR
+
+
+def test_the_proximal_term_pulls_each_client_to_what_it_received(tiny, exact):
+    recipe = _recipe(tiny)
+    plain = _Round(recipe)
+    updates = _assert_equal(_Round(recipe, proximal_mu=100.0))
+    assert _distances(plain.updates(plain.alone()[:1]), updates[:1])[0] > 10 * NEAR
+
+
+@pytest.mark.parametrize("parametrization", ["csg", "dense"])
+@pytest.mark.parametrize(("precision", "near"), [("fp32", 1e-3), ("bf16", 1e-2)])
+def test_other_precisions_come_to_the_same_within_their_rounding(
+    tiny, parametrization, precision, near
+):
+    train = {"precision": precision, "lr": 1e-3}
+    model = {"parametrization": parametrization}
+    _assert_equal(_Round(_recipe(tiny, train=train, model=model)), near=near)
+
+
+def test_a_generator_that_does_not_train_stays_as_it_is(tiny, exact):
+    wire = {"deltas": True, "generator_until": 1}
+    found = _Round(
+        _recipe(tiny, wire=wire, train={"weight_decay": 1.0, "clip_norm": 0.1}), round_=2
+    )
+    updates = _assert_equal(found)
+    before = found.sender.held.values
+    cohort = Cohort(found.client)
+    cohort.train(found.jobs)
+    size, codes = (found.manifest.count(group) for group in ("generator", "codes"))
+    trained = pack(found.client.model)
+    assert np.array_equal(trained[:size], before[:size])
+    assert not np.array_equal(trained[size : size + codes], before[size : size + codes])
+    assert not updates[0][:size].any()
+    _assert_equal(_Round(found.recipe, round_=1))
+
+
+@pytest.mark.parametrize("policy", ["local_statistics", "local"])
+def test_norms_that_stay_with_clients_stay_with_each(tiny, exact, policy):
+    recipe = _recipe(tiny, train={"batch_norm": policy}, data={"holdout": 0.1})
+    memories = [answer.memory for answer in _Round(recipe).alone()]
+    found = _Round(recipe, round_=2, memories=memories)
+    _assert_equal(found)
+    kept = [[a.memory.kept for a in answers] for answers in (found.alone(), found.together())]
+    assert max(_distances(*kept)) < NEAR
+    assert min(_distances([a.kept for a in memories], kept[1])) > 10 * NEAR
+    assert min(_distances(kept[1][:-1], kept[1][1:])) > 10 * NEAR
+
+
+def test_what_the_codec_left_out_is_fed_back_to_each(tiny, exact):
+    recipe = _recipe(tiny, wire={"uplink": "topk:fraction=0.5"})
+    memories = [answer.memory for answer in _Round(recipe).alone()]
+    found = _Round(recipe, round_=2, memories=memories)
+    alone, together = found.alone(), found.together()
+    sent = [found.updates(answers) for answers in (alone, together)]
+    whole = [
+        [update + answer.memory.residual for update, answer in zip(*pair, strict=True)]
+        for pair in zip(sent, (alone, together), strict=True)
+    ]
+    assert max(_distances(*whole)) < NEAR
+
+
+def test_one_clients_failure_is_its_own(tiny):
+    recipe = _recipe(tiny, train={"lr": 1e-3})
+    found = _Round(recipe)
+    wanted = found.updates(found.alone())
+    good = found.jobs
+    huge = found.sends(np.full(found.manifest.size, 1e30, np.float32)).message(None)
+    found.jobs = [
+        good[0],
+        replace(good[1], payload=good[1].payload[:-1]),
+        replace(good[2], shard=replace(good[2].shard, train_rows=torch.arange(0))),
+        replace(good[3], payload=huge),
+        *good[4:],
+    ]
+    answers = found.together()
+    assert isinstance(answers[1], PayloadError)
+    assert isinstance(answers[2], TrainingError)
+    assert "client 2 has no images" in str(answers[2])
+    assert isinstance(answers[3], TrainingError)
+    assert "client 3: the loss is nan in round 1; lower train.lr" in str(answers[3])
+    left = [0, 4, 5]
+    updates = found.updates([answers[place] for place in left])
+    assert max(_distances([wanted[place] for place in left], updates)) < 1e-3
+    found.jobs = found.jobs[1:3]
+    assert [type(answer) for answer in found.together()] == [PayloadError, TrainingError]
+
+
+def test_equal_shards_take_no_more_steps_than_one(tiny, monkeypatch):
+    steps, step = [], Stack.step
+    monkeypatch.setattr(
+        Stack, "step", lambda self, at, *batch: steps.append(at) or step(self, at, *batch)
+    )
+    _Round(_recipe(tiny), sizes=(19, 19, 19)).together()
+    assert steps == [slice(0, 3)] * 3
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.integers(1, 16), st.integers(0, 9))
+def test_every_client_takes_its_own_batches_in_their_order(sizes, batch_size, seed):
+    sizes = sorted(sizes, reverse=True)
+    rng = torch.Generator().manual_seed(seed)
+    batches = [
+        epoch_batches(torch.arange(1000 * c, 1000 * c + n), batch_size, rng, torch.device("cpu"))
+        for c, n in enumerate(sizes)
+    ]
+    taken = [[] for _ in sizes]
+    for at, chosen in _steps(batches):
+        for client, rows in zip(taken[at], chosen.tolist(), strict=True):
+            client.append(rows)
+    assert taken == [[rows.tolist() for rows in parts] for parts in batches]
