@@ -19,6 +19,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10_000_000, strict=True)]
 
+_CLIENT_APP = "client.app:app"  # this package's own
 _CLASSES = 10  # of CIFAR-10 and of digits
 _IMAGES = {"cifar10": 50_000, "digits": 1437}  # to train on
 
@@ -191,7 +192,7 @@ class RunConfig(_Section):
     dir: str | None = Field(None, description="the run's folder; none: one in runs/")
     device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1 ...")
     client_app: str = Field(
-        "client.app:app", description="the ClientApp, as module:name; to simulate others"
+        _CLIENT_APP, description="the ClientApp, as module:name; to simulate others"
     )
     superlink: str | None = Field(
         None,
@@ -218,6 +219,11 @@ class RunConfig(_Section):
         strict=True,
         description="local engine: processes that clients train in; 0: one for each of torch's "
         "threads; 1: this process",
+    )
+    cohort: Count = Field(
+        1,
+        description="local engine: clients that train at once, models stacked and steps batched, "
+        "in this process; 1: one after another",
     )
     client_cpus: Positive = Field(1.0, description="flower engine: CPUs of a simulated client")
     client_gpus: NotNegative = Field(0.0, description="flower engine: GPUs of a simulated client")
@@ -273,6 +279,27 @@ class Recipe(_Section):
             raise ValueError(
                 f"train.batch_norm {self.train.batch_norm} leaves the server no whole model to "
                 "evaluate; set data.holdout, as 0.1, so that clients evaluate"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _trains_at_once(self) -> "Recipe":
+        run = self.run
+        if run.cohort == 1:
+            return self
+        if run.engine != "local":
+            raise ValueError(
+                f"run.cohort {run.cohort} goes with run.engine=local; leave it out, or set that"
+            )
+        if run.workers != 1:
+            raise ValueError(
+                f"run.cohort {run.cohort} trains in one process, and run.workers is {run.workers}; "
+                "leave one of them out"
+            )
+        if run.client_app != _CLIENT_APP:
+            raise ValueError(
+                f"run.cohort {run.cohort} trains clients of {_CLIENT_APP} only, and run.client_app "
+                f"is {run.client_app!r}; leave one of them out"
             )
         return self
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from logging.handlers import QueueHandler
 from pathlib import Path
@@ -45,7 +45,7 @@ Answer = tuple[Message | None, RecordDict]  # None: not in time; and what the cl
 _Told = tuple[Answer, list[logging.LogRecord]]
 
 
-class _ClientTimeout(BaseException):
+class ClientTimeout(BaseException):
     """Raised in a client that takes too long; no ``except Exception`` of its own swallows it."""
 
 
@@ -94,26 +94,42 @@ class Clients:
 
     def answer(self, task: Task) -> Answer:
         """What one client answers; if it raises, the error that Flower would make of it."""
-        message, partition = task.message, task.message.metadata.dst_node_id
-        context = Context(
+        context = self._context(task)
+        try:
+            with self._within(task):
+                return self._app(task.message, context), context.state
+        except ClientTimeout:
+            return self._late(task)
+        except Exception as error:
+            return self._raised(task, error)
+
+    def _context(self, task: Task) -> Context:
+        partition = task.message.metadata.dst_node_id
+        return Context(
             run_id=RUN_ID,
             node_id=partition,
             node_config={"partition-id": partition, "num-partitions": self._count},
             state=task.state,
             run_config=dict(self._run_config),
         )
-        try:
-            with _deadline(None if task.timeout is None else task.timeout + self._start_up):
-                self._start_up = 0.0
-                return self._app(message, context), context.state
-        except _ClientTimeout:
-            _log.warning("client %d did not answer within %g s", partition, task.timeout)
-            return None, task.state
-        except Exception as error:
-            _log.warning("client %d raised", partition, exc_info=True)
-            reason = f"raised {type(error).__name__}: {error}"
-            code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-            return Message(Error(code, reason), reply_to=message), task.state
+
+    def _within(self, *tasks: Task) -> AbstractContextManager[None]:
+        """Raises ``ClientTimeout`` in the block when the time of all these tasks is over."""
+        seconds = [task.timeout for task in tasks if task.timeout is not None]
+        limit = sum(seconds) + self._start_up if seconds else None
+        self._start_up = 0.0
+        return _deadline(limit)
+
+    def _late(self, task: Task) -> Answer:
+        partition = task.message.metadata.dst_node_id
+        _log.warning("client %d did not answer within %g s", partition, task.timeout)
+        return None, task.state
+
+    def _raised(self, task: Task, error: Exception) -> Answer:
+        _log.warning("client %d raised", task.message.metadata.dst_node_id, exc_info=error)
+        reason = f"raised {type(error).__name__}: {error}"
+        code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+        return Message(Error(code, reason), reply_to=task.message), task.state
 
 
 class Workers:
@@ -205,13 +221,13 @@ class _Kept(QueueHandler):
 
 @contextmanager
 def _deadline(seconds: float | None) -> Iterator[None]:
-    """Raise ``_ClientTimeout`` in the block when it has taken so long."""
+    """Raise ``ClientTimeout`` in the block when it has taken so long."""
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        raise _ClientTimeout
+        raise ClientTimeout
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from federation.devices import device_of, precision_of
-from federation.recipe import Recipe
+from federation.recipe import Recipe, recipe_of
 from federation.shards import class_spread, shard_rows
 from federation.sources import load_images
 from server.app import LOCK_S, check, terminate_as_interrupt
@@ -102,13 +102,17 @@ def deployed(recipe: Recipe) -> Recipe:
     """The recipe on the SuperLink that ``$CSG_SUPERLINK`` names, unless it names one itself.
 
     ``$CSG_SUPERLINK_CA`` is the file of the certificate that proves it.
+
+    Raises:
+        RecipeError: if the recipe is for this machine alone.
     """
     address = os.environ.get("CSG_SUPERLINK")
     if not address or recipe.run.superlink is not None:
         return recipe
     ca = os.environ.get("CSG_SUPERLINK_CA") or None
     place = {"engine": "flower", "superlink": address, "superlink_ca": ca}
-    return recipe.model_copy(update={"run": recipe.run.model_copy(update=place)})
+    content = recipe.model_dump()
+    return recipe_of({**content, "run": {**content["run"], **place}}, "$CSG_SUPERLINK")
 
 
 def _resolved(name: str, recipe: Recipe) -> Recipe:

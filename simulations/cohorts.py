@@ -1,0 +1,81 @@
+"""Simulated clients that train several at a time, as one batch on one device."""
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from flwr.app import Context, MessageType
+
+from client.app import Worker, make_app, trained_reply
+from client.cohort import Cohort
+from client.job import Job, Trained
+from federation.recipe import Recipe
+from simulations.clients import Answer, Clients, ClientTimeout, Task
+
+_log = logging.getLogger(__name__)
+_Result = Exception | tuple[Job, Trained | Exception]
+
+
+class Cohorts(Clients):
+    """All clients, in this process; ``run.cohort`` of them train at once, and evaluate one by one.
+
+    Clients that train at once have the sum of their timeouts together, and are all late if they
+    take longer. Their updates are held until all are done. Where they cannot train at once, as when
+    memory runs out or the network does what torch.func does not take, they train one by one.
+    """
+
+    def __init__(self, recipe: Recipe, run_config: Mapping[str, Any]) -> None:
+        self._worker = Worker()
+        super().__init__(make_app(self._worker), run_config, recipe.data.clients)
+        self._recipe = recipe
+        self._cohort: Cohort | None = None
+
+    def answers(self, tasks: Iterable[Task]) -> Iterator[Answer]:
+        """An answer to each task, in their order; those of a cohort are made together."""
+        waiting = iter(tasks)
+        while group := list(itertools.islice(waiting, self._recipe.run.cohort)):
+            kinds = {task.message.metadata.message_type for task in group}
+            if kinds == {MessageType.TRAIN} and len(group) > 1:
+                yield from self._together(group)
+            else:
+                yield from map(self.answer, group)
+
+    def _together(self, group: Sequence[Task]) -> Iterable[Answer]:
+        contexts = [self._context(task) for task in group]
+        try:
+            with self._within(*group):
+                results = self._results(group, contexts)
+        except ClientTimeout:
+            return [self._late(task) for task in group]
+        except Exception as error:
+            _log.warning(
+                "%d clients cannot train at once, and train one by one; if memory ran out, lower "
+                "run.cohort", len(group), exc_info=error,
+            )  # fmt: skip
+            return map(self.answer, group)
+        return list(map(self._answer, group, contexts, results))
+
+    def _results(self, group: Sequence[Task], contexts: Sequence[Context]) -> list[_Result]:
+        found: list[Job | Exception] = []
+        for task, context in zip(group, contexts, strict=True):
+            try:
+                client, job = self._worker.job(task.message, context)
+                found.append(job)
+            except Exception as error:  # of this client alone
+                found.append(error)
+        jobs = [job for job in found if isinstance(job, Job)]
+        if not jobs:
+            return [error for error in found if isinstance(error, Exception)]
+        if self._cohort is None:  # there is one run only, and so one model
+            self._cohort = Cohort(client)
+        trained = zip(jobs, self._cohort.train(jobs), strict=True)
+        return [each if isinstance(each, Exception) else next(trained) for each in found]
+
+    def _answer(self, task: Task, context: Context, result: _Result) -> Answer:
+        if isinstance(result, Exception):
+            return self._raised(task, result)
+        job, trained = result
+        if isinstance(trained, Exception):
+            return self._raised(task, trained)
+        return trained_reply(task.message, context, self._recipe, job, trained), context.state
