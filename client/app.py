@@ -32,15 +32,7 @@ def make_app(worker: "Worker | None" = None) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         client, job = worker.job(message, context)
-        trained = client.train(
-            job.payload,
-            job.shard,
-            round_=job.round_,
-            partition=job.partition,
-            memory=job.memory,
-            proximal_mu=job.proximal_mu,
-        )
-        return trained_reply(message, context, client.recipe, job, trained)
+        return trained_reply(message, context, client.recipe, job, client.train(job))
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:

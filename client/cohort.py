@@ -22,7 +22,7 @@ from torch import Tensor
 from client.job import Job, Received, Trained
 from client.local import LocalClient
 from client.stack import Stack, Tensors, own_tensors, stepper
-from client.training import CROP_PADDING, epoch_batches
+from client.training import CROP_PADDING, Losses, epoch_batches
 from csg_core.functional import PureNetwork
 from csg_core.images import crop_and_flip, draw_crops
 from federation.seeds import derived_rng
@@ -67,26 +67,28 @@ class Cohort:
         started = time.perf_counter()
         trained = self._fit(begun) if begun else []
         seconds = (time.perf_counter() - started) / max(len(begun), 1)
-        for client, (model, loss) in zip(begun, trained, strict=True):
+        for client, (model, losses) in zip(begun, trained, strict=True):
             for name, tensor in own_tensors(self._client.model).items():
                 tensor.copy_(model[name])
             try:
-                answer = self._client.answer(client.job, client.received, loss, seconds)
+                answer = self._client.answer(client.job, client.received, losses, seconds)
                 answers[client.place] = answer
             except Exception as error:
                 answers[client.place] = error
         return [answer for answer in answers if answer is not None]
 
-    def _fit(self, begun: Sequence[_Begun]) -> list[tuple[Tensors, float]]:
-        """Local epochs of SGD; each client's tensors and mean loss of the last epoch."""
+    def _fit(self, begun: Sequence[_Begun]) -> list[tuple[Tensors, Losses]]:
+        """Local epochs of SGD; each client's tensors, and losses as ``LocalClient`` has them."""
         recipe, jobs = self._client.recipe, [client.job for client in begun]
         stack = self._stack([client.model for client in begun], jobs[0])
         seed = recipe.run.seed
         rngs = [derived_rng(seed, "train", job.round_, job.partition) for job in jobs]
-        losses: list[float] = []
-        for _ in range(recipe.train.local_epochs):
-            losses = self._epoch(stack, jobs, rngs)
-        return [(stack.model(row), loss) for row, loss in enumerate(losses)]
+        passes = [self._epoch(stack, jobs, rngs) for _ in range(recipe.train.local_epochs)]
+        ends = enumerate(zip(passes[0], passes[-1], strict=True))
+        return [
+            (stack.model(row), Losses(last.mean, first.first, last.last))
+            for row, (first, last) in ends
+        ]
 
     def _stack(self, models: Sequence[Tensors], job: Job) -> Stack:
         client, train = self._client, self._client.recipe.train
@@ -106,8 +108,8 @@ class Cohort:
 
     def _epoch(
         self, stack: Stack, jobs: Sequence[Job], rngs: Sequence[torch.Generator]
-    ) -> list[float]:
-        """One pass of every client over its shard; its mean loss per example."""
+    ) -> list[Losses]:
+        """One pass of every client over its shard."""
         train, device = self._client.recipe.train, self._client.device
         data = jobs[0].shard.images
         assert all(job.shard.images is data for job in jobs), "clients of a process share images"
@@ -115,7 +117,7 @@ class Cohort:
             epoch_batches(job.shard.train_rows, train.batch_size, rng, device)
             for job, rng in zip(jobs, rngs, strict=True)
         ]
-        total_C = torch.zeros(len(jobs), device=device)
+        taken: list[tuple[slice, Tensor]] = []  # losses [c] of every step
         for at, chosen_cB in _steps(batches):
             c, B = chosen_cB.shape
             chosen = chosen_cB.flatten()
@@ -124,9 +126,15 @@ class Cohort:
                 crops = [draw_crops(B, CROP_PADDING, rng) for rng in rngs[at]]
                 images = crop_and_flip(images, torch.cat(crops, dim=1), CROP_PADDING)
             images_cB3HW = data.normalise(images).contiguous().unflatten(0, (c, B))
-            total_C[at] += B * stack.step(at, images_cB3HW, data.labels[chosen_cB])
-        seen = [sum(map(len, parts)) for parts in batches]
-        return [total / count for total, count in zip(total_C.tolist(), seen, strict=True)]
+            taken.append((at, stack.step(at, images_cB3HW, data.labels[chosen_cB])))
+        losses: list[list[float]] = [[] for _ in jobs]
+        for at, losses_c in taken:
+            for own, loss in zip(losses[at], losses_c.tolist(), strict=True):
+                own.append(loss)
+        return [
+            Losses.of(own, [len(batch) for batch in parts])
+            for own, parts in zip(losses, batches, strict=True)
+        ]
 
 
 def _steps(batches: Sequence[Batches]) -> Iterator[tuple[slice, Tensor]]:

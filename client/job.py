@@ -35,8 +35,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """The version of the model that a client trains from, and its loss before training."""
+    """The version of the model that a client trains from, and the seconds to come to it."""
 
     held: Held
-    loss: float
     seconds: float

@@ -11,7 +11,7 @@ from torch import Tensor
 from client.job import Job, Received, Trained, TrainingError
 from client.memory import NOTHING, Memory
 from client.shard import Shard
-from client.training import train_epoch
+from client.training import Losses, train_epoch
 from csg_core import GROUPS, build, generators, manifest, pack, unpack
 from csg_core.broadcast import Channel, Held
 from csg_core.codecs import codec_named
@@ -22,8 +22,6 @@ from federation.devices import device_of, precision_of
 from federation.messages import EvaluationReport, TrainReport
 from federation.recipe import Recipe
 from federation.seeds import derived_rng, derived_seed
-
-_PROBE = 128  # images that the loss before and after training is measured on
 
 
 class LocalClient:
@@ -49,37 +47,20 @@ class LocalClient:
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.generators = list(generators(self.model).values())
 
-    def train(
-        self,
-        payload: bytes,
-        shard: Shard,
-        *,
-        round_: int,
-        partition: int,
-        memory: Memory = NOTHING,
-        proximal_mu: float = 0.0,
-    ) -> Trained:
-        """One round of one client. ``memory`` is what it kept from its last round.
+    def train(self, job: Job) -> Trained:
+        """One round of one client.
 
         Raises:
             PayloadError: if the payload is not this round's, or not of this model.
             TrainingError: if the loss is no number, or the shard is empty.
         """
-        job = Job(
-            payload=payload,
-            shard=shard,
-            round_=round_,
-            partition=partition,
-            memory=memory,
-            proximal_mu=proximal_mu,
-        )
         received = self.receive(job)
         started = time.perf_counter()
-        loss = self._fit(shard, round_, partition, proximal_mu)
-        return self.answer(job, received, loss, time.perf_counter() - started)
+        losses = self._fit(job)
+        return self.answer(job, received, losses, time.perf_counter() - started)
 
     def receive(self, job: Job) -> Received:
-        """Set the model to what a client received and kept, and measure its loss.
+        """Set the model to what a client received and kept.
 
         Raises:
             PayloadError: if the payload is not this round's, or not of this model.
@@ -89,29 +70,27 @@ class LocalClient:
             raise TrainingError(f"client {job.partition} has no images to train on")
         started = time.perf_counter()
         held = self._receive(job.payload, job.round_, job.memory)
-        loss = self._probe(job.shard)
-        return Received(held, loss, time.perf_counter() - started)
+        return Received(held, time.perf_counter() - started)
 
-    def answer(self, job: Job, received: Received, loss: float, seconds: float) -> Trained:
+    def answer(self, job: Job, received: Received, losses: Losses, seconds: float) -> Trained:
         """The answer of a client that came to the model as it is now, in ``seconds`` of training.
 
         Raises:
             TrainingError: if the loss, or a value of the model, is no number.
         """
         recipe, held, started = self.recipe, received.held, time.perf_counter()
-        after = self._probe(job.shard)
         trained = pack(self.model, self._sent)
-        if not math.isfinite(loss) or not np.isfinite(trained).all():
+        if not math.isfinite(losses.mean) or not np.isfinite(trained).all():
             raise TrainingError(
-                f"client {job.partition}: the loss is {loss} in round {job.round_}; "
+                f"client {job.partition}: the loss is {losses.mean} in round {job.round_}; "
                 f"lower train.lr {recipe.train.lr}"
             )
         report = TrainReport(
             partition=job.partition,
             examples=len(job.shard.train_rows),
-            train_loss=loss,
-            loss_before=received.loss,
-            loss_after=after,
+            train_loss=losses.mean,
+            loss_before=losses.first,
+            loss_after=losses.last,
             seconds=received.seconds + seconds + time.perf_counter() - started,
         )
         update, residual = self._encode(trained - held.values, held, job)
@@ -161,10 +140,6 @@ class LocalClient:
         unpack(self.model, kept, self._kept)
         return held
 
-    def _probe(self, shard: Shard) -> float:
-        rows = shard.train_rows[:_PROBE]
-        return evaluate(self.model, shard.images, rows=rows, precision=self.precision).loss
-
     def _encode(self, update: Values, held: Held, job: Job) -> tuple[bytes, Values | None]:
         """The payload of an update, and what the codec left out of it (error feedback).
 
@@ -181,32 +156,31 @@ class LocalClient:
         payload = encode(update, label, codec, rng)
         return payload, update - decode(payload, label, codec) if feedback else None
 
-    def _fit(self, shard: Shard, round_: int, partition: int, proximal_mu: float) -> float:
-        """Local epochs of SGD; the mean loss of the last one, without the proximal term."""
-        train = self.recipe.train
+    def _fit(self, job: Job) -> Losses:
+        """Local epochs of SGD; their losses without the proximal term, the mean of the last one."""
+        train, shard, mu = self.recipe.train, job.shard, job.proximal_mu
         optimizer = torch.optim.SGD(
             self._parameters,
-            lr=train.lr * train.factor(round_),
+            lr=train.lr * train.factor(job.round_),
             momentum=train.momentum,
             weight_decay=train.weight_decay,
         )
-        anchors = [p.detach().clone() for p in self._parameters] if proximal_mu else []
-        rng = derived_rng(self.recipe.run.seed, "train", round_, partition)
+        anchors = [p.detach().clone() for p in self._parameters] if mu else []
+        rng = derived_rng(self.recipe.run.seed, "train", job.round_, job.partition)
 
-        still = [] if self.recipe.wire.schedule.trains(round_) else self.generators
+        still = [] if self.recipe.wire.schedule.trains(job.round_) else self.generators
 
         def before_step() -> None:
             for generator in still:
                 generator.weight.grad = None
-            if proximal_mu:
-                _pull(self._parameters, anchors, proximal_mu)
+            if mu:
+                _pull(self._parameters, anchors, mu)
             if train.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self._parameters, train.clip_norm)
 
         self.model.train()
-        loss = 0.0
-        for _ in range(train.local_epochs):
-            loss = train_epoch(
+        passes = [
+            train_epoch(
                 self.model,
                 shard.images,
                 optimizer,
@@ -217,7 +191,9 @@ class LocalClient:
                 augment=train.augment,
                 before_step=before_step,
             )
-        return loss
+            for _ in range(train.local_epochs)
+        ]
+        return Losses(passes[-1].mean, passes[0].first, passes[-1].last)
 
 
 def _pull(parameters: list[torch.nn.Parameter], anchors: list[Tensor], mu: float) -> None:

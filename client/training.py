@@ -1,7 +1,8 @@
 """Local training over an ImageSet, whole batches at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,21 @@ from csg_core.evaluation import Precision, autocast
 from csg_core.images import ImageSet, random_crop_and_flip
 
 CROP_PADDING = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Training losses of a pass, nats an example: mean, first step's and last step's."""
+
+    mean: float
+    first: float
+    last: float
+
+    @classmethod
+    def of(cls, steps: Sequence[float], examples: Sequence[int]) -> "Losses":
+        """From the loss of every step, and how many examples it was the mean of."""
+        weighted = sum(loss * count for loss, count in zip(steps, examples, strict=True))
+        return cls(weighted / sum(examples), steps[0], steps[-1])
 
 
 def train_epoch(
@@ -25,19 +41,16 @@ def train_epoch(
     augment: bool = True,
     before_step: Callable[[], None] | None = None,
     after_step: Callable[[], None] | None = None,
-) -> float:
+) -> Losses:
     """One pass over ``data`` in the order, with the augmentation and dropout that ``rng`` draws.
 
     ``rows``, int64 [M], narrows it to these images. ``before_step`` is called when gradients are
     there, ``after_step`` when the parameters have changed.
-
-    Returns:
-        Mean training loss per example.
     """
     device = data.images.device
     rows = torch.arange(len(data)) if rows is None else rows
-    total = torch.zeros((), device=device)
-    seen = 0
+    losses: list[Tensor] = []
+    examples: list[int] = []
     with _drawing_as(rng, device):
         for chosen in epoch_batches(rows, batch_size, rng, device):
             images = data.images[chosen]
@@ -52,9 +65,9 @@ def train_epoch(
             optimizer.step()
             if after_step is not None:
                 after_step()
-            total += loss.detach() * len(chosen)
-            seen += len(chosen)
-    return float(total) / max(seen, 1)
+            losses.append(loss.detach())
+            examples.append(len(chosen))
+    return Losses.of(torch.stack(losses).tolist(), examples)
 
 
 def epoch_batches(

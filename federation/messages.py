@@ -38,7 +38,7 @@ class TrainReport:
         partition: its shard, from 0 on.
         examples: images trained on.
         train_loss: mean over the last local epoch, nats.
-        loss_before, loss_after: of the received and the trained model on a few of its images.
+        loss_before, loss_after: training losses of the first and the last batch, nats.
         seconds: of training.
     """
 

@@ -86,7 +86,7 @@ def train_centrally(
     model.train()
     for epoch in range(1, settings.epochs + 1):
         started = time.perf_counter()
-        loss = train_epoch(
+        losses = train_epoch(
             model,
             train,
             optimizer,
@@ -97,10 +97,10 @@ def train_centrally(
             after_step=schedule.step,
         )
         seconds = time.perf_counter() - started
-        if not math.isfinite(loss):
-            raise ValueError(f"the loss is {loss} in epoch {epoch}; lower lr {settings.lr}")
+        if not math.isfinite(losses.mean):
+            raise ValueError(f"the loss is {losses.mean} in epoch {epoch}; lower lr {settings.lr}")
         result = evaluate(model, test, precision=settings.precision)
-        yield Epoch(epoch, loss, result.loss, result.accuracy, seconds)
+        yield Epoch(epoch, losses.mean, result.loss, result.accuracy, seconds)
 
 
 def _factor(schedule: Schedule, steps: int) -> Callable[[int], float]:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.job import Job
 from client.local import LocalClient
 from client.shard import Shards
 from csg_core import Manifest, build, fold, generated, manifest, pack, split, unpack
@@ -126,7 +127,8 @@ class Study:
         averages = Averages(self.found)
         for partition in nodes:
             shard = self._shards[partition]
-            trained = self._client.train(payload, shard, round_=round_, partition=partition)
+            job = Job(payload=payload, shard=shard, round_=round_, partition=partition)
+            trained = self._client.train(job)
             label = self._downlink.update_label(round_)
             update = decode(trained.payload, label, codec_named("fp32"))
             averages.add(model + update, trained.report.examples)

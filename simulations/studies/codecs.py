@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import zstandard
 
+from client.job import Job
 from client.local import LocalClient
 from client.shard import Shards
 from csg_core import build, manifest, pack
@@ -52,7 +53,7 @@ def update_of(network: str) -> tuple[Values, Parts]:
     found = manifest(model)
     downlink = Downlink(recipe, found, pack(model))
     (payload,) = downlink.payloads(downlink.first, 1, "train", [0])
-    trained = client.train(payload, shard, round_=1, partition=0)
+    trained = client.train(Job(payload=payload, shard=shard, round_=1, partition=0))
     update = decode(trained.payload, downlink.update_label(1), codec_named("fp32"))
     parts = [part for part in found.parts if part[0] in ("generator", "codes")]  # the first ones
     return update[: total(parts)], parts

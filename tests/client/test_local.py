@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from client.local import LocalClient, TrainingError
+from client.job import Job, TrainingError
+from client.local import LocalClient
 from client.shard import Shard, Shards, own_folder, partition_of
 from csg_core import GROUPS, build, exchanged, manifest, pack
 from csg_core.codecs import codec_named
@@ -30,10 +31,14 @@ def _first(recipe, round_=1):
     return encode(_model(recipe), _label(recipe, "model", round_), FP32, rng)
 
 
+def _job(payload, shard, **more):
+    return Job(payload=payload, shard=shard, **more)
+
+
 def _train(recipe, client=None, shard=None, *, round_=1, **more):
     client = client or LocalClient(recipe)
     shard = shard or Shards(recipe, client.device)[0]
-    return client.train(_first(recipe, round_), shard, round_=round_, partition=0, **more)
+    return client.train(_job(_first(recipe, round_), shard, round_=round_, partition=0, **more))
 
 
 def _update(recipe, trained, round_=1):
@@ -45,7 +50,7 @@ def test_a_round_is_the_same_whatever_the_client_did_before(tiny):
     client = LocalClient(recipe)
     shards = Shards(recipe, client.device)
     fresh = _train(recipe)
-    client.train(_first(recipe), shards[2], round_=1, partition=2)
+    client.train(_job(_first(recipe), shards[2], round_=1, partition=2))
     again = _train(recipe, client, shards[0])
     assert again.payload == fresh.payload
     assert again.report.examples == len(shards[0].train_rows)
@@ -56,9 +61,9 @@ def test_rounds_and_partitions_draw_differently(tiny):
     recipe = tiny()
     client = LocalClient(recipe)
     shard = Shards(recipe, client.device)[0]
-    one = client.train(_first(recipe), shard, round_=1, partition=0)
-    other = client.train(_first(recipe), shard, round_=1, partition=1)
-    later = client.train(_first(recipe, 2), shard, round_=2, partition=0)
+    one = client.train(_job(_first(recipe), shard, round_=1, partition=0))
+    other = client.train(_job(_first(recipe), shard, round_=1, partition=1))
+    later = client.train(_job(_first(recipe, 2), shard, round_=2, partition=0))
     updates = [_update(recipe, one), _update(recipe, other), _update(recipe, later, 2)]
     assert not np.array_equal(updates[0], updates[1])
     assert not np.array_equal(updates[0], updates[2])
@@ -121,7 +126,7 @@ def test_another_models_payload_is_refused(tiny):
     recipe = tiny()
     client = LocalClient(recipe)
     with pytest.raises(PayloadError):
-        client.train(_first(other), Shards(recipe, client.device)[0], round_=1, partition=0)
+        client.train(_job(_first(other), Shards(recipe, client.device)[0], round_=1, partition=0))
 
 
 def test_a_client_without_images_says_so(tiny):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from client.training import train_epoch
+from client.training import Losses, train_epoch
 from csg_core import build, pack
 from csg_core.evaluation import evaluate
 from csg_core.images import ImageSet
@@ -24,6 +24,10 @@ def _trained(seed: int, precision: str = "fp32", spec: ModelSpec = SPEC) -> torc
     rng = torch.Generator().manual_seed(seed)
     train_epoch(model, _first(300), opt, batch_size=64, rng=rng, precision=precision)
     return model
+
+
+def test_losses_of_a_pass_are_the_mean_of_its_images_and_those_of_its_ends():
+    assert Losses.of([4.0, 2.0, 1.0], [3, 3, 2]) == Losses(2.5, 4.0, 1.0)
 
 
 def test_training_repeats_itself_bit_by_bit_for_a_seed():

@@ -8,6 +8,7 @@ from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.app import make_app
+from client.job import Job
 from csg_core import build, manifest, pack, unpack
 from csg_core.evaluation import evaluate
 from federation.code import CODE, code_identity
@@ -364,7 +365,8 @@ def test_what_feedback_left_out_comes_with_the_next_update(tiny):
     for round_ in (1, 2, 3):
         sender.advance(pack(model), round_, np.random.default_rng(0))
         more = {} if memory is None else {"memory": memory}
-        answer = client.train(sender.message(None), shard, round_=round_, partition=0, **more)
+        job = Job(payload=sender.message(None), shard=shard, round_=round_, partition=0, **more)
+        answer = client.train(job)
         label = channel.label("update", round_, sender.held)
         sent += decode(answer.payload, label, codec_named("topk:fraction=0.05"))
         trained += pack(client.model) - sender.held.values
