@@ -6,7 +6,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,27 +16,49 @@ _MARK = "CSG_MEASURED"
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """``peak_bytes`` is the largest sum of proportional set sizes of all its processes."""
+    """``peak_bytes`` is the largest sum of proportional set sizes of all its processes.
+
+    ``arrivals`` are the seconds from the start at which the lines of ``output`` came.
+    """
 
     status: int
     output: str
     seconds: float
     peak_bytes: int
+    arrivals: tuple[float, ...] = ()
 
 
-def measured(arguments: Sequence[str]) -> Measured:
-    """Run Python with arguments, as ``-m simulations.cli run demo``, and wait for its end."""
+def measured(
+    arguments: Sequence[str],
+    *,
+    interpreter: str | Path = sys.executable,
+    environment: Mapping[str, str] | None = None,
+    errors: Path | None = None,
+) -> Measured:
+    """Run Python with arguments, as ``-m simulations.cli run demo``, and wait for its end.
+
+    ``environment`` is added to this process's own; what is written to the standard error goes to
+    the file ``errors``, or where this process's goes.
+    """
     mark, began = uuid.uuid4().hex, time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        env={**os.environ, _MARK: mark},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    watch = _Memory(mark)
-    output, _ = process.communicate()
+    lines, arrivals = [], []
+    with errors.open("w") if errors else nullcontext() as log:
+        process = subprocess.Popen(
+            [str(interpreter), *arguments],
+            env={**os.environ, **(environment or {}), _MARK: mark},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        watch = _Memory(mark)
+        with process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(line)
+                arrivals.append(time.perf_counter() - began)
+        status = process.wait()
     seconds, peak = time.perf_counter() - began, watch.stop()
-    return Measured(process.returncode, output, seconds, peak)
+    return Measured(status, "".join(lines), seconds, peak, tuple(arrivals))
 
 
 class _Memory(threading.Thread):

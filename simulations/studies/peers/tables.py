@@ -1,0 +1,77 @@
+"""The table of what was measured side by side, and the sentences below it."""
+
+import statistics
+from typing import Any
+
+from simulations.studies.peers.arms import ARMS, BASE
+
+_FP32, _FLOWER = "ours-fp32", ("flower-ray", "flower-ray-2")
+
+
+def table(content: dict[str, Any]) -> str:
+    """Markdown: medians over turns, ratios of rounds within a turn, and where it was measured."""
+    lines = [
+        "| arm | s per round | of ours | start-up s | s in all | peak MB | torch alone MB "
+        "| accuracy |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    lines += [_row(arm, content) for arm in ARMS if _all(arm, content)]
+    return "\n".join([*lines, "", *_sentences(content)])
+
+
+def ratio(arm: str, base: str, content: dict[str, Any]) -> float | None:
+    """Seconds of a round of ``arm`` per second of one of ``base``: the median over turns."""
+    both = [turn for turn in content["turns"] if arm in turn and base in turn]
+    if not both:
+        return None
+    return float(statistics.median(turn[arm]["round"] / turn[base]["round"] for turn in both))
+
+
+def _row(arm: str, content: dict[str, Any]) -> str:
+    found = _all(arm, content)
+    middle = {
+        key: statistics.median(run[key] for run in found)
+        for key in ("round", "start_up", "wall", "peak_mb", "test_accuracy")
+    }
+    times = ratio(arm, BASE, content)
+    alone = content["environments"][ARMS[arm].environment.name]["torch_alone_mb"]
+    return (
+        f"| {ARMS[arm].says} | {middle['round']:.2f} | {'' if times is None else f'{times:.2f}'} "
+        f"| {middle['start_up']:.1f} | {middle['wall']:.1f} | {middle['peak_mb']:.0f} "
+        f"| {alone:.0f} | {100 * middle['test_accuracy']:.2f} % |"
+    )
+
+
+def _all(arm: str, content: dict[str, Any]) -> list[dict[str, Any]]:
+    return [turn[arm] for turn in content["turns"] if arm in turn]
+
+
+def _sentences(content: dict[str, Any]) -> list[str]:
+    machine, train = content["machine"], content["work"]["train"]
+    turns = len(content["turns"])
+    versions = ", ".join(f"{e['torch']} ({n})" for n, e in content["environments"].items())
+    lines = [
+        f"{train['rounds']} rounds of {content['clients']} clients, {content['images']:,} images "
+        f"of {content['data']}, {content['test_images']:,} to test on; {turns} "
+        f"turn{'s' if turns > 1 else ''}; {machine['cores']} cores of {machine['cpu']}, "
+        f"{machine['threads']} threads, {content['date']}. torch {versions}."
+    ]
+    split = _of_precision_and_engine(content)
+    lines += [split] if split else []
+    lines += [f"Not measured: {ARMS[arm].says} ({why})." for arm, why in content["failed"].items()]
+    return lines
+
+
+def _of_precision_and_engine(content: dict[str, Any]) -> str:
+    """How much of the distance to Flower is precision, and how much the rest."""
+    flowers = [(times, arm) for arm in _FLOWER if (times := ratio(arm, BASE, content)) is not None]
+    precision = ratio(_FP32, BASE, content)
+    if not flowers or precision is None:
+        return ""
+    times, arm = min(flowers)
+    engine = ratio(arm, _FP32, content)
+    return (
+        f"{ARMS[arm].says}, takes {times:.2f} times as long a round as "
+        f"{ARMS[BASE].says}: {engine:.2f} times as long as {ARMS[_FP32].says} (engine and client), "
+        f"which takes {precision:.2f} times as long as {ARMS[BASE].says} (precision)."
+    )

@@ -1,0 +1,104 @@
+"""Peers get the same work as ours, run in their own processes, and a failure is named."""
+
+import json
+
+import pytest
+import torch
+
+from csg_core import ModelSpec, build
+from simulations.studies.peers import __main__ as peers
+from simulations.studies.peers.arms import ARMS, BASE
+from simulations.studies.peers.environments import Environment, PeerError, interpreter_of
+from simulations.studies.peers.plain import ResNet20, Work
+from simulations.studies.peers.tables import ratio, table
+from simulations.studies.peers.work import Asked, write_work
+
+
+def _found(seconds, accuracy=0.5):
+    return {"round": seconds, "wall": 60.0, "start_up": 4.0, "peak_mb": 700.0,
+            "test_accuracy": accuracy, "rounds": [seconds]}  # fmt: skip
+
+
+def _content(*turns, failed=None):
+    names = {ARMS[arm].environment.name for turn in turns for arm in turn}
+    return {
+        "machine": {"cores": 2, "cpu": "a processor", "threads": 2},
+        "date": "2026-11-25",
+        "data": "digits",
+        "work": {"train": {"rounds": 3}},
+        "clients": 10,
+        "images": 1000,
+        "test_images": 200,
+        "environments": {name: {"torch": "2.13.0", "torch_alone_mb": 200.0} for name in names},
+        "turns": list(turns),
+        "failed": failed or {},
+    }
+
+
+def test_the_plain_network_is_ours():
+    ours, plain = build(ModelSpec(parametrization="dense"), seed=3), ResNet20()
+    plain.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(plain.eval()(images), ours.eval()(images))
+
+
+def test_all_are_given_the_same_images_shards_and_first_values(tmp_path):
+    asked = Asked(data="digits", rounds=2, clients=3, images=60)
+    recipe, images = write_work(tmp_path, asked)
+    work = Work.of(tmp_path)
+    assert (
+        images
+        == {"images": 60, "test_images": 12}
+        == {
+            "images": sum(len(work.shard(client)) for client in range(3)),
+            "test_images": len(work.test()),
+        }
+    )
+    first = build(recipe.model, seed=recipe.run.seed).state_dict()
+    torch.testing.assert_close(work.network().state_dict(), first)
+    assert (work.rounds, work.lr, work.batch_size) == (2, recipe.train.lr, recipe.train.batch_size)
+
+
+def test_ratios_are_within_a_turn():
+    slow_turn = {BASE: _found(20.0), "flower-ray": _found(80.0)}
+    content = _content({BASE: _found(10.0), "flower-ray": _found(30.0)}, slow_turn, slow_turn)
+    assert ratio("flower-ray", BASE, content) == 4.0
+    assert ratio("pfl", BASE, content) is None
+
+
+def test_the_table_says_how_much_is_precision_and_what_was_not_measured():
+    turn = {BASE: _found(10.0, 0.4), "ours-fp32": _found(20.0), "flower-ray": _found(30.0)}
+    said = table(_content(turn, failed={"pfl": "does not install"}))
+    assert "| csg-fl, precision auto | 10.00 | 1.00 | 4.0 | 60.0 | 700 | 200 | 40.00 % |" in said
+    assert "takes 3.00 times as long a round" in said
+    assert "1.50 times as long as csg-fl, fp32" in said
+    assert "which takes 2.00 times as long" in said
+    assert "Not measured: pfl (does not install)." in said
+
+
+def test_a_python_that_is_not_here_is_named(tmp_path):
+    odd = Environment(name="odd", python="3.99", packages=("numpy",))
+    with pytest.raises(PeerError, match=r"needs Python 3\.99"):
+        interpreter_of(odd, tmp_path)
+
+
+@pytest.mark.slow
+def test_ours_and_flower_on_ray_side_by_side(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- peers -->\n<!-- end of peers -->\n")
+    monkeypatch.setattr(peers, "SPEED", page)
+    monkeypatch.setattr(peers, "RESULTS", tmp_path / "results")
+    arguments = ["--data", "digits", "--clients", "2", "--rounds", "2", "--images", "40",
+                 "--arms", "ours-fp32", "flower-ray"]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["peers", *arguments])
+    peers.main()
+    content = json.loads((tmp_path / "results" / "2-clients.json").read_text())
+    assert content["failed"] == {}
+    (turn,) = content["turns"]
+    for arm in ("ours-fp32", "flower-ray"):
+        assert len(turn[arm]["rounds"]) == 2
+        assert 0 < turn[arm]["start_up"] < turn[arm]["wall"]
+        assert turn[arm]["peak_mb"] > 100
+        assert 0 <= turn[arm]["test_accuracy"] <= 1
+    assert "| csg-fl, fp32 |" in page.read_text()
+    assert "2 rounds of 2 clients, 40 images of digits, 8 to test on" in capsys.readouterr().out
