@@ -29,7 +29,9 @@ def _content(*turns, failed=None):
         "clients": 10,
         "images": 1000,
         "test_images": 200,
-        "environments": {name: {"torch": "2.13.0", "torch_alone_mb": 200.0} for name in names},
+        "environments": {
+            name: {"packages": [], "torch": "2.13.0", "torch_alone_mb": 200.0} for name in names
+        },
         "turns": list(turns),
         "failed": failed or {},
     }

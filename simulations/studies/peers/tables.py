@@ -49,12 +49,15 @@ def _all(arm: str, content: dict[str, Any]) -> list[dict[str, Any]]:
 def _sentences(content: dict[str, Any]) -> list[str]:
     machine, train = content["machine"], content["work"]["train"]
     turns = len(content["turns"])
-    versions = ", ".join(f"{e['torch']} ({n})" for n, e in content["environments"].items())
+    versions = ", ".join(
+        f"{e['packages'][-1] if e['packages'] else 'ours'} with torch {e['torch']}"
+        for e in content["environments"].values()
+    )
     lines = [
         f"{train['rounds']} rounds of {content['clients']} clients, {content['images']:,} images "
         f"of {content['data']}, {content['test_images']:,} to test on; {turns} "
         f"turn{'s' if turns > 1 else ''}; {machine['cores']} cores of {machine['cpu']}, "
-        f"{machine['threads']} threads, {content['date']}. torch {versions}."
+        f"{machine['threads']} threads, {content['date']}. {versions}."
     ]
     split = _of_precision_and_engine(content)
     lines += [split] if split else []
