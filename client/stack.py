@@ -13,7 +13,7 @@ from torch.func import grad_and_value, vmap
 from csg_core import SliceGenerator
 from csg_core.evaluation import Precision, autocast
 from csg_core.functional import PureNetwork
-from federation.recipe import TrainConfig
+from federation.sections import TrainConfig
 
 Tensors = dict[str, Tensor]  # by their names in the model
 # losses [c], with gradients [c, ...] and buffers as they are after the step

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federation.cache import cache_folder
-from federation.recipe import DataConfig
+from federation.sections import DataConfig
 from federation.sources import DataError
 
 _VERSION = 1

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from federation.recipe import DataConfig
+from federation.sections import DataConfig
 from federation.shards import class_spread, shard_rows
 from federation.sources import DataError
 
@@ -49,7 +49,7 @@ def test_the_seed_decides():
 
 def test_another_process_finds_the_same_shards(tmp_path):
     code = (
-        "import numpy as np; from federation.recipe import DataConfig;"
+        "import numpy as np; from federation.sections import DataConfig;"
         "from federation.shards import shard_rows;"
         "labels = np.random.default_rng(0).integers(0, 10, 1200).astype(np.int64);"
         "config = DataConfig(clients=5, partition='dirichlet');"
