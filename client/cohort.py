@@ -1,11 +1,12 @@
 """Clients of a round trained at once: their models stacked, their steps batched by torch.func.
 
 Each client takes the batches, in the order and with the augmentation, that it would take alone, and
-comes to the same values up to the rounding of floats. Batches are of real images only. Padding them
-to one size and masking the padding's loss would not do: batch normalisation would take the padding
-into its statistics, unless every norm of every network were written anew, with masks. So clients
-whose batches have the same size step together, and where shards differ in size, each client takes
-its last, smaller batch of an epoch by itself.
+comes to the same values up to the rounding of floats; dropout draws other masks than it does alone,
+the same ones each time that these clients train at once. Batches are of real images only. Padding
+them to one size and masking the padding's loss would not do: batch normalisation would take the
+padding into its statistics, unless every norm of every network were written anew, with masks. So
+clients whose batches have the same size step together, and where shards differ in size, each client
+takes its last, smaller batch of an epoch by itself.
 
 Shape letters: C clients, those with most images first, so that the ones that step together are a
 slice of the stack, a view; c clients of one step; B images of a batch, H height, W width.
@@ -22,7 +23,7 @@ from torch import Tensor
 from client.job import Job, Received, Trained
 from client.local import LocalClient
 from client.stack import Stack, Tensors, own_tensors, stepper
-from client.training import CROP_PADDING, Losses, epoch_batches
+from client.training import CROP_PADDING, Losses, drawing_as, epoch_batches
 from csg_core.functional import PureNetwork
 from csg_core.images import crop_and_flip, draw_crops
 from federation.seeds import derived_rng
@@ -83,7 +84,9 @@ class Cohort:
         stack = self._stack([client.model for client in begun], jobs[0])
         seed = recipe.run.seed
         rngs = [derived_rng(seed, "train", job.round_, job.partition) for job in jobs]
-        passes = [self._epoch(stack, jobs, rngs) for _ in range(recipe.train.local_epochs)]
+        together = derived_rng(seed, "cohort", jobs[0].round_, *(job.partition for job in jobs))
+        with drawing_as(together, self._client.device):
+            passes = [self._epoch(stack, jobs, rngs) for _ in range(recipe.train.local_epochs)]
         ends = enumerate(zip(passes[0], passes[-1], strict=True))
         return [
             (stack.model(row), Losses(last.mean, first.first, last.last))

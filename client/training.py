@@ -51,7 +51,7 @@ def train_epoch(
     rows = torch.arange(len(data)) if rows is None else rows
     losses: list[Tensor] = []
     examples: list[int] = []
-    with _drawing_as(rng, device):
+    with drawing_as(rng, device):
         for chosen in epoch_batches(rows, batch_size, rng, device):
             images = data.images[chosen]
             if augment:
@@ -85,7 +85,7 @@ def epoch_batches(
 
 
 @contextmanager
-def _drawing_as(rng: torch.Generator, device: torch.device) -> Iterator[None]:
+def drawing_as(rng: torch.Generator, device: torch.device) -> Iterator[None]:
     """Have torch's global generators, of which dropout draws, follow from ``rng``, which stays."""
     seed = int(torch.randint(2**63 - 1, (), generator=rng.clone_state()))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -29,6 +29,8 @@ class PureNetwork:
         mixed = any(parametrize.is_parametrized(module) for module in model.modules())
         self._layers = {} if mixed else generated(model)
         self._generators = {} if mixed else generators(model)
+        makers = {id(generator) for generator in self._generators.values()}
+        assert all(id(layer.bank.generator) in makers for layer in self._layers.values())
         self._spent = {f"{name}.codes" for name in self._layers}  # on kernels
         self._spent |= {f"{n}.{t}" for n in self._generators for t in ("weight", "draw")}
         self._network = (fold(model) if self._layers else copy.deepcopy(model)).train()

@@ -48,7 +48,7 @@ class Cohorts(Clients):
                 results = self._results(group, contexts)
         except ClientTimeout:
             return [self._late(task) for task in group]
-        except Exception as error:
+        except RuntimeError as error:  # as of torch: out of memory, or not to be batched
             _log.warning(
                 "%d clients cannot train at once, and train one by one; if memory ran out, lower "
                 "run.cohort", len(group), exc_info=error,
@@ -78,4 +78,8 @@ class Cohorts(Clients):
         job, trained = result
         if isinstance(trained, Exception):
             return self._raised(task, trained)
-        return trained_reply(task.message, context, self._recipe, job, trained), context.state
+        try:
+            reply = trained_reply(task.message, context, self._recipe, job, trained)
+        except Exception as error:  # of this client alone
+            return self._raised(task, error)
+        return reply, context.state

@@ -151,6 +151,17 @@ def test_every_setting_acts_as_it_does_alone(tiny, exact, train):
     assert _distances(plain.updates(plain.alone()[:1]), updates[:1])[0] > 10 * NEAR
 
 
+def test_dropout_is_drawn_from_the_seed_and_leaves_others_draws_alone(tiny):
+    model = {"name": "pfl-cnn", "parametrization": "dense", "width": 1.0}
+    round_ = _Round(_recipe(tiny, model=model), sizes=(10, 6))
+    state = torch.get_rng_state()
+    one = [answer.payload for answer in round_.together()]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    assert [answer.payload for answer in round_.together()] == one
+    assert one[0] != round_.alone()[0].payload
+
+
 def test_the_proximal_term_pulls_each_client_to_what_it_received(tiny, exact):
     recipe = _recipe(tiny)
     plain = _Round(recipe)

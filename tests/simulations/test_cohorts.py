@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from client import app as client_app
 from client.app import Worker
 from client.cohort import Cohort
 from csg_core import build, pack
@@ -135,12 +136,30 @@ def test_a_cohort_in_which_one_hangs_is_late_as_a_whole(tiny, run, trouble):
 
 def test_clients_that_cannot_train_at_once_train_one_by_one(tiny, run, monkeypatch, caplog):
     _, alone = run(tiny(), "alone")
-    monkeypatch.setattr("client.cohort.Stack.step", lambda *_: 1 / 0)
+
+    def batched(*_):
+        raise RuntimeError("vmap: not to be batched")
+
+    monkeypatch.setattr("client.cohort.Stack.step", batched)
     folder, state = run(tiny(run={"cohort": 4}), "together")
     assert [row.failures for row in folder.rows()] == [0, 0]
     assert np.array_equal(alone.values, state.values)
     assert "4 clients cannot train at once, and train one by one" in caplog.text
-    assert "ZeroDivisionError" in caplog.text
+    assert "vmap: not to be batched" in caplog.text
+
+
+def test_a_reply_that_cannot_be_made_is_that_clients_failure_alone(tiny, run, monkeypatch):
+    keep = client_app.keep
+
+    def kept(context, recipe, partition, *more):
+        if partition == 1:
+            raise OSError("no space left")
+        keep(context, recipe, partition, *more)
+
+    monkeypatch.setattr("client.app.keep", kept)
+    folder, _ = run(tiny(run={"cohort": 4}, server={"min_clients": 1}))
+    assert [row.failures for row in folder.rows()] == [1, 1]
+    assert "no space left" in folder.rows()[0].failed["client 1"]
 
 
 def test_a_cohort_is_not_for_a_superlink_of_the_environment(tiny, monkeypatch):

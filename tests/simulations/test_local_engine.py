@@ -68,7 +68,7 @@ def test_a_round_is_federated_averaging_as_the_paper_writes_it(tiny, run):
     for partition in range(recipe.data.clients):
         shard = shards[partition]
         unpack(client.model, start)
-        client._fit(shard, 1, partition, 0.0)
+        client._fit(Job(payload=b"", shard=shard, round_=1, partition=partition))
         trained.append(pack(client.model).astype(np.float64))
         weights.append(len(shard.train_rows))
     wanted = np.average(trained, axis=0, weights=weights)

@@ -21,7 +21,7 @@ from simulations.studies.peers.environments import (
     surroundings,
 )
 
-BASE = "ours"  # what others are compared with
+BASE = "ours-fp32"  # what others are compared with: their precision, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +38,8 @@ class Arm:
 
 
 ARMS = {
-    BASE: Arm(says="csg-fl, precision auto", settings=("train.precision=auto",)),
-    "ours-fp32": Arm(says="csg-fl, fp32", settings=("train.precision=fp32",)),
+    BASE: Arm(says="csg-fl, fp32", settings=("train.precision=fp32",)),
+    "ours": Arm(says="csg-fl, precision auto", settings=("train.precision=auto",)),
     "ours-workers": Arm(
         says="csg-fl, workers, precision auto",
         settings=("train.precision=auto", "run.workers=0"),
@@ -110,6 +110,8 @@ def measure(name: str, work: Path, recipe: Recipe, environments: Path) -> Found:
         if arm.script:
             return _of_lines(name, done, recipe.train.rounds)
         rows = RunFolder(scratch / "run").rows()
+        if len(rows) != recipe.train.rounds or any(row.failures for row in rows):
+            raise PeerError(f"{name} lost clients or rounds")
         first = next(
             at
             for at, line in zip(done.arrivals, done.output.splitlines(), strict=True)

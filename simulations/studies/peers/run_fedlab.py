@@ -1,5 +1,8 @@
 """FedLab: its standalone pipeline, with its SGDSerialClientTrainer and its SyncServerHandler.
 
+FedLab averages parameters; the running statistics of batch normalisation stay as they began, so
+that its accuracy is that of a network which normalises by none.
+
 Argument: the folder of the work.
 """
 

@@ -7,6 +7,7 @@ By ``run_simulation``, which does with fewer processes, and so less memory and a
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -15,6 +16,17 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
 from simulations.studies.peers.plain import Work, accuracy, report, train
+
+
+class Strict(FedAvg):
+    """Ends where FedAvg would go on without clients that failed."""
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        replies = list(replies)
+        failed = [reply.error for reply in replies if reply.has_error()]
+        if failed:
+            raise RuntimeError(f"{len(failed)} clients failed: {failed[0]}")
+        return super().aggregate_train(server_round, replies)
 
 
 def client_app(work: Work) -> ClientApp:
@@ -59,7 +71,7 @@ def server_app(work: Work) -> ServerApp:
             return MetricRecord({"accuracy": found})
 
         everyone = work.clients
-        strategy = FedAvg(
+        strategy = Strict(
             fraction_evaluate=0.0, min_train_nodes=everyone, min_available_nodes=everyone
         )
         strategy.start(
