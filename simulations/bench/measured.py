@@ -1,13 +1,14 @@
 """A Python command as a process of its own: its output, its seconds, and the memory of its like."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,11 +35,13 @@ def measured(
     interpreter: str | Path = sys.executable,
     environment: Mapping[str, str] | None = None,
     errors: Path | None = None,
+    limit: float | None = None,
 ) -> Measured:
     """Run Python with arguments, as ``-m simulations.cli run demo``, and wait for its end.
 
     ``environment`` is added to this process's own; what is written to the standard error goes to
-    the file ``errors``, or where this process's goes.
+    the file ``errors``, or where this process's goes. After ``limit`` seconds it is killed; at the
+    end, so are the processes that it began and left running.
     """
     mark, began = uuid.uuid4().hex, time.perf_counter()
     lines, arrivals = [], []
@@ -51,12 +54,19 @@ def measured(
             text=True,
         )
         watch = _Memory(mark)
-        with process:
-            assert process.stdout is not None
+        clock = threading.Timer(threading.TIMEOUT_MAX if limit is None else limit, _kill, [mark])
+        clock.start()
+        assert process.stdout is not None
+        try:
             for line in process.stdout:
                 lines.append(line)
                 arrivals.append(time.perf_counter() - began)
-        status = process.wait()
+            status = process.wait()
+        finally:
+            clock.cancel()
+            _kill(mark)
+            process.stdout.close()
+            process.wait()
     seconds, peak = time.perf_counter() - began, watch.stop()
     return Measured(status, "".join(lines), seconds, peak, tuple(arrivals))
 
@@ -66,24 +76,38 @@ class _Memory(threading.Thread):
 
     def __init__(self, mark: str) -> None:
         super().__init__(daemon=True)
-        self._mark = f"{_MARK}={mark}".encode()
+        self._mark = mark
         self._peak, self._ended = 0, threading.Event()
         self.start()
 
     def run(self) -> None:
         while not self._ended.wait(1.0):
-            self._peak = max(self._peak, sum(map(self._pss, Path("/proc").glob("[0-9]*"))))
+            self._peak = max(self._peak, sum(map(_pss, _processes(self._mark))))
 
     def stop(self) -> int:
         self._ended.set()
         self.join()
         return self._peak
 
-    def _pss(self, entry: Path) -> int:
-        try:
-            if self._mark not in (entry / "environ").read_bytes():
-                return 0
-            lines = (entry / "smaps_rollup").read_text().splitlines()
-        except OSError:
-            return 0
-        return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+def _processes(mark: str) -> Iterator[Path]:
+    """Folders in /proc of the processes whose environment holds a mark."""
+    wanted = f"{_MARK}={mark}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is another user's
+            if wanted in (entry / "environ").read_bytes():
+                yield entry
+
+
+def _pss(entry: Path) -> int:
+    with suppress(OSError):
+        for line in (entry / "smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return 1024 * int(line.split()[1])
+    return 0
+
+
+def _kill(mark: str) -> None:
+    for entry in _processes(mark):
+        with suppress(OSError):
+            os.kill(int(entry.name), signal.SIGKILL)

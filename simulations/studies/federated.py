@@ -56,6 +56,11 @@ _CODECS: dict[str, tuple[str, ...]] = {
     # sparse ternary compression with the authors' 1/400 in both directions
     "stc": _both("topk:fraction=0.0025,ternary=true", _DELTAS),
     "ecsq": _both("ecsq:step=1.5", _DELTAS),
+    "ecsq-fine": (
+        "wire.uplink=ecsq:step=1.5; statistics=ecsq:step=0.5",
+        "wire.downlink=ecsq:step=1; statistics=ecsq:step=0.5",
+        _DELTAS,
+    ),
     "ecsq-low": (
         "wire.uplink=ecsq:step=2.2; statistics=ecsq:step=0.5",
         "wire.downlink=ecsq:step=1.5; statistics=ecsq:step=0.5",

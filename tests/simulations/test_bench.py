@@ -1,8 +1,10 @@
 """The parts of the benchmark measure what they say, and guard against a slower step or engine."""
 
 import json
+import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,6 +70,37 @@ def test_a_command_is_measured_with_all_its_processes():
     assert (done.status, done.output) == (0, "1\n")
     assert done.seconds > 2.5
     assert done.peak_bytes > 60_000_000
+
+
+def test_a_command_is_ended_at_its_limit_with_what_it_began():
+    child = "import time; time.sleep(600)"
+    script = (
+        "import subprocess, sys, time; "
+        f"print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True); "
+        "time.sleep(600)"
+    )
+    done = measured(["-c", script], limit=3.0)
+    assert done.status == -signal.SIGKILL
+    assert 3.0 <= done.seconds < 60
+    assert not _runs(int(done.output))
+
+
+def test_what_a_command_leaves_running_is_ended():
+    child = "import time; time.sleep(600)"
+    script = (
+        "import subprocess, sys; null = subprocess.DEVNULL; "
+        f"print(subprocess.Popen([sys.executable, '-c', {child!r}], stdout=null).pid)"
+    )
+    done = measured(["-c", script])
+    assert done.status == 0
+    assert not _runs(int(done.output))
+
+
+def _runs(pid):
+    """Whether a process works; one that was killed may wait to be reaped by the init process."""
+    time.sleep(0.5)
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from simulations.studies.peers.environments import (
     surroundings,
 )
 
+LIMIT_S = 3600.0  # of an arm
 BASE = "ours-fp32"  # what others are compared with: their precision, too
 
 
@@ -103,8 +104,14 @@ def measure(name: str, work: Path, recipe: Recipe, environments: Path) -> Found:
         else:
             command = _our_command(arm, recipe, scratch / "run")
         done = measured(
-            command, interpreter=python, environment=surroundings() | more, errors=errors
+            command,
+            interpreter=python,
+            environment=surroundings() | more,
+            errors=errors,
+            limit=LIMIT_S,
         )
+        if done.status and done.seconds > LIMIT_S:
+            raise PeerError(f"{name} was ended after {LIMIT_S:g} s; ask for fewer --images")
         if done.status:
             raise PeerError(f"{name} ended with status {done.status}: {_last(errors)}")
         if arm.script:
