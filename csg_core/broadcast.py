@@ -63,7 +63,7 @@ class Channel:
 
     Attributes:
         fingerprint: of the manifest.
-        parts: group and size of every tensor.
+        parts: every tensor, as codecs take it.
         codec: of whole models, or of deltas.
         deltas: whether deltas are sent.
     """
@@ -80,8 +80,8 @@ class Channel:
 
     def codec_for(self, delta: Values) -> Codec:
         """What a delta is written with: a generator that does not change is left out."""
-        of_values = np.repeat([group == "generator" for group, _ in self.parts],
-                              [size for _, size in self.parts])  # fmt: skip
+        of_values = np.repeat([part.group == "generator" for part in self.parts],
+                              [part.size for part in self.parts])  # fmt: skip
         return self.codecs[0 if delta[of_values].any() else 1]
 
     def first(self, model: Values) -> Held:

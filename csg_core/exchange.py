@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -24,16 +24,49 @@ from csg_core.modules import generated, generators, unwrap
 Group = Literal["generator", "codes", "norms", "other", "statistics"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 
+_KERNEL_DIMS = 4  # [out, in, height, width]
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+class Grid(NamedTuple):
+    """Where the kernels are in a tensor, whose shape is [.., height, width, inner].
+
+    Attributes:
+        sides: height and width of a kernel; 1 and 1 of what is none.
+        inner: number of values from one place of a kernel to the next.
+    """
+
+    sides: tuple[int, int] = (1, 1)
+    inner: int = 1
+
+    @property
+    def spatial(self) -> bool:
+        """Whether there are kernels of more than one place."""
+        return self.sides != (1, 1)
+
+
+NO_GRID = Grid()
+
+
+class Part(NamedTuple):
+    """A tensor as codecs take it: its group, its number of values, and its kernels."""
+
+    group: Group
+    size: int
+    grid: Grid = NO_GRID
+
+
+Parts = Sequence[Part]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor to exchange: its name in ``state_dict()``, its group and its shape."""
+    """One tensor to exchange: its name in ``state_dict()``, group and shape, and its kernels."""
 
     name: str
     group: Group
     shape: tuple[int, ...]
+    grid: Grid = NO_GRID
 
     @property
     def size(self) -> int:
@@ -69,9 +102,9 @@ class Manifest:
         return sum(entry.size for entry in self.entries)
 
     @property
-    def parts(self) -> tuple[tuple[Group, int], ...]:
-        """Group and number of values of every entry, as codecs take them."""
-        return tuple((entry.group, entry.size) for entry in self.entries)
+    def parts(self) -> tuple[Part, ...]:
+        """Every entry as codecs take it."""
+        return tuple(Part(entry.group, entry.size, entry.grid) for entry in self.entries)
 
     def count(self, *groups: Group) -> int:
         """Number of values in the given groups."""
@@ -103,11 +136,11 @@ def exchanged(model: nn.Module, groups: Collection[Group] = GROUPS) -> dict[Entr
     """
     found = list(_walk(unwrap(model)))
     return {
-        Entry(name, group, tuple(tensor.shape)): tensor
+        entry: tensor
         for wanted in GROUPS
         if wanted in groups
-        for name, group, tensor in found
-        if group == wanted
+        for entry, tensor in found
+        if entry.group == wanted
     }
 
 
@@ -173,19 +206,20 @@ def unpack(
             tensor.copy_(wanted[entry])
 
 
-def _walk(model: nn.Module) -> Iterator[tuple[str, Group, Tensor]]:
-    """Every tensor to exchange, once, with its group, in the order of the modules."""
+def _walk(model: nn.Module) -> Iterator[tuple[Entry, Tensor]]:
+    """Every tensor to exchange, once, in the order of the modules."""
     seen: set[int] = set()
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
-                yield prefix + name, _group(module, name), parameter
+                group, grid = _group(module, name), _grid(module, parameter)
+                yield Entry(prefix + name, group, tuple(parameter.shape), grid), parameter
         if isinstance(module, _NORMS):
             for name, buffer in module.named_buffers(recurse=False):
                 if buffer.is_floating_point():
-                    yield prefix + name, "statistics", buffer
+                    yield Entry(prefix + name, "statistics", tuple(buffer.shape)), buffer
 
 
 def _group(module: nn.Module, name: str) -> Group:
@@ -194,3 +228,12 @@ def _group(module: nn.Module, name: str) -> Group:
     if isinstance(module, GeneratedConv2d) and name == "codes":
         return "codes"
     return "norms" if isinstance(module, _NORMS) else "other"
+
+
+def _grid(module: nn.Module, parameter: Tensor) -> Grid:
+    if isinstance(module, SliceGenerator):
+        return Grid((module.kernel_size, module.kernel_size), module.code_size)
+    if parameter.dim() != _KERNEL_DIMS:
+        return NO_GRID
+    _, _, height, width = parameter.shape
+    return Grid((height, width))

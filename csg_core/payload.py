@@ -20,7 +20,7 @@ from csg_core.codecs.base import Values
 
 Kind = Literal["model", "update", "delta"]
 
-VERSION = 2
+VERSION = 3
 _MAGIC = b"CSG" + bytes([VERSION])
 _HEADER = struct.Struct("<4s4s16s7I")
 _CHECKSUM = struct.Struct("<I")
@@ -38,7 +38,7 @@ class Label:
 
     Attributes:
         fingerprint: of the manifest, 32 hexadecimal digits.
-        parts: group and size of every tensor.
+        parts: every tensor, as codecs take it.
         round: from 1 on.
         kind: a ``model``; a ``delta``, the next model minus the one before; or an ``update``,
             trained minus received.

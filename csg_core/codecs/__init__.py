@@ -4,7 +4,7 @@ A codec is named in one line, as in recipes: ``fp16``, ``ecsq:step=1.5``, or, wi
 some groups of tensors, ``ecsq:step=1.5; norms=fp16; statistics=none``.
 """
 
-from csg_core.codecs.base import Codec, CodecError, Part, Parts, total
+from csg_core.codecs.base import Codec, CodecError, total
 from csg_core.codecs.blockwise import Uniform
 from csg_core.codecs.ecsq import Ecsq
 from csg_core.codecs.grouped import Grouped
@@ -13,6 +13,7 @@ from csg_core.codecs.named import CODECS, codec_named
 from csg_core.codecs.plain import Float16, Float32, Nothing
 from csg_core.codecs.schedule import GeneratorSchedule, without_generator
 from csg_core.codecs.sparse import Ternary, TopK
+from csg_core.exchange import Part, Parts
 
 __all__ = [
     "CODECS",

@@ -1,17 +1,14 @@
 """What a codec is: flat float32 arrays to bytes and back, the same class for either direction."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_core.exchange import Group
+from csg_core.exchange import Parts
 
 Values = NDArray[np.float32]
-Part = tuple[Group, int]  # a tensor's group and its number of values
-Parts = Sequence[Part]
 
 
 class CodecError(ValueError):
@@ -60,7 +57,7 @@ class Codec(ABC):
 
 def total(parts: Parts) -> int:
     """Number of values of all parts."""
-    return sum(size for _, size in parts)
+    return sum(part.size for part in parts)
 
 
 def require_finite(values: Values, name: str) -> None:

@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from csg_core.codecs.base import (
     Codec,
-    Parts,
     Values,
     require_finite,
     require_length,
     total,
 )
+from csg_core.exchange import Parts
 
 Blocks_BN = NDArray[np.float32]  # B blocks of N values
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_core.codecs.base import Codec, CodecError, Parts, Values, total
-from csg_core.exchange import Group
+from csg_core.codecs.base import Codec, CodecError, Values, total
+from csg_core.exchange import Group, Parts
 
 _LENGTH = 4  # bytes
 
@@ -55,9 +55,9 @@ class Grouped(Codec):
         """Each codec that is used, with its tensors and the places of their values."""
         others = dict(self.others)
         shares: list[tuple[Codec, Parts, NDArray[np.bool_]]] = []
-        sizes = [size for _, size in parts]
+        sizes = [part.size for part in parts]
         for codec in (self.default, *others.values()):
-            mine = [others.get(group, self.default) is codec for group, _ in parts]
+            mine = [others.get(part.group, self.default) is codec for part in parts]
             if any(mine):
                 chosen = [part for part, yes in zip(parts, mine, strict=True) if yes]
                 shares.append((codec, chosen, np.repeat(mine, sizes)))

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_core.codecs.base import Codec, CodecError, Parts, Values, require_finite, total
+from csg_core.codecs.base import Codec, CodecError, Values, require_finite, total
 from csg_core.codecs.entropy import code, entropy_bits
 from csg_core.codecs.entropy import decode as decode_symbols
+from csg_core.exchange import Parts
 
 _PLANES = 4
 _LENGTH = 4  # bytes before each plane

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from csg_core.codecs.base import Codec, CodecError, Parts, Values, require_length, total
+from csg_core.codecs.base import Codec, CodecError, Values, require_length, total
+from csg_core.exchange import Parts
 
 
 class _Plain(Codec):

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from csg_core.codecs.base import Codec, Parts
+from csg_core.codecs.base import Codec
 from csg_core.codecs.grouped import Grouped
 from csg_core.codecs.plain import Nothing
+from csg_core.exchange import Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class GeneratorSchedule:
 
 def without_generator(codec: Codec, parts: Parts) -> Codec:
     """The same codec, but that nothing of a generator is sent; ``parts`` may hold none."""
-    if all(group != "generator" for group, _ in parts):
+    if all(part.group != "generator" for part in parts):
         return codec
     if not isinstance(codec, Grouped):
         return Grouped(codec, (("generator", Nothing()),))

@@ -7,7 +7,6 @@ import numpy as np
 from csg_core.codecs.base import (
     Codec,
     CodecError,
-    Parts,
     Values,
     require_finite,
     require_length,
@@ -15,6 +14,7 @@ from csg_core.codecs.base import (
 )
 from csg_core.codecs.entropy import code
 from csg_core.codecs.entropy import decode as decode_symbols
+from csg_core.exchange import Parts
 
 _TRITS = 3 ** np.arange(5)  # five to a byte
 _ALPHABET = 3
@@ -32,7 +32,7 @@ class Ternary(Codec):
 
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:  # noqa: ARG002
         require_finite(values, self.name)
-        sizes = [size for _, size in parts if size]
+        sizes = [part.size for part in parts if part.size]
         starts = np.cumsum([0, *sizes])[:-1]
         magnitudes = np.abs(values)
         sums = np.add.reduceat(magnitudes, starts, dtype=np.float64) if sizes else np.zeros(0)
@@ -47,7 +47,7 @@ class Ternary(Codec):
 
     def decode(self, body: bytes | memoryview, parts: Parts) -> Values:
         require_length(body, self.most_bytes(parts), self.name)
-        sizes = [size for _, size in parts if size]
+        sizes = [part.size for part in parts if part.size]
         scales = np.frombuffer(body[: 4 * len(sizes)], "<f4")
         packed = np.frombuffer(body[4 * len(sizes) :], np.uint8)
         if (packed >= _ALPHABET**5).any():
@@ -57,7 +57,7 @@ class Ternary(Codec):
         return values
 
     def most_bytes(self, parts: Parts) -> int:
-        return 4 * sum(1 for _, size in parts if size) + -(-total(parts) // 5)
+        return 4 * sum(1 for part in parts if part.size) + -(-total(parts) // 5)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ def update_of(network: str) -> tuple[Values, Parts]:
     (payload,) = downlink.payloads(downlink.first, 1, "train", [0])
     trained = client.train(Job(payload=payload, shard=shard, round_=1, partition=0))
     update = decode(trained.payload, downlink.update_label(1), codec_named("fp32"))
-    parts = [part for part in found.parts if part[0] in ("generator", "codes")]  # the first ones
+    parts = [part for part in found.parts if part.group in ("generator", "codes")]  # the first ones
     return update[: total(parts)], parts
 
 
@@ -80,7 +80,7 @@ def _row(line: str, update: Values, parts: Parts, repeats: int) -> str:
 
 def coders(update: Values, parts: Parts, repeats: int) -> str:
     """Markdown: the symbols of steps of 1.5 deviations of each tensor, by several libraries."""
-    ends = np.cumsum([size for _, size in parts])
+    ends = np.cumsum([part.size for part in parts])
     tensors = np.split(update, ends[:-1])
     steps = np.concatenate([np.full(t.size, 1.5 * np.sqrt(np.mean(t**2))) for t in tensors])
     symbols = np.clip(np.rint(update / steps), -127, 127).astype(np.int32)

@@ -80,9 +80,9 @@ def _eigenbasis(rows_SD: Matrix) -> Matrix:
 
 def _of(wanted: str, values: Values, parts: Parts) -> Matrix:
     """The values of a group, one after another."""
-    ends = np.cumsum([size for _, size in parts])
+    ends = np.cumsum([part.size for part in parts])
     tensors = zip(parts, np.split(values, ends[:-1]), strict=True)
-    return np.concatenate([t for (group, _), t in tensors if group == wanted]).astype(np.float64)
+    return np.concatenate([t for part, t in tensors if part.group == wanted]).astype(np.float64)
 
 
 def main() -> None:

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from csg_core.broadcast import Channel, Held, Sender
 from csg_core.codecs import codec_named
+from csg_core.exchange import Part
 from csg_core.payload import HEADER_BYTES, PayloadError
 
-PARTS = (("generator", 300), ("codes", 60), ("norms", 8))
+PARTS = (Part("generator", 300), Part("codes", 60), Part("norms", 8))
 SIZE = 368
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from csg_core.codecs import CodecError, Ecsq, TopK, Uniform, codec_named, total
 from csg_core.codecs.entropy import code, entropy_bits
 from csg_core.codecs.entropy import decode as decode_symbols
+from csg_core.exchange import Grid, Part
 
 LINES = [
     "fp32",
@@ -28,8 +29,9 @@ LINES = [
     "ecsq:step=4; norms=fp16; statistics=none",
     "none",
 ]
-PARTS = (("generator", 700), ("codes", 40), ("codes", 0), ("codes", 300), ("norms", 7),
-         ("other", 1), ("statistics", 16))  # fmt: skip
+PARTS = (Part("generator", 630, Grid((3, 3), 7)), Part("codes", 40), Part("codes", 0),
+         Part("codes", 300), Part("norms", 7), Part("other", 1),
+         Part("statistics", 16))  # fmt: skip
 
 
 def _rng():
@@ -39,14 +41,23 @@ def _rng():
 def _laplace(parts=PARTS, seed=0):
     """Values as updates are: of another size in every tensor."""
     rng = np.random.default_rng(seed)
-    scales = np.repeat(rng.lognormal(-5, 1, len(parts)), [size for _, size in parts])
+    scales = np.repeat(rng.lognormal(-5, 1, len(parts)), [part.size for part in parts])
     return (rng.laplace(size=total(parts)) * scales).astype(np.float32)
 
 
+_GRIDS = (Grid(), Grid((3, 3)), Grid((1, 2), 3), Grid((5, 4), 1))
+
+
+def _part(group, size, grid):
+    """A tensor of about that size that is whole kernels."""
+    kernel = grid.sides[0] * grid.sides[1] * grid.inner
+    return Part(group, size // kernel * kernel, grid)
+
+
 _groups = st.sampled_from(["generator", "codes", "norms", "other", "statistics"])
-_parts = st.lists(st.tuples(_groups, st.integers(0, 40)), max_size=6).map(
-    lambda parts: sorted(parts, key=lambda part: part[0])
-)
+_parts = st.lists(
+    st.builds(_part, _groups, st.integers(0, 40), st.sampled_from(_GRIDS)), max_size=6
+).map(lambda parts: sorted(parts, key=lambda part: part.group))
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -101,7 +112,7 @@ def test_truncated_and_oversized_bytes_are_refused(line):
 
 @pytest.mark.parametrize("line", LINES[1:-1])
 def test_bytes_to_expect_are_those_of_real_values(line):
-    parts = (("generator", 90_000), *[("codes", 600)] * 30, *[("norms", 16)] * 40)
+    parts = (Part("generator", 90_000), *[Part("codes", 600)] * 30, *[Part("norms", 16)] * 40)
     codec = codec_named(line)
     sent = len(codec.encode(_laplace(parts), parts, _rng()))
     assert sent == pytest.approx(codec.bytes_about(parts), rel=0.1)
@@ -110,7 +121,7 @@ def test_bytes_to_expect_are_those_of_real_values(line):
 @pytest.mark.parametrize("codec", [Uniform(bits=1, block=8), Uniform(bits=3, block=16),
                                    Uniform(bits=2, block=8, rotate=True)], ids=repr)  # fmt: skip
 def test_stochastic_rounding_leaves_no_bias(codec):
-    parts = (("codes", 24),)
+    parts = (Part("codes", 24),)
     values = _laplace(parts)
     rng = _rng()
     drawn = np.stack([codec.decode(codec.encode(values, parts, rng), parts) for _ in range(4000)])
@@ -120,7 +131,7 @@ def test_stochastic_rounding_leaves_no_bias(codec):
 
 
 def test_a_rotation_spreads_an_outlier():
-    parts = (("codes", 1024),)
+    parts = (Part("codes", 1024),)
     values = np.zeros(1024, np.float32)
     values[5] = 1.0
     plain, turned = (Uniform(bits=2, block=1024, rotate=rotate) for rotate in (False, True))
@@ -134,7 +145,7 @@ def test_a_rotation_spreads_an_outlier():
 
 @pytest.mark.parametrize(("step", "most"), [(0.1, 0.001), (1.0, 0.12), (1.5, 0.2), (3.0, 0.55)])
 def test_ecsq_keeps_to_its_error_and_leaves_no_bias(step, most):
-    parts = (("generator", 50_000), ("codes", 20_000))
+    parts = (Part("generator", 50_000), Part("codes", 20_000))
     values = _laplace(parts)
     codec = Ecsq(step=step)
     back = codec.decode(codec.encode(values, parts, _rng()), parts)
@@ -147,7 +158,7 @@ def test_ecsq_keeps_to_its_error_and_leaves_no_bias(step, most):
 
 
 def test_ecsq_holds_far_outliers_and_zeros():
-    parts = (("codes", 4), ("codes", 1000))
+    parts = (Part("codes", 4), Part("codes", 1000))
     values = np.zeros(1004, np.float32)
     values[7], values[9] = 3e4, -1e-3
     back = Ecsq(step=0.5).decode(Ecsq(step=0.5).encode(values, parts, _rng()), parts)
@@ -165,7 +176,7 @@ _bits = st.integers(0, 2**32 - 1).map(
 def test_every_finite_value_comes_back_bit_by_bit(line, words, repeats):
     """Subnormal numbers and minus zero too, in few bytes where values repeat."""
     values = np.array(words * repeats, "<u4").view("<f4")
-    parts = (("codes", values.size),)
+    parts = (Part("codes", values.size),)
     codec = codec_named(line)
     body = codec.encode(values, parts, _rng())
     assert len(body) <= codec.most_bytes(parts)
@@ -173,7 +184,7 @@ def test_every_finite_value_comes_back_bit_by_bit(line, words, repeats):
 
 
 def test_fp32z_shortens_exponents_and_the_zeros_of_differences():
-    parts = (("generator", 100_000),)
+    parts = (Part("generator", 100_000),)
     values = _laplace(parts)
     moved = (values + _laplace(parts, seed=1) * np.float32(0.01)).astype(np.float32)
     weights, update = (
@@ -184,7 +195,7 @@ def test_fp32z_shortens_exponents_and_the_zeros_of_differences():
 
 
 def test_fp32z_refuses_an_infinity_and_a_plane_of_a_wrong_length():
-    parts = (("codes", 2),)
+    parts = (Part("codes", 2),)
     codec = codec_named("fp32z")
     plane = (2).to_bytes(4, "little")
     infinite = plane + bytes(2) + plane + bytes(2) + plane + bytes(2) + plane + bytes([0, 255])
@@ -197,7 +208,7 @@ def test_fp32z_refuses_an_infinity_and_a_plane_of_a_wrong_length():
 
 def test_top_k_keeps_the_largest():
     values = np.array([0, -5, 1, 2, 3, -4, 0.5, 0, 0, 0], np.float32)
-    parts = (("codes", 10),)
+    parts = (Part("codes", 10),)
     kept = TopK(fraction=0.3).decode(TopK(fraction=0.3).encode(values, parts, _rng()), parts)
     assert kept.tolist() == [0, -5, 0, 0, 3, -4, 0, 0, 0, 0]
     signs = TopK(fraction=0.3, ternary=True)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from csg_core.broadcast import MOST_FRAMES, Channel, Held, Sender
 from csg_core.codecs import Float16, codec_named
+from csg_core.exchange import Part
 from csg_core.payload import PayloadError, seal
 from tests.fuzz.doors import FINGERPRINT, LINES, PARTS, SIZE, refused, sound
 
@@ -49,7 +50,7 @@ def test_a_hundred_thousand_frames_of_old_versions_are_refused_at_once():
         _frame(channel, "delta", 1, Held(version, held.values)) for version in range(100_000)
     )
     _refused(channel, old, 1, held, "model of 5,600,000 bytes; 368 are taken")
-    wide = Channel(FINGERPRINT, (("other", 3_000_000),), codec_named("none"), True)
+    wide = Channel(FINGERPRINT, (Part("other", 3_000_000),), codec_named("none"), True)
     model = Held(200_000, np.zeros(3_000_000, np.float32))
     tracemalloc.start()
     started = time.perf_counter()
@@ -61,7 +62,7 @@ def test_a_hundred_thousand_frames_of_old_versions_are_refused_at_once():
 
 def test_frames_are_counted_before_any_is_decoded():
     """Empty frames, each of which would cost a pass over the model and a checksum of it."""
-    wide = Channel(FINGERPRINT, (("other", 200_000),), codec_named("none"), True)
+    wide = Channel(FINGERPRINT, (Part("other", 200_000),), codec_named("none"), True)
     held = Held(0, np.zeros(200_000, np.float32))
     chain = [
         _frame(wide, "delta", 1, Held(version, held.values))

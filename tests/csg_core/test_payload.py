@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csg_core.codecs import codec_named
+from csg_core.exchange import Part
 from csg_core.payload import HEADER_BYTES, Label, PayloadError, decode, payload_bytes
 from csg_core.payload import encode as encode_drawing
 
@@ -14,7 +15,7 @@ FP32, FP16 = codec_named("fp32"), codec_named("fp16")
 
 def _label(size, **changes):
     given_ = {"fingerprint": "00112233445566778899aabbccddeeff", "round": 7, "kind": "update",
-              "version": 7, "digest": 99, "parts": (("codes", size),)}  # fmt: skip
+              "version": 7, "digest": 99, "parts": (Part("codes", size),)}  # fmt: skip
     return Label(**{**given_, **changes})
 
 
@@ -58,7 +59,7 @@ def test_noise_is_refused(noise):
         ({"kind": "model"}, "kind"),
         ({"version": 6}, "version 6; expected 7"),
         ({"digest": 98}, "digest 98; expected 99"),
-        ({"parts": (("codes", 1), ("codes", 2))}, "number of tensors 2; expected 1"),
+        ({"parts": (Part("codes", 1), Part("codes", 2))}, "number of tensors 2; expected 1"),
     ],
 )
 def test_what_does_not_fit_is_named(sent, message):

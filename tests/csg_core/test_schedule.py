@@ -5,9 +5,10 @@ import pytest
 
 from csg_core.broadcast import Channel, Sender
 from csg_core.codecs import GeneratorSchedule, codec_named, without_generator
+from csg_core.exchange import Part
 from csg_core.payload import PayloadError
 
-PARTS = (("generator", 300), ("codes", 60), ("norms", 8))
+PARTS = (Part("generator", 300), Part("codes", 60), Part("norms", 8))
 SIZE = 368
 
 
@@ -34,7 +35,7 @@ def test_without_the_generator_the_others_are_as_they_were(line):
     assert not found[:300].any()
     np.testing.assert_array_equal(found[300:], whole[300:])
     assert partial.most_bytes(PARTS) < codec.most_bytes(PARTS)
-    assert without_generator(codec, (("other", 5),)) == codec
+    assert without_generator(codec, (Part("other", 5),)) == codec
 
 
 def test_a_delta_leaves_out_a_generator_that_does_not_change():

@@ -16,12 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csg_core.codecs import Ecsq, codec_named, total
+from csg_core.exchange import Grid, Part
 from csg_core.payload import HEADER_BYTES, Label, PayloadError, decode, encode, payload_bytes, seal
 from tests.fuzz.doors import LINES, PARTS, SIZE, label, mended, refused, sound
 
 MOST = 10  # times the array and the payload: what decoding may take at its peak
 SPARE = 256_000  # bytes, for small arrays and tables
-LARGE = (("generator", 150_000), ("codes", 40_000), ("norms", 5_000), ("statistics", 5_000))
+LARGE = (
+    Part("generator", 150_300, Grid((3, 3), 50)),
+    Part("codes", 40_000),
+    Part("norms", 5_000),
+    Part("statistics", 5_000),
+)
 
 
 def _body(line, parts=PARTS, seed=0):
@@ -165,7 +171,7 @@ def memory(key):
     with open("/proc/self/status") as file:
         return 1024 * next(int(line.split()[1]) for line in file if line.startswith(key))
 
-parts = tuple((group, 8 * size) for group, size in LARGE)
+parts = tuple(part._replace(size=8 * part.size) for part in LARGE)
 about = Label(fingerprint=label().fingerprint, parts=parts, round=5, kind="update", version=5,
               digest=7)
 payloads = [(line, seal(body, about, codec_named(line)))

@@ -18,6 +18,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from csg_core.broadcast import MOST_FRAMES, Channel, Held
 from csg_core.codecs import CODECS, Codec, CodecError, Float16, codec_named
 from csg_core.codecs.base import Values
+from csg_core.exchange import Grid, Part
 from csg_core.payload import HEADER_BYTES, Label, PayloadError, decode, seal
 from federation.messages import (
     ReplyError,
@@ -29,8 +30,8 @@ from federation.messages import (
 )
 
 FINGERPRINT = "0123456789abcdef0123456789abcdef"
-PARTS = (("generator", 90), ("codes", 12), ("codes", 0), ("codes", 30), ("norms", 7), ("other", 1),
-         ("statistics", 16))  # fmt: skip
+PARTS = (Part("generator", 90, Grid((3, 3), 5)), Part("codes", 12), Part("codes", 0),
+         Part("codes", 30), Part("norms", 7), Part("other", 1), Part("statistics", 16))  # fmt: skip
 SIZE = 156
 ROUND = 5
 MOST_EXAMPLES = 50_000

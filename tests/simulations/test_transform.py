@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from csg_core.exchange import Part
 from simulations.studies.transform import bases, bits_and_error, table
 
 
@@ -40,7 +41,7 @@ def test_fine_steps_leave_nothing_out():
 
 def test_the_table_has_a_row_for_each_basis():
     codes_SD, moved_SD, update_VD = _parts()
-    parts = [("generator", update_VD.size), ("codes", codes_SD.size)]
+    parts = [Part("generator", update_VD.size), Part("codes", codes_SD.size)]
     first = np.concatenate([np.zeros(update_VD.size), codes_SD.ravel()]).astype(np.float32)
     update = np.concatenate([update_VD.ravel(), moved_SD.ravel()]).astype(np.float32)
     rows = table(first, update, parts, 12).splitlines()

@@ -1,0 +1,72 @@
+"""Kernels by spatial frequency: an orthonormal cosine transform (DCT-II) over height and width.
+
+What passes through a convolution is smooth and, after a ReLU, not negative: the gradients of a
+kernel's places are alike, and most of an update's energy is in the mean of each kernel. Only
+float32 products and sums in a fixed order are used, so that every machine comes to the same bits.
+"""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csg_core.codecs.base import Values
+from csg_core.exchange import Part, Parts
+
+BANDS = 9  # of frequencies: 0, 1 and higher, of height times width
+_HIGH = 2  # from which frequency on all are one band
+_GRID = 1 << 22  # the basis is rounded to multiples of 1 / _GRID
+
+
+def to_frequencies(values: Values, parts: Parts) -> Values:
+    """A copy in which frequencies take the places of each kernel's height and width."""
+    return _each_kernel(values, parts, inverse=False)
+
+
+def from_frequencies(values: Values, parts: Parts) -> Values:
+    """What ``to_frequencies`` was given, but for rounding."""
+    return _each_kernel(values, parts, inverse=True)
+
+
+def bands_of(part: Part) -> NDArray[np.uint8]:
+    """The band of each value of a tensor in frequencies, uint8 [size]; 0 is the mean."""
+    height, width = (np.minimum(np.arange(n), _HIGH) for n in part.grid.sides)
+    band_HW = (_HIGH + 1) * height[:, None] + width
+    kernel = np.repeat(band_HW.astype(np.uint8).ravel(), part.grid.inner)
+    return np.tile(kernel, part.size // kernel.size)
+
+
+@lru_cache
+def basis(size: int) -> NDArray[np.float32]:
+    """The cosine basis, one row a frequency, float32 [size, size]."""
+    places = np.arange(size)
+    angles = math.pi / (2 * size) * np.outer(places, 2 * places + 1)
+    rows = np.cos(angles) * np.sqrt(np.where(places == 0, 1, 2) / size)[:, None]
+    rounded: NDArray[np.float32] = (np.rint(rows * _GRID) / _GRID).astype(np.float32)
+    return rounded
+
+
+def _each_kernel(values: Values, parts: Parts, *, inverse: bool) -> Values:
+    turned, start = values.copy(), 0
+    for part in parts:
+        end = start + part.size
+        if part.grid.spatial and part.size:
+            kernels = turned[start:end].reshape(-1, *part.grid.sides, part.grid.inner)
+            for axis in (1, 2):
+                matrix = basis(kernels.shape[axis])
+                kernels = _along(kernels, matrix.T if inverse else matrix, axis)
+            turned[start:end] = kernels.ravel()
+        start = end
+    return turned
+
+
+def _along(kernels: Values, matrix: NDArray[np.float32], axis: int) -> Values:
+    """Each line of the axis times a matrix, its terms summed one after the other."""
+    lines = np.moveaxis(kernels, axis, 0)
+    turned = np.empty_like(kernels)
+    for out, row in zip(np.moveaxis(turned, axis, 0), matrix, strict=True):
+        np.multiply(lines[0], row[0], out=out)
+        for line, factor in zip(lines[1:], row[1:], strict=True):
+            out += line * factor
+    return turned
