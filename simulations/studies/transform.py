@@ -1,10 +1,11 @@
-"""What a change of basis, made of the codes alone, would save of the generator's update.
+"""What changes of basis save of the updates of generator and codes.
 
-The gradient of the generator is the kernels' gradient times the codes, so that its update lies
-where the codes do. Both ends know the codes. In their eigenbasis, with each code weighted by how
-far it moved (which a decoder knows once it has the codes' update), the columns differ in variance,
-and the entropy coder is told which is which. The bits are an order-0 entropy by class of columns;
-no codec does this yet. The table goes into docs/codecs.md. Example:
+The kernels' gradient is nearly even over a kernel's places, and so ``ecsq`` writes the generator's
+update by spatial frequency. The other bases are made of what both ends have: the generator's
+gradient is the kernels' gradient times the codes, so that its columns lie where the codes do, each
+weighted by how far it moved, which a decoder knows once it has the codes' update; the codes'
+gradient is the kernels' times the generator. No codec uses those two. The bits are an order-0
+entropy by class. The table goes into docs/codecs.md. Example:
 
     python -m simulations.studies.transform
 
@@ -23,6 +24,7 @@ from csg_core import ModelSpec, build, manifest, pack
 from csg_core.codecs import Parts
 from csg_core.codecs.base import Values
 from csg_core.codecs.entropy import entropy_bits
+from csg_core.codecs.spatial import bands_of, to_frequencies
 from csg_core.networks import NETWORKS
 from simulations.machine import machine
 from simulations.studies.codecs import PAGE, update_of
@@ -30,52 +32,79 @@ from simulations.studies.pages import fill
 
 _STEPS = (1.0, 1.5, 2.5)  # deviations
 _DEAD = 0.6  # where level 1 begins, in steps, as in ecsq
-_CLASSES = 16  # of columns, each with a model of its own
+_COLUMNS = 8  # of a class
+_SHARES = (0.86, 0.1, 0.04)  # of a kernel's energy, by frequency, which the codes' basis expects
 Matrix = NDArray[np.float64]
+Classes = NDArray[np.int64]
 
 
-def bases(codes_SD: Matrix, moved_SD: Matrix) -> Iterator[tuple[str, Matrix]]:
-    """Orthogonal bases [D, D] of code space, the directions of most energy first."""
-    yield "as it is", np.eye(codes_SD.shape[1])
-    yield "eigenbasis of the codes", _eigenbasis(codes_SD)
-    weights_S1 = np.linalg.norm(moved_SD, axis=1, keepdims=True)
-    yield "the same, codes weighted by how far they moved", _eigenbasis(weights_S1 * codes_SD)
-
-
-def bits_and_error(update_VD: Matrix, step: float, classes: int) -> tuple[float, float]:
-    """Bits a value in steps of ``step`` deviations, and the part of the energy left out."""
-    size = step * np.sqrt(np.mean(update_VD**2))
-    levels_VD = np.sign(update_VD) * np.floor(np.abs(update_VD) / size + 1 - _DEAD)
-    used = levels_VD != 0
-    shift = np.mean(np.abs(levels_VD[used]) - np.abs(update_VD[used]) / size) if used.any() else 0
-    decoded_VD = np.sign(levels_VD) * (np.abs(levels_VD) - shift) * size
-    symbols_VD = (levels_VD - levels_VD.min()).astype(np.int32)
-    bits = sum(entropy_bits(part.ravel()) for part in np.array_split(symbols_VD, classes, axis=1))
-    left = float(np.sum((decoded_VD - update_VD) ** 2) / np.sum(update_VD**2))
-    return bits / update_VD.size, left
-
-
-def table(first: Values, update: Values, parts: Parts, code_size: int) -> str:
+def table(first: Values, update: Values, parts: Parts) -> str:
     """Markdown: bits a value and what is left out, for each basis and step."""
-    generator_VD = _of("generator", update, parts).reshape(-1, code_size)
-    codes_SD = _of("codes", first, parts).reshape(-1, code_size)
-    moved_SD = _of("codes", update, parts).reshape(-1, code_size)
     steps = "".join(f" {step:g} deviations: bits | left out |" for step in _STEPS)
-    lines = [
-        f"| basis of the generator's columns |{steps}",
-        "| --- |" + " --: | --: |" * len(_STEPS),
-    ]
-    for name, basis_DD in bases(codes_SD, moved_SD):
-        classes = 1 if name == "as it is" else _CLASSES
-        found = (bits_and_error(generator_VD @ basis_DD, step, classes) for step in _STEPS)
+    lines = [f"| update |{steps}", "| --- |" + " --: | --: |" * len(_STEPS)]
+    for name, turned, classes in ways(first, update, parts):
+        found = (bits_and_error(turned, classes, step) for step in _STEPS)
         cells = "".join(f" {bits:.3f} | {100 * left:.1f} % |" for bits, left in found)
         lines.append(f"| {name} |{cells}")
     return "\n".join(lines)
 
 
+def ways(first: Values, update: Values, parts: Parts) -> Iterator[tuple[str, Matrix, Classes]]:
+    """Each way to write an update: its name, the values in their basis, and a class for each.
+
+    Args:
+        first: the model that both ends have, of the same parts: a generator and codes.
+        update: what it changed by.
+    """
+    (generator,) = (part for part in parts if part.group == "generator")
+    size = generator.grid.inner
+    codes_SD, moved_SD = (
+        _of("codes", values, parts).reshape(-1, size) for values in (first, update)
+    )
+    held_VD, update_VD = (_of("generator", values, parts) for values in (first, update))
+    by_place_VD, turned_VD = (
+        to_frequencies(values.astype(np.float32), [generator]).reshape(-1, size).astype(np.float64)
+        for values in (held_VD, update_VD)
+    )
+    bands_VD = bands_of(generator).reshape(-1, size).astype(np.int64)
+    columns_D = np.arange(size) // _COLUMNS
+    yield "generator as it is", update_VD.reshape(-1, size), np.zeros_like(bands_VD)
+    yield "generator by spatial frequency: `ecsq`", turned_VD, bands_VD
+    weights_S1 = np.linalg.norm(moved_SD, axis=1, keepdims=True)
+    basis_DD = _eigenbasis(weights_S1 * codes_SD)
+    yield ("the same, columns in the basis of the codes that moved", turned_VD @ basis_DD,
+           bands_VD * size + columns_D)  # fmt: skip
+    even_SD = _of_one_deviation(moved_SD, [p.size // size for p in parts if p.group == "codes"])
+    yield "codes as they are: `ecsq`", even_SD, np.zeros_like(even_SD, np.int64)
+    expected = np.outer(_SHARES, _SHARES).ravel()[bands_VD]
+    basis_DD = _eigenbasis(np.sqrt(expected) * by_place_VD)
+    classes_SD = np.broadcast_to(columns_D, even_SD.shape)
+    yield "codes in the basis of the generator that is held", even_SD @ basis_DD, classes_SD
+
+
+def bits_and_error(values: Matrix, classes: Classes, step: float) -> tuple[float, float]:
+    """Bits a value in steps of ``step`` deviations, and the part of the energy left out."""
+    size = step * np.sqrt(np.mean(values**2))
+    levels = np.sign(values) * np.floor(np.abs(values) / size + 1 - _DEAD)
+    used = levels != 0
+    shift = np.mean(np.abs(levels[used]) - np.abs(values[used]) / size) if used.any() else 0
+    decoded = np.sign(levels) * (np.abs(levels) - shift) * size
+    symbols = (levels - levels.min()).astype(np.int32)
+    bits = sum(entropy_bits(symbols[classes == one]) for one in np.unique(classes))
+    left = float(np.sum((decoded - values) ** 2) / np.sum(values**2))
+    return bits / values.size, left
+
+
 def _eigenbasis(rows_SD: Matrix) -> Matrix:
+    """Orthogonal, [D, D]: the directions of most energy first."""
     vectors_DD: Matrix = np.linalg.svd(rows_SD, full_matrices=True)[2]
     return vectors_DD.T
+
+
+def _of_one_deviation(rows_SD: Matrix, counts: list[int]) -> Matrix:
+    """The rows of each layer over their root mean square, since each has steps of its own."""
+    layers = np.split(rows_SD, np.cumsum(counts)[:-1])
+    return np.concatenate([rows / np.sqrt(np.mean(rows**2)) for rows in layers])
 
 
 def _of(wanted: str, values: Values, parts: Parts) -> Matrix:
@@ -100,7 +129,7 @@ def main() -> None:
     assert manifest(model).parts[: len(parts)] == tuple(parts)
     first = pack(model)[: update.size]
     where = f"{options.network}, digits; {machine()['cpu']}, {time.strftime('%Y-%m-%d')}."
-    tables = {"transform": table(first, update, parts, spec.code_size), "transform-where": where}
+    tables = {"transform": table(first, update, parts), "transform-where": where}
     print("\n\n".join(tables.values()))
     fill(tables, PAGE)
 

@@ -47,8 +47,11 @@ class Arm:
     slow: bool = False  # also on a slow link
 
 
-_LINE = "ecsq:step=1.5; statistics=ecsq:step=0.5"
-_ECSQ = [f"wire.uplink={_LINE}", f"wire.downlink={_LINE}", "wire.deltas=true"]
+def _ecsq(step: float) -> list[str]:
+    line = f"ecsq:step={step:g}; statistics=ecsq:step=0.5"
+    return [f"wire.uplink={line}", f"wire.downlink={line}", "wire.deltas=true"]
+
+
 _LOSSLESS = ["wire.uplink=fp32z", "wire.downlink=fp32z"]
 _DENSE = "model.parametrization=dense"
 ARMS = {
@@ -60,8 +63,9 @@ ARMS = {
     "csg s=12 d=72, GRO, no timestamps": Arm([], timestamps=False, merging=True),
     "dense, fp32z": Arm([_DENSE, *_LOSSLESS]),
     "csg s=12 d=72, fp32z": Arm(_LOSSLESS, slow=True),
-    "dense, ecsq": Arm([_DENSE, *_ECSQ]),
-    "csg s=12 d=72, ecsq": Arm(_ECSQ, slow=True),
+    "dense, ecsq": Arm([_DENSE, *_ecsq(1.5)]),
+    "csg s=12 d=72, ecsq": Arm(_ecsq(1.5), slow=True),
+    "csg s=12 d=72, ecsq step 2.2": Arm(_ecsq(2.2)),
 }
 
 

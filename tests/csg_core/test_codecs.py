@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from csg_core.codecs import CodecError, Ecsq, TopK, Uniform, codec_named, total
 from csg_core.codecs.entropy import code, entropy_bits
 from csg_core.codecs.entropy import decode as decode_symbols
+from csg_core.codecs.spatial import from_frequencies
 from csg_core.exchange import Grid, Part
 
 LINES = [
@@ -26,6 +27,7 @@ LINES = [
     "topk:fraction=0.2,ternary=true",
     "ecsq",
     "ecsq:step=0.05,dead=0.5",
+    "ecsq:dct=false",
     "ecsq:step=4; norms=fp16; statistics=none",
     "none",
 ]
@@ -166,6 +168,38 @@ def test_ecsq_holds_far_outliers_and_zeros():
     assert not back[:7].any()
 
 
+def _smooth(parts):
+    """Kernels whose energy by frequency is as the codec expects it, and codes as they are."""
+    rng = np.random.default_rng(1)
+    values = []
+    for part in parts:
+        height, width = part.grid.sides
+        side = np.sqrt([0.86, 0.1, 0.04]) if part.grid.spatial else np.ones(1)
+        sizes = (-1, height, width, part.grid.inner)
+        values.append(
+            rng.laplace(size=part.size).reshape(sizes) * (side[:, None] * side)[..., None]
+        )
+    return from_frequencies(np.concatenate([v.ravel() for v in values]).astype(np.float32), parts)
+
+
+@pytest.mark.parametrize("step", [0.5, 1, 1.5, 2.5])
+def test_ecsq_writes_smooth_kernels_in_fewer_bytes_with_less_error(step):
+    """As in ResNet-20: a generator, layers' codes, and kernels of a plain convolution."""
+    parts = (Part("generator", 93_312, Grid((3, 3), 72)), *[Part("codes", 650)] * 30,
+             Part("other", 4608, Grid((3, 3))))  # fmt: skip
+    values = _smooth(parts)
+    sent, error = {}, {}
+    for dct in (True, False):
+        codec = Ecsq(step=step, dct=dct)
+        body = codec.encode(values, parts, _rng())
+        sent[dct] = len(body)
+        error[dct] = np.square(codec.decode(body, parts) - values)[:93_312].sum()
+        if dct:
+            assert len(body) == pytest.approx(codec.bytes_about(parts), rel=0.05)
+    assert sent[True] < (0.75 if step < 1 else 0.65) * sent[False]
+    assert error[True] < (0.9 if step < 1 else 0.65) * error[False]
+
+
 _bits = st.integers(0, 2**32 - 1).map(
     lambda word: word & ~0x800000 if word >> 23 & 255 == 255 else word
 )
@@ -248,7 +282,7 @@ def test_nan_is_named(line):
         ("uniform:rotate=1", "rotate=1 is neither true nor false"),
         ("uniform:block=100", "power of two"),
         ("fp16:bits=2", "'bits=2' is unknown; fp16 takes no settings"),
-        ("ecsq:stp=1", "'stp=1' is unknown; ecsq takes step, dead"),
+        ("ecsq:stp=1", "'stp=1' is unknown; ecsq takes step, dead, dct"),
         ("ecsq:step=0", "give 0.001 to 100"),
         ("ecsq:step=nan", "give 0.001 to 100"),
         ("topk:fraction=0", "fraction=0: give"),

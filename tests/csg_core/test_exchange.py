@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from csg_core import build, exchanged, manifest, pack, split, unpack, unwrap
-from csg_core.exchange import GROUPS
+from csg_core.exchange import GROUPS, Grid
 from csg_core.spec import ModelSpec
 
 SPECS = st.builds(
@@ -59,6 +59,17 @@ def test_what_does_not_train_does_not_travel():
     model.fc.weight.requires_grad_(False)
     assert "fc.weight" not in {e.name for e in exchanged(model)}
     assert "fc.bias" in {e.name for e in exchanged(model)}
+
+
+def test_kernels_are_told_to_codecs():
+    """Of the generator, whose columns are slices of kernels, and of plain convolutions."""
+    model = build(ModelSpec(name="resnet20", classes=10, slice_size=4, code_size=12), seed=0)
+    grids = {entry.name: entry.grid for entry in manifest(model).entries if entry.grid.spatial}
+    assert grids.pop("conv1.weight") == Grid((3, 3))
+    assert list(grids.values()) == [Grid((3, 3), 12)]
+    dense = build(ModelSpec(name="resnet20", classes=10, parametrization="dense"), seed=0)
+    sides = {part.grid.sides for part in manifest(dense).parts if part.grid.spatial}
+    assert sides == {(3, 3)}
 
 
 def test_split_gives_every_tensor_in_its_shape():

@@ -91,7 +91,7 @@ def test_a_whole_model_comes_alone():
 def test_the_sender_keeps_to_what_receivers_take():
     values = np.zeros(20 * SIZE, np.float32)  # room for more empty frames than are taken
     sender = Sender(
-        Channel(FINGERPRINT, (("other", 20 * SIZE),), codec_named("none"), True), values
+        Channel(FINGERPRINT, (Part("other", 20 * SIZE),), codec_named("none"), True), values
     )
     for round_ in range(1, 2 * MOST_FRAMES + 2):
         sender.advance(values, round_, np.random.default_rng(0))

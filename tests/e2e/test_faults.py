@@ -25,6 +25,7 @@ from flwr.clientapp import ClientApp
 
 from client.app import make_app
 from csg_core.codecs import codec_named
+from csg_core.exchange import Part
 from csg_core.payload import Label, encode
 
 app, real = ClientApp(), make_app()
@@ -63,7 +64,7 @@ def train(message, context):
         checksum = zlib.crc32(body, zlib.crc32(payload[:52]))
         payload = payload[:52] + struct.pack("<I", checksum) + body
     if fault == "architecture":
-        label = Label(fingerprint="ab" * 16, parts=(("codes", 10),), round=1, kind="update",
+        label = Label(fingerprint="ab" * 16, parts=(Part("codes", 10),), round=1, kind="update",
                       version=1, digest=0)
         rng = np.random.default_rng(0)
         payload = encode(np.zeros(10, np.float32), label, codec_named("fp32"), rng)
