@@ -10,7 +10,8 @@ from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
 _log = logging.getLogger(__name__)
-PROBE_S = 30.0  # of silence
+PROBE_S = 30.0  # of silence, at least
+_LONG = 1.5  # of the slowest reply
 RESTARTED = "was restarted in this round"
 _PULL_S = 0.5  # with Flower's 3 s, a client often looks for its message in vain first
 _LOOK_S = 5.0
@@ -45,32 +46,44 @@ def gather(
         time.sleep(_PULL_S)
 
 
-def exchange(grid: Grid, messages: list[Message], *, timeout: float) -> Iterable[Message]:
-    """Send messages and collect the replies that come within ``timeout`` seconds.
+class Exchanges:
+    """Messages to clients and their replies, exchange after exchange.
 
     Flower delivers a message once: one that was under way when a connection or the SuperLink broke,
     or that a killed client had, is lost, and its answer would be waited for until the end. So
     clients that are silent for long are asked whether they are idle, and if so, sent it again;
-    of those that have connected anew nothing more is expected. Errors that Flower makes are put
-    down to the node that was asked.
+    of those that have connected anew nothing more is expected. Long is half as much again as the
+    slowest reply took in the exchange before: a question that is answered costs 5 kB.
     """
-    before = connected(grid)
-    if not any(node.since for node in before.values()):  # this Grid does not know
-        return grid.send_and_receive(messages, timeout=timeout)
-    until = time.monotonic() + timeout
-    pending = _Pending(grid, before, messages)
-    looked = probed = time.monotonic()
-    while pending.waiting and (now := time.monotonic()) < until:
-        pending.pull()
-        if now - looked > _LOOK_S:
-            looked = now
-            pending.give_up_restarted()
-        if now - probed > PROBE_S:
-            probed = now
-            pending.probe()
-        if pending.waiting:
-            time.sleep(_PULL_S)
-    return pending.replies
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._slowest: dict[str, float] = {}  # seconds, by type of message
+
+    def exchange(self, messages: list[Message], *, timeout: float) -> Iterable[Message]:
+        """Send messages and collect the replies that come within ``timeout`` seconds.
+
+        Errors that Flower makes are put down to the node that was asked.
+        """
+        before = connected(self._grid)
+        if not any(node.since for node in before.values()):  # this Grid does not know
+            return self._grid.send_and_receive(messages, timeout=timeout)
+        kind = messages[0].metadata.message_type if messages else ""
+        silence = max(PROBE_S, _LONG * self._slowest.get(kind, 0.0))
+        began = looked = probed = time.monotonic()
+        pending = _Pending(self._grid, before, messages)
+        while pending.waiting and (now := time.monotonic()) < began + timeout:
+            if pending.pull():
+                self._slowest[kind] = time.monotonic() - began
+            if now - looked > _LOOK_S:
+                looked = now
+                pending.give_up_restarted()
+            if now - probed > silence:
+                probed = now
+                pending.probe()
+            if pending.waiting:
+                time.sleep(_PULL_S)
+        return pending.replies
 
 
 class _Pending:
@@ -86,8 +99,13 @@ class _Pending:
         pushed = self._grid.push_messages(messages)  # without a name: not taken
         return {name: message for name, message in zip(pushed, messages, strict=False) if name}
 
-    def pull(self) -> None:
-        """Take what has come in; answers first, since a probe is answered after them."""
+    def pull(self) -> bool:
+        """Take what has come in; answers first, since a probe is answered after them.
+
+        Returns:
+            Whether a client has answered.
+        """
+        before = len(self.replies)
         found = list(self._grid.pull_messages([*self.waiting, *self._probes]))
         probes = []
         for reply in found:
@@ -102,6 +120,7 @@ class _Pending:
         for name, reply in probes:
             if reply.metadata.src_node_id != SUPERLINK_NODE_ID and name in self.waiting:
                 self._send_again(name)
+        return len(self.replies) > before
 
     def _send_again(self, name: str) -> None:
         lost = self.waiting.pop(name)

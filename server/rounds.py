@@ -19,7 +19,7 @@ from federation.devices import device_of, precision_of
 from federation.interface import Interface
 from federation.recipe import Recipe, RecipeError
 from server.checkpoints import CheckpointError, read_with_extra, write_checkpoint
-from server.nodes import exchange
+from server.nodes import Exchanges
 from server.outcome import RunError
 from server.record import RoundRow, RunFolder
 from server.state import ServerState, load_state, save_state
@@ -55,6 +55,7 @@ class Rounds:
 
     def __init__(self, recipe: Recipe, grid: Grid, folder: RunFolder, test: ImageSet) -> None:
         self.recipe, self.grid, self.folder = recipe, grid, folder
+        self._exchanges = Exchanges(grid)
         self._simulated = grid if isinstance(grid, SimulatedGrid) else None
         self._device = device_of(recipe)
         self._test = test.to(self._device)
@@ -173,7 +174,7 @@ class Rounds:
         timeout = self.recipe.server.round_timeout
         if self.recipe.run.superlink is None:
             return self.grid.send_and_receive(messages, timeout=timeout)
-        return exchange(self.grid, messages, timeout=timeout)
+        return self._exchanges.exchange(messages, timeout=timeout)
 
     def _interface(self) -> Interface | None:
         """The server's interface now; one that has gone, or got another name, ends no run."""

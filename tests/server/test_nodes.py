@@ -12,7 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from federation.messages import instruction
 from server import nodes
-from server.nodes import exchange, gather, refusal
+from server.nodes import Exchanges, gather, refusal
 
 
 class Nodes(Grid):
@@ -24,7 +24,8 @@ class Nodes(Grid):
         self.restarting: int | None = None
         self.losing: set[int] = set()  # nodes that a first message does not reach
         self.working: set[int] = set()  # nodes that do not answer in time
-        self.coming: list[Message] = []  # replies to be pulled
+        self.takes = 0.0  # seconds from a message to its reply
+        self.coming: list[tuple[float, Message]] = []  # replies to be pulled, and when
         self.pushed: list[tuple[int, str]] = []
         self._joins = [time.monotonic() + seconds for seconds in joining]
 
@@ -55,13 +56,16 @@ class Nodes(Grid):
             if of.message_type == "train" and of.dst_node_id in self.losing:
                 self.losing.remove(of.dst_node_id)
             elif of.dst_node_id not in self.working:
-                self.coming.append(Message(message.content, reply_to=message))
+                ready = time.monotonic() + self.takes
+                self.coming.append((ready, Message(message.content, reply_to=message)))
         return names
 
     def pull_messages(self, _message_ids):
         if self.restarting is not None:
             self.since[self.restarting] = "again"
-        found, self.coming = self.coming, []
+        now = time.monotonic()
+        found = [reply for ready, reply in self.coming if ready <= now]
+        self.coming = [(ready, reply) for ready, reply in self.coming if ready > now]
         return found
 
     def send_and_receive(self, *_, **__):
@@ -111,7 +115,7 @@ def test_a_node_that_connects_anew_in_a_round_is_answered_for():
     grid = Nodes(0, 0)
     grid.working, grid.restarting = {10, 11}, 11
     began = time.monotonic()
-    (reply,) = exchange(grid, _messages(2), timeout=1.0)
+    (reply,) = Exchanges(grid).exchange(_messages(2), timeout=1.0)
     assert time.monotonic() - began >= 1.0, "the other is waited for"
     assert reply.metadata.src_node_id == 11
     assert refusal(reply.error, 1.0) == "was restarted in this round"
@@ -120,11 +124,26 @@ def test_a_node_that_connects_anew_in_a_round_is_answered_for():
 def test_a_message_that_was_lost_is_sent_again_and_one_at_work_is_let_alone():
     grid = Nodes(0, 0, 0)
     grid.losing, grid.working = {11}, {12}
-    replies = exchange(grid, _messages(3), timeout=1.5)
+    replies = Exchanges(grid).exchange(_messages(3), timeout=1.5)
     assert [reply.metadata.src_node_id for reply in replies] == [10, 11]
     assert all(reply.content["message"] for reply in replies)
     sent = [node for node, kind in grid.pushed if kind == "train"]
     assert sent == [10, 11, 12, 11]
+
+
+def test_clients_that_take_as_long_as_before_are_not_asked():
+    grid = Nodes(0, 0)
+    grid.takes = 0.7
+    exchanges = Exchanges(grid)
+    asked = []
+    for _ in range(2):
+        assert len(list(exchanges.exchange(_messages(2), timeout=20))) == 2
+        asked.append(sum(kind == "query" for _, kind in grid.pushed))
+    assert asked[0] > 0, "nothing is known of them at first"
+    assert asked[1] == asked[0]
+    grid.working = {11}
+    list(exchanges.exchange(_messages(2), timeout=2))
+    assert sum(kind == "query" for _, kind in grid.pushed) > asked[1]
 
 
 @pytest.mark.parametrize(
