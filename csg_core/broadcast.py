@@ -236,10 +236,13 @@ class Sender:
         self.held = Held.unpacked(version, state["reference"].tobytes())
         self._frames.clear()
         rest = memoryview(state["frames"].tobytes())
-        while len(rest):
-            end = header_of(rest, self.channel.fingerprint).end
-            self._frames.append(bytes(rest[:end]))
-            rest = rest[end:]
+        try:
+            while len(rest):
+                end = header_of(rest, self.channel.fingerprint).end
+                self._frames.append(bytes(rest[:end]))
+                rest = rest[end:]
+        except PayloadError:  # of another version of the format: clients are sent whole models
+            self._frames.clear()
 
 
 def _rounded(values: Values) -> Values:

@@ -1,14 +1,15 @@
 """What travels: a model's ordered tensors to exchange, as one flat array, and back.
 
 Exchanged are the generator if it is learned, the codes, all other trained tensors, and the running
-means and variances of the norms. A frozen or binary generator does not travel; nor do parameters
-that do not train, other buffers, and the norms' counters of batches.
+means and variances of the norms. The head is the last linear layer. A frozen or binary generator
+does not travel; nor do parameters that do not train, other buffers, and the norms' counters of
+batches.
 """
 
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -21,10 +22,11 @@ from csg_core.convolution import GeneratedConv2d
 from csg_core.generator import SliceGenerator
 from csg_core.modules import generated, generators, unwrap
 
-Group = Literal["generator", "codes", "norms", "other", "statistics"]
+Group = Literal["generator", "codes", "norms", "head", "other", "statistics"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 _KERNEL_DIMS = 4  # [out, in, height, width]
+_LARGEST_KERNEL = 16  # on a side
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -61,12 +63,15 @@ Parts = Sequence[Part]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor to exchange: its name in ``state_dict()``, group and shape, and its kernels."""
+    """One tensor to exchange: its name in ``state_dict()``, group and shape, and its kernels.
+
+    The kernels follow from the shape, and for a generator from what a manifest says of it.
+    """
 
     name: str
     group: Group
     shape: tuple[int, ...]
-    grid: Grid = NO_GRID
+    grid: Grid = field(default=NO_GRID, compare=False)
 
     @property
     def size(self) -> int:
@@ -209,12 +214,14 @@ def unpack(
 def _walk(model: nn.Module) -> Iterator[tuple[Entry, Tensor]]:
     """Every tensor to exchange, once, in the order of the modules."""
     seen: set[int] = set()
+    head = next((m for m in reversed([*model.modules()]) if isinstance(m, nn.Linear)), None)
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
-                group, grid = _group(module, name), _grid(module, parameter)
+                group = "head" if module is head else _group(module, name)
+                grid = _grid(module, parameter)
                 yield Entry(prefix + name, group, tuple(parameter.shape), grid), parameter
         if isinstance(module, _NORMS):
             for name, buffer in module.named_buffers(recurse=False):
@@ -233,7 +240,7 @@ def _group(module: nn.Module, name: str) -> Group:
 def _grid(module: nn.Module, parameter: Tensor) -> Grid:
     if isinstance(module, SliceGenerator):
         return Grid((module.kernel_size, module.kernel_size), module.code_size)
-    if parameter.dim() != _KERNEL_DIMS:
+    if parameter.dim() != _KERNEL_DIMS or max(parameter.shape[2:]) > _LARGEST_KERNEL:
         return NO_GRID
     _, _, height, width = parameter.shape
     return Grid((height, width))

@@ -77,7 +77,7 @@ def parameters(spec: ModelSpec) -> dict[str, int]:
         "total": count_trainable(model),
         "generator": counts.count("generator"),
         "codes": counts.count("codes"),
-        "other": counts.count("norms", "other"),
+        "other": counts.count("norms", "head", "other"),
         "dense": count_trainable(build(spec.dense_twin())),
     }
 

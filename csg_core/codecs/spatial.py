@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_core.codecs.base import Values
-from csg_core.exchange import Part, Parts
+from csg_core.exchange import Grid, Part, Parts
 
-BANDS = 9  # of frequencies: 0, 1 and higher, of height times width
+BANDS = 9  # of frequencies: 0, 1 and higher, of height times width; band 0 is a kernel's mean
 _HIGH = 2  # from which frequency on all are one band
 _GRID = 1 << 22  # the basis is rounded to multiples of 1 / _GRID
 
@@ -30,11 +30,16 @@ def from_frequencies(values: Values, parts: Parts) -> Values:
 
 
 def bands_of(part: Part) -> NDArray[np.uint8]:
-    """The band of each value of a tensor in frequencies, uint8 [size]; 0 is the mean."""
-    height, width = (np.minimum(np.arange(n), _HIGH) for n in part.grid.sides)
-    band_HW = (_HIGH + 1) * height[:, None] + width
-    kernel = np.repeat(band_HW.astype(np.uint8).ravel(), part.grid.inner)
+    """The band of each value of a tensor in frequencies, uint8 [size]."""
+    kernel = np.repeat(bands_in(part.grid), part.grid.inner)
     return np.tile(kernel, part.size // kernel.size)
+
+
+def bands_in(grid: Grid) -> NDArray[np.uint8]:
+    """The band of each frequency of a kernel, uint8 [height * width]."""
+    height, width = (np.minimum(np.arange(n), _HIGH) for n in grid.sides)
+    band_HW = (_HIGH + 1) * height[:, None] + width
+    return band_HW.astype(np.uint8).ravel()
 
 
 @lru_cache
@@ -44,6 +49,7 @@ def basis(size: int) -> NDArray[np.float32]:
     angles = math.pi / (2 * size) * np.outer(places, 2 * places + 1)
     rows = np.cos(angles) * np.sqrt(np.where(places == 0, 1, 2) / size)[:, None]
     rounded: NDArray[np.float32] = (np.rint(rows * _GRID) / _GRID).astype(np.float32)
+    rounded.setflags(write=False)
     return rounded
 
 

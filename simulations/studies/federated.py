@@ -42,7 +42,7 @@ _NETWORKS: dict[str, tuple[str, ...]] = {
 
 def _both(codec: str, *more: str) -> tuple[str, ...]:
     """The same codec up and down; running statistics need finer steps than the rest, whoever's."""
-    line = f"{codec}; statistics=ecsq:step=0.5"
+    line = codec if codec.startswith("ecsq") else f"{codec}; statistics=ecsq"
     return (f"wire.uplink={line}", f"wire.downlink={line}", *more)
 
 
@@ -55,17 +55,9 @@ _CODECS: dict[str, tuple[str, ...]] = {
     "ternary": _both("ternary", _DELTAS),
     # sparse ternary compression with the authors' 1/400 in both directions
     "stc": _both("topk:fraction=0.0025,ternary=true", _DELTAS),
-    "ecsq": _both("ecsq:step=1.5", _DELTAS),
-    "ecsq-fine": (
-        "wire.uplink=ecsq:step=1.5; statistics=ecsq:step=0.5",
-        "wire.downlink=ecsq:step=1; statistics=ecsq:step=0.5",
-        _DELTAS,
-    ),
-    "ecsq-low": (
-        "wire.uplink=ecsq:step=2.2; statistics=ecsq:step=0.5",
-        "wire.downlink=ecsq:step=1.5; statistics=ecsq:step=0.5",
-        _DELTAS,
-    ),
+    "ecsq": _both("ecsq", _DELTAS),
+    "ecsq-fine": _both("ecsq:step=1", _DELTAS),
+    "ecsq-low": _both("ecsq:step=2.2", _DELTAS),
 }
 _SCHEDULES: dict[str, tuple[str, ...]] = {  # of csg's generator
     "csg-ecsq-seldom": (*_CODECS["ecsq"], "wire.generator_every=4"),

@@ -48,7 +48,7 @@ class Arm:
 
 
 def _ecsq(step: float) -> list[str]:
-    line = f"ecsq:step={step:g}; statistics=ecsq:step=0.5"
+    line = f"ecsq:step={step:g}"
     return [f"wire.uplink={line}", f"wire.downlink={line}", "wire.deltas=true"]
 
 
