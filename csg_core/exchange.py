@@ -42,6 +42,12 @@ class Grid(NamedTuple):
     inner: int = 1
 
     @property
+    def size(self) -> int:
+        """Number of values of ``inner`` kernels."""
+        height, width = self.sides
+        return height * width * self.inner
+
+    @property
     def spatial(self) -> bool:
         """Whether there are kernels of more than one place."""
         return self.sides != (1, 1)

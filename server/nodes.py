@@ -53,7 +53,8 @@ class Exchanges:
     or that a killed client had, is lost, and its answer would be waited for until the end. So
     clients that are silent for long are asked whether they are idle, and if so, sent it again;
     of those that have connected anew nothing more is expected. Long is half as much again as the
-    slowest reply took in the exchange before: a question that is answered costs 5 kB.
+    slowest answer to a message of the type took when it was last sent, at least half a minute, at
+    most half the time that there is: a question that is answered costs 5 kB.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -65,47 +66,51 @@ class Exchanges:
 
         Errors that Flower makes are put down to the node that was asked.
         """
+        if not messages:
+            return []
         before = connected(self._grid)
         if not any(node.since for node in before.values()):  # this Grid does not know
             return self._grid.send_and_receive(messages, timeout=timeout)
-        kind = messages[0].metadata.message_type if messages else ""
-        silence = max(PROBE_S, _LONG * self._slowest.get(kind, 0.0))
-        began = looked = probed = time.monotonic()
+        kind = messages[0].metadata.message_type
+        silence = min(max(PROBE_S, _LONG * self._slowest.get(kind, 0.0)), timeout / 2)
+        began = looked = time.monotonic()
+        ask = began + silence
         pending = _Pending(self._grid, before, messages)
         while pending.waiting and (now := time.monotonic()) < began + timeout:
-            if pending.pull():
-                self._slowest[kind] = time.monotonic() - began
+            pending.pull()
             if now - looked > _LOOK_S:
                 looked = now
                 pending.give_up_restarted()
-            if now - probed > silence:
-                probed = now
+            if now > ask:
+                ask = now + PROBE_S
                 pending.probe()
             if pending.waiting:
                 time.sleep(_PULL_S)
+        if pending.last_answer is not None:
+            self._slowest[kind] = pending.last_answer - began
         return pending.replies
 
 
 class _Pending:
-    """Messages that are to be answered, ``waiting`` by their ids, and the ``replies`` so far."""
+    """Messages that are to be answered, ``waiting`` by their ids, and the ``replies`` so far.
+
+    ``last_answer`` is when the last client answered of those that were sent a message once.
+    """
 
     def __init__(self, grid: Grid, before: Mapping[int, Node], messages: list[Message]) -> None:
         self._grid, self._before = grid, before
         self.waiting = self._push(messages)
         self.replies: list[Message] = []
+        self.last_answer: float | None = None
         self._probes: dict[str, str] = {}  # and the message that each is about
+        self._again: set[str] = set()  # messages that were sent again
 
     def _push(self, messages: list[Message]) -> dict[str, Message]:
         pushed = self._grid.push_messages(messages)  # without a name: not taken
         return {name: message for name, message in zip(pushed, messages, strict=False) if name}
 
-    def pull(self) -> bool:
-        """Take what has come in; answers first, since a probe is answered after them.
-
-        Returns:
-            Whether a client has answered.
-        """
-        before = len(self.replies)
+    def pull(self) -> None:
+        """Take what has come in; answers first, since a probe is answered after them."""
         found = list(self._grid.pull_messages([*self.waiting, *self._probes]))
         probes = []
         for reply in found:
@@ -117,10 +122,11 @@ class _Pending:
                 flowers = reply.metadata.src_node_id != message.metadata.dst_node_id
                 known = Message(reply.error, reply_to=message) if flowers else reply
                 self.replies.append(known)
+                if not known.has_error() and name not in self._again:
+                    self.last_answer = time.monotonic()
         for name, reply in probes:
             if reply.metadata.src_node_id != SUPERLINK_NODE_ID and name in self.waiting:
                 self._send_again(name)
-        return len(self.replies) > before
 
     def _send_again(self, name: str) -> None:
         lost = self.waiting.pop(name)
@@ -128,7 +134,9 @@ class _Pending:
         _log.warning("node %d is idle and has not answered; it is sent it again", of.dst_node_id)
         ttl = max(1.0, of.created_at + of.ttl - time.time())
         more = Message(lost.content, of.dst_node_id, of.message_type, ttl=ttl, group_id=of.group_id)
-        self.waiting |= self._push([more])
+        pushed = self._push([more])
+        self._again |= {*pushed}
+        self.waiting |= pushed
 
     def probe(self) -> None:
         """Ask the silent ones; while a client works, it does not see this, and it expires."""

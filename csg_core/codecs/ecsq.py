@@ -66,7 +66,8 @@ class Ecsq(Codec):
         used = self._used(parts)
         if not used:
             return b""
-        written = to_frequencies(values, used)
+        with np.errstate(over="ignore", invalid="ignore"):  # refused in the next line
+            written = to_frequencies(values, used)
         require_finite(written, self.name)
         exponents = self._exponents(written, used)
         steps = np.repeat(_steps(exponents), [part.size for part in used])
@@ -126,8 +127,10 @@ class Ecsq(Codec):
 
     def _used(self, parts: Parts) -> tuple[Part, ...]:
         """The tensors that hold values, with kernels only if they are written by frequency."""
-        return tuple(part if self.dct else part._replace(grid=NO_GRID)
+        used = tuple(part if self.dct else part._replace(grid=NO_GRID)
                      for part in parts if part.size)  # fmt: skip
+        assert all(part.size % part.grid.size == 0 for part in used), "tensors of whole kernels"
+        return used
 
     def _step(self, group: Group) -> float:
         return min(self.step, self.fine) if group in _FINE else self.step

@@ -34,11 +34,10 @@ from simulations.studies.processes import listens, pss, wait_until
 NEEDS_IMAGES = False
 PAGE = SPEED
 NETWORK = "resnet56"
-_FINE = "ecsq:step=1.5; statistics=ecsq:step=0.5"
 WIRES: dict[str, dict[str, Any]] = {
     "fp32": {"uplink": "fp32", "downlink": "fp32"},
     "fp32z": {"uplink": "fp32z", "downlink": "fp32z"},
-    "ecsq": {"uplink": _FINE, "downlink": _FINE, "deltas": True},
+    "ecsq": {"uplink": "ecsq", "downlink": "ecsq", "deltas": True},
 }
 _UPDATES = 50
 _NODES, _SECONDS = 100, 10.0

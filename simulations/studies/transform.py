@@ -21,8 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from csg_core import ModelSpec, build, manifest, pack
-from csg_core.codecs import Parts
+from csg_core.codecs import Part, Parts
 from csg_core.codecs.base import Values
+from csg_core.codecs.ecsq import DEAD, energies
 from csg_core.codecs.entropy import entropy_bits
 from csg_core.codecs.spatial import bands_of, to_frequencies
 from csg_core.networks import NETWORKS
@@ -31,9 +32,7 @@ from simulations.studies.codecs import PAGE, update_of
 from simulations.studies.pages import fill
 
 _STEPS = (1.0, 1.5, 2.5)  # deviations
-_DEAD = 0.6  # where level 1 begins, in steps, as in ecsq
 _COLUMNS = 8  # of a class
-_SHARES = (0.86, 0.1, 0.04)  # of a kernel's energy, by frequency, which the codes' basis expects
 Matrix = NDArray[np.float64]
 Classes = NDArray[np.int64]
 
@@ -58,34 +57,48 @@ def ways(first: Values, update: Values, parts: Parts) -> Iterator[tuple[str, Mat
     """
     (generator,) = (part for part in parts if part.group == "generator")
     size = generator.grid.inner
-    codes_SD, moved_SD = (
-        _of("codes", values, parts).reshape(-1, size) for values in (first, update)
-    )
-    held_VD, update_VD = (_of("generator", values, parts) for values in (first, update))
-    by_place_VD, turned_VD = (
-        to_frequencies(values.astype(np.float32), [generator]).reshape(-1, size).astype(np.float64)
-        for values in (held_VD, update_VD)
-    )
-    bands_VD = bands_of(generator).reshape(-1, size).astype(np.int64)
-    columns_D = np.arange(size) // _COLUMNS
-    yield "generator as it is", update_VD.reshape(-1, size), np.zeros_like(bands_VD)
-    yield "generator by spatial frequency: `ecsq`", turned_VD, bands_VD
+    codes_SD, moved_SD = (_of("codes", v, parts).reshape(-1, size) for v in (first, update))
+    held_VD, changed_VD = (_of("generator", v, parts).reshape(-1, size) for v in (first, update))
+    classes_D = np.arange(size) // _COLUMNS
+    yield from _of_generator(generator, changed_VD, codes_SD, moved_SD, classes_D)
+    even_SD = _of_one_deviation(moved_SD, [p.size // size for p in parts if p.group == "codes"])
+    yield from _of_codes(generator, held_VD, even_SD, classes_D)
+
+
+def _of_generator(
+    generator: Part, changed_VD: Matrix, codes_SD: Matrix, moved_SD: Matrix, classes_D: Classes
+) -> Iterator[tuple[str, Matrix, Classes]]:
+    bands_VD = bands_of(generator).reshape(changed_VD.shape).astype(np.int64)
+    turned_VD = _turned(generator, changed_VD)
+    yield "generator as it is", changed_VD, np.zeros_like(bands_VD)
+    yield "generator by spatial frequency: `ecsq:detail=1`", turned_VD, bands_VD
     weights_S1 = np.linalg.norm(moved_SD, axis=1, keepdims=True)
     basis_DD = _eigenbasis(weights_S1 * codes_SD)
     yield ("the same, columns in the basis of the codes that moved", turned_VD @ basis_DD,
-           bands_VD * size + columns_D)  # fmt: skip
-    even_SD = _of_one_deviation(moved_SD, [p.size // size for p in parts if p.group == "codes"])
-    yield "codes as they are: `ecsq`", even_SD, np.zeros_like(even_SD, np.int64)
-    expected = np.outer(_SHARES, _SHARES).ravel()[bands_VD]
-    basis_DD = _eigenbasis(np.sqrt(expected) * by_place_VD)
-    classes_SD = np.broadcast_to(columns_D, even_SD.shape)
-    yield "codes in the basis of the generator that is held", even_SD @ basis_DD, classes_SD
+           bands_VD * len(basis_DD) + classes_D)  # fmt: skip
+
+
+def _of_codes(
+    generator: Part, held_VD: Matrix, changed_SD: Matrix, classes_D: Classes
+) -> Iterator[tuple[str, Matrix, Classes]]:
+    yield "codes as they are: `ecsq`", changed_SD, np.zeros_like(changed_SD, np.int64)
+    expected = energies(generator)
+    expected_V1 = np.tile(expected, len(held_VD) // len(expected))[:, None]
+    basis_DD = _eigenbasis(np.sqrt(expected_V1) * _turned(generator, held_VD))
+    classes_SD = np.broadcast_to(classes_D, changed_SD.shape)
+    yield "codes in the basis of the generator that is held", changed_SD @ basis_DD, classes_SD
+
+
+def _turned(generator: Part, values_VD: Matrix) -> Matrix:
+    """A generator by spatial frequency."""
+    flat = to_frequencies(values_VD.ravel().astype(np.float32), [generator])
+    return flat.reshape(values_VD.shape).astype(np.float64)
 
 
 def bits_and_error(values: Matrix, classes: Classes, step: float) -> tuple[float, float]:
     """Bits a value in steps of ``step`` deviations, and the part of the energy left out."""
     size = step * np.sqrt(np.mean(values**2))
-    levels = np.sign(values) * np.floor(np.abs(values) / size + 1 - _DEAD)
+    levels = np.sign(values) * np.floor(np.abs(values) / size + 1 - DEAD)
     used = levels != 0
     shift = np.mean(np.abs(levels[used]) - np.abs(values[used]) / size) if used.any() else 0
     decoded = np.sign(levels) * (np.abs(levels) - shift) * size

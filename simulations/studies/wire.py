@@ -126,11 +126,12 @@ def main() -> None:
     for name in known if options.arms is None else options.arms:
         began = time.monotonic()
         try:
-            content["results"][name] = measure(ARMS[name], rounds, link)
+            found = measure(ARMS[name], rounds, link)
+            content["results"][name] = {"rounds": rounds, **found}
         except MeasureError as error:
             sys.exit(f"wire: {name}: {error}")
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
-        content |= {"rounds": rounds, "machine": machine(), "date": time.strftime("%Y-%m-%d")}
+        content |= {"machine": machine(), "date": time.strftime("%Y-%m-%d")}
         RESULTS.mkdir(exist_ok=True)
         replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
     kept = content["results"]

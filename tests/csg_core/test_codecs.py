@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from csg_core.codecs import CodecError, Ecsq, TopK, Uniform, codec_named, total
 from csg_core.codecs.entropy import code, entropy_bits
 from csg_core.codecs.entropy import decode as decode_symbols
-from csg_core.codecs.spatial import from_frequencies
+from csg_core.codecs.spatial import from_frequencies, to_frequencies
 from csg_core.exchange import Grid, Part
 
 LINES = [
@@ -28,6 +28,7 @@ LINES = [
     "ecsq",
     "ecsq:step=0.05,dead=0.5",
     "ecsq:dct=false",
+    "ecsq:step=2,fine=1,detail=1",
     "ecsq:step=4; norms=fp16; statistics=none",
     "none",
 ]
@@ -56,7 +57,7 @@ def _part(group, size, grid):
     return Part(group, size // kernel * kernel, grid)
 
 
-_groups = st.sampled_from(["generator", "codes", "norms", "other", "statistics"])
+_groups = st.sampled_from(["generator", "codes", "norms", "head", "other", "statistics"])
 _parts = st.lists(
     st.builds(_part, _groups, st.integers(0, 40), st.sampled_from(_GRIDS)), max_size=6
 ).map(lambda parts: sorted(parts, key=lambda part: part.group))
@@ -159,6 +160,52 @@ def test_ecsq_keeps_to_its_error_and_leaves_no_bias(step, most):
         assert gain == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("step", [0.05, 0.5, 1.5])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 3e4])
+def test_ecsq_holds_a_spike_in_zeros_however_many(step, scale):
+    codec = Ecsq(step=step)
+    for size in range(3_000, 40_000, 97):
+        parts = (Part("codes", size),)
+        values = np.zeros(size, np.float32)
+        values[size // 2] = scale
+        back = codec.decode(codec.encode(values, parts, _rng()), parts)
+        assert back[size // 2] == pytest.approx(scale, rel=0.03)
+        assert np.count_nonzero(back) == 1
+
+
+@pytest.mark.parametrize("value", [1e12, 1e17, 3e38])
+def test_ecsq_names_a_value_beyond_its_steps(value):
+    parts = (Part("other", 9, Grid((3, 3))),)
+    values = np.full(9, value, np.float32)
+    with pytest.raises(CodecError, match="ecsq holds no"):
+        Ecsq().encode(values, parts, _rng())
+
+
+def test_ecsq_writes_what_much_depends_on_in_finer_steps():
+    parts = (Part("codes", 3000), Part("norms", 3000), Part("head", 3000), Part("statistics", 3000))
+    values = np.random.default_rng(0).laplace(size=12_000).astype(np.float32)
+    back = Ecsq(step=2).decode(Ecsq(step=2).encode(values, parts, _rng()), parts)
+    codes, norms, head, statistics = np.square(back - values).reshape(4, -1).mean(axis=1)
+    assert max(head, statistics) < 0.1 * min(codes, norms)
+    finest = Ecsq(step=0.1, fine=0.4)
+    back = finest.decode(finest.encode(values, parts, _rng()), parts)
+    assert np.square(back - values).mean() < 0.01
+
+
+def test_ecsq_writes_all_but_the_mean_of_kernels_in_larger_steps():
+    parts = (Part("generator", 9_000, Grid((3, 3), 10)),)
+    values = np.random.default_rng(0).laplace(size=9_000).astype(np.float32)
+    means, others = [], []
+    for detail in (1, 3):
+        codec = Ecsq(step=0.3, detail=detail)
+        error = codec.decode(codec.encode(values, parts, _rng()), parts) - values
+        by_band = np.square(to_frequencies(error, parts)).reshape(-1, 9, 10).mean(axis=(0, 2))
+        means.append(by_band[0])
+        others.append(by_band[1:].mean())
+    assert means[1] == pytest.approx(means[0], rel=0.1)
+    assert 5 < others[1] / others[0] < 12
+
+
 def test_ecsq_holds_far_outliers_and_zeros():
     parts = (Part("codes", 4), Part("codes", 1000))
     values = np.zeros(1004, np.float32)
@@ -190,7 +237,7 @@ def test_ecsq_writes_smooth_kernels_in_fewer_bytes_with_less_error(step):
     values = _smooth(parts)
     sent, error = {}, {}
     for dct in (True, False):
-        codec = Ecsq(step=step, dct=dct)
+        codec = Ecsq(step=step, detail=1, dct=dct)
         body = codec.encode(values, parts, _rng())
         sent[dct] = len(body)
         error[dct] = np.square(codec.decode(body, parts) - values)[:93_312].sum()
@@ -282,11 +329,13 @@ def test_nan_is_named(line):
         ("uniform:rotate=1", "rotate=1 is neither true nor false"),
         ("uniform:block=100", "power of two"),
         ("fp16:bits=2", "'bits=2' is unknown; fp16 takes no settings"),
-        ("ecsq:stp=1", "'stp=1' is unknown; ecsq takes step, dead, dct"),
+        ("ecsq:stp=1", "'stp=1' is unknown; ecsq takes step, fine, detail, dead, dct"),
         ("ecsq:step=0", "give 0.001 to 100"),
         ("ecsq:step=nan", "give 0.001 to 100"),
+        ("ecsq:detail=0.5", "detail=0.5: give 1 to 100, as 2.5"),
+        ("ecsq:fine=0", "fine=0: give 0.001 to 100, as 0.4"),
         ("topk:fraction=0", "fraction=0: give"),
-        ("ecsq; heads=fp16", "groups are generator, codes, norms, other, statistics"),
+        ("ecsq; heads=fp16", "groups are generator, codes, norms, head, other, statistics"),
         ("ecsq; norms=fp16; norms=fp32", "norms has two codecs"),
         ("ecsq; norms", "is no group=codec"),
     ],

@@ -46,12 +46,21 @@ def test_order_and_groups_of_a_generated_resnet():
     assert counted.count("generator") == 93_312
     assert counted.count("codes") == 19_656
     assert counted.count("norms") == 1_376
-    assert counted.count("other") == 432 + 650
+    assert counted.count("head") == 650
+    assert counted.count("other") == 432
     assert counted.count("statistics") == 1_376
     assert counted.size == 115_426 + 1_376
     names = [e.name for e in entries]
     assert len(names) == len(set(names))
     assert not any("num_batches_tracked" in name for name in names)
+
+
+def test_the_head_is_the_last_linear_layer():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2), nn.ReLU())
+    groups = {entry.name: entry.group for entry in manifest(model).entries}
+    assert groups["2.weight"] == groups["2.bias"] == "head"
+    assert groups["0.weight"] == "other"
+    assert "head" not in {part.group for part in manifest(nn.Conv2d(3, 4, 3)).parts}
 
 
 def test_what_does_not_train_does_not_travel():
@@ -99,7 +108,7 @@ def test_split_gives_every_tensor_in_its_shape():
             {"layout": "flat"},
             r"kernel layer1\.0\.conv1 is 16 x 16 block by .* here and .*flat.* there",
         ),
-        ({"classes": 7}, r"fc\.weight is other \(10, 64\) here and other \(7, 64\) there"),
+        ({"classes": 7}, r"fc\.weight is head \(10, 64\) here and head \(7, 64\) there"),
         (
             {"parametrization": "dense"},
             r"generator\.weight is generator \(1296, 72\) here and absent",

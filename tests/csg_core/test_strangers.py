@@ -144,7 +144,13 @@ def _hostile(line, parts):
     changed = bytearray(good)
     for place in rng.integers(0, max(1, len(good)), 20) if good else []:
         changed[place] = rng.integers(256)
-    few = [bytes([0, 127]) + bytes(60), bytes(8), b"\x00\x01" + bytes(40), good[: len(good) // 2]]
+    few = [bytes([0, 127]) + bytes(60), bytes(8), good[: len(good) // 2]]
+    few += [
+        filler * length + tail
+        for length in (40, 48, 51, 52, 55, 56)
+        for filler in (b"\xff", b"\x00")
+        for tail in (b"", bytes(4))
+    ]  # heads, and next to nothing behind
     return [good, bytes(changed), bytes(most), b"\xff" * most, rng.bytes(most), *few]
 
 

@@ -31,7 +31,10 @@ from federation.recipe import Recipe, RecipeError, read_recipe, recipe_of
             {"run": {"cohort": 2, "client_app": "mine:app"}},
             "run.cohort 2 .* run.client_app is 'mine:app'; leave one",
         ),
-        ({"wire": {"uplink": "ecsq:stp=1"}}, "wire.uplink = .* ecsq takes step, dead, dct"),
+        (
+            {"wire": {"uplink": "ecsq:stp=1"}},
+            "wire.uplink = .* ecsq takes step, fine, detail, dead, dct",
+        ),
         ({"wire": {"downlink": "fp16; norms=none"}}, "would send zeros for a model"),
     ],
 )

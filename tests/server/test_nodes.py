@@ -142,8 +142,41 @@ def test_clients_that_take_as_long_as_before_are_not_asked():
     assert asked[0] > 0, "nothing is known of them at first"
     assert asked[1] == asked[0]
     grid.working = {11}
-    list(exchanges.exchange(_messages(2), timeout=2))
+    list(exchanges.exchange(_messages(2), timeout=3))
     assert sum(kind == "query" for _, kind in grid.pushed) > asked[1]
+
+
+def test_losses_round_after_round_are_found_as_fast():
+    grid = Nodes(0, 0)
+    exchanges = Exchanges(grid)
+    for _ in range(4):
+        grid.losing = {11}
+        began = time.monotonic()
+        assert len(list(exchanges.exchange(_messages(2), timeout=20))) == 2
+        assert time.monotonic() - began < 1.0
+
+
+def test_an_error_of_flowers_is_no_answer_by_which_others_are_measured(monkeypatch):
+    grid = Nodes(0, 0)
+    exchanges = Exchanges(grid)
+    monkeypatch.setattr(nodes, "_LOOK_S", 1.5)
+    grid.working, grid.restarting = {11}, 11  # given up then
+    began = time.monotonic()
+    list(exchanges.exchange(_messages(2), timeout=20))
+    assert time.monotonic() - began > 1.5
+    grid.working, grid.restarting, grid.losing = set(), None, {10}
+    began = time.monotonic()
+    assert len(list(exchanges.exchange(_messages(2), timeout=20))) == 2
+    assert time.monotonic() - began < 1.0
+
+
+def test_half_the_time_there_is_is_long_whatever_was_before():
+    grid = Nodes(0, 0)
+    exchanges = Exchanges(grid)
+    grid.takes = 1.0
+    list(exchanges.exchange(_messages(2), timeout=20))
+    grid.takes, grid.losing = 0.0, {11}
+    assert len(list(exchanges.exchange(_messages(2), timeout=1.2))) == 2
 
 
 @pytest.mark.parametrize(
