@@ -21,12 +21,12 @@ from csg_core.exchange import NO_GRID, Group, Part, Parts
 
 SHARES = (0.86, 0.1, 0.04)  # of a kernel's energy, by frequency, to expect of an update
 DEAD = 0.6
-_FINE: tuple[Group, ...] = ("head", "statistics")
+_FINE: tuple[Group, ...] = ("norms", "head", "statistics")
 _OCTAVE = 4  # step sizes to a factor of two
 _ZERO, _LARGEST = -128, 127  # exponents: of a tensor of zeros, and of the largest steps
 _SHIFTS = 32  # resolution of the levels' shift, of a step
 _HEAD = MODEL_BYTES + 1  # bytes of a class: its model and its shift
-_LIMITS = {"step": (1e-3, 100, 1.5), "fine": (1e-3, 100, 0.4), "detail": (1, 100, 2.5),
+_LIMITS = {"step": (1e-3, 100, 1.5), "fine": (1e-3, 100, 0.6), "detail": (1, 100, 2.5),
            "dead": (0.5, 1, 0.6)}  # of settings: least, most, an example  # fmt: skip
 _FRACTIONS = np.array([1.0, 1.189207115002721, 1.414213562373095, 1.681792830507429])
 
@@ -41,7 +41,7 @@ class Ecsq(Codec):
 
     Attributes:
         step: of the tensor's root mean square: 1.5 takes about 1.4 bits a value without kernels.
-        fine: the same of head and statistics, few values on which much depends, if less.
+        fine: the same of norms, head and statistics, few values on which much depends, if less.
         detail: how many times as large steps are for all frequencies of a kernel but its mean. What
             passes through it is smooth, so that an error there changes little.
         dead: where level 1 begins, in steps; 0.5 rounds to the nearest.
@@ -49,7 +49,7 @@ class Ecsq(Codec):
     """
 
     step: float = 1.5
-    fine: float = 0.4
+    fine: float = 0.6
     detail: float = 2.5
     dead: float = DEAD
     dct: bool = True
