@@ -19,7 +19,7 @@ from csg_core.codecs.levels import MODEL_BYTES, MOST, Levels, code, decode, mode
 from csg_core.codecs.spatial import BANDS, bands_in, bands_of, from_frequencies, to_frequencies
 from csg_core.exchange import NO_GRID, Group, Part, Parts
 
-SHARES = (0.86, 0.1, 0.04)  # of a kernel's energy, by frequency, to expect of an update
+SHARES = (0.8, 0.14, 0.06)  # of a kernel's energy, by frequency, to expect of an update
 DEAD = 0.6
 _FINE: tuple[Group, ...] = ("norms", "head", "statistics")
 _OCTAVE = 4  # step sizes to a factor of two

@@ -216,7 +216,7 @@ def test_ecsq_holds_far_outliers_and_zeros():
 
 
 def _smooth(parts):
-    """Kernels whose energy by frequency is as the codec expects it, and codes as they are."""
+    """Kernels with energy by frequency as a client's update has it, and codes without."""
     rng = np.random.default_rng(1)
     values = []
     for part in parts:

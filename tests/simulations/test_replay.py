@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from csg_core.codecs import codec_named
 from simulations.studies.replay import record, replay, table
 
 
@@ -30,6 +31,13 @@ def test_finer_steps_take_more_bytes_and_change_less(recording):
     assert fine.up > 1.5 * coarse.up
     assert fine.server < coarse.server
     assert fine.clients < coarse.clients
+
+
+@pytest.mark.parametrize("line", ["ecsq", "ecsq:step=1", "ecsq:step=2.2", "ecsq:dct=false"])
+def test_bytes_to_expect_are_those_of_training(recording, line):
+    """A quarter off at most: with error feedback, updates are less smooth than without."""
+    about = codec_named(line).bytes_about(recording.parts)
+    assert replay(recording, line).up == pytest.approx(about, rel=0.25)
 
 
 def test_the_table_has_a_row_for_each_codec(recording):
