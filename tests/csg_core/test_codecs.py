@@ -241,8 +241,6 @@ def test_ecsq_writes_smooth_kernels_in_fewer_bytes_with_less_error(step):
         body = codec.encode(values, parts, _rng())
         sent[dct] = len(body)
         error[dct] = np.square(codec.decode(body, parts) - values)[:93_312].sum()
-        if dct:
-            assert len(body) == pytest.approx(codec.bytes_about(parts), rel=0.05)
     assert sent[True] < (0.75 if step < 1 else 0.65) * sent[False]
     assert error[True] < (0.9 if step < 1 else 0.65) * error[False]
 
