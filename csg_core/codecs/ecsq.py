@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_core.codecs.base import Codec, CodecError, Values, require_finite, require_length, total
-from csg_core.codecs.levels import MODEL_BYTES, MOST, Levels, code, decode, model_of
+from csg_core.codecs.levels import MODEL_BYTES, MOST, Levels, model_of
+from csg_core.codecs.levels import code as code_levels
+from csg_core.codecs.levels import decode as decode_levels
 from csg_core.codecs.spatial import BANDS, bands_in, bands_of, from_frequencies, to_frequencies
 from csg_core.exchange import NO_GRID, Group, Part, Parts
 
@@ -82,7 +84,7 @@ class Ecsq(Codec):
             levels = np.where(scaled < 0, -magnitudes, magnitudes)
             classes.append((levels, model_of(levels)))
         models = b"".join(model for _, model in classes)
-        return models + np.array(shifts, np.int8).tobytes() + code(classes)
+        return models + np.array(shifts, np.int8).tobytes() + code_levels(classes)
 
     def decode(self, body: bytes | memoryview, parts: Parts) -> Values:
         used = self._used(parts)
@@ -97,7 +99,7 @@ class Ecsq(Codec):
         shifts = np.frombuffer(body[end - len(classes) : end], np.int8)
         counts = [len(used), *(places.size for places, _ in classes)]
         told = [(count, model.tobytes()) for count, model in zip(counts, models, strict=True)]
-        differences, *found = decode(bytes(body[end:]), told)
+        differences, *found = decode_levels(bytes(body[end:]), told)
         exponents = np.cumsum(differences, dtype=np.int8)
         steps = np.repeat(_steps(exponents), [part.size for part in used])
         written = np.zeros(total(used), np.float32)
