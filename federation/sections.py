@@ -27,6 +27,9 @@ class DataConfig(Section):
 
     name: Literal["cifar10", "digits"] = Field("cifar10", description="data set")
     dir: str | None = Field(None, description="folder of CIFAR-10; else $CSG_DATA_DIR, download")
+    images: Count | None = Field(
+        None, description="training images that are shared out, drawn by the seed; none: all"
+    )
     clients: Count = Field(10, description="clients that the training images are shared among")
     partition: Literal["iid", "dirichlet", "pathological", "shards"] = Field(
         "iid", description="rule"
@@ -53,7 +56,8 @@ class DataConfig(Section):
             "pathological": ("classes_per_client",),
             "shards": ("shards_per_client",),
         }
-        return {key: getattr(self, key) for key in ("partition", "clients", *more[self.partition])}
+        keys = ("partition", "clients", "images", *more[self.partition])
+        return {key: getattr(self, key) for key in keys}
 
 
 class TrainConfig(Section):

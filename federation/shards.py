@@ -57,10 +57,12 @@ def _make(rule: dict[str, Any], labels: NDArray[np.int64], seed: int) -> list[ND
         raise DataError(
             f"making shards needs {error.name}; install the extra csg-fl[shards]"
         ) from error
-    clients = rule["clients"]
-    if clients * rule.get("shards_per_client", 1) > len(labels):
-        raise DataError(f"data.clients {clients:,}: there are only {len(labels):,} images to share")
-    order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(labels))
+    clients, images = rule["clients"], rule["images"] or len(labels)
+    if images > len(labels):
+        raise DataError(f"data.images {images:,}: there are only {len(labels):,} to train on")
+    if clients * rule.get("shards_per_client", 1) > images:
+        raise DataError(f"data.clients {clients:,}: there are only {images:,} images to share")
+    order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(labels))[:images]
     partitioner = _partitioner(partitioners, rule, seed)
     partitioner.dataset = datasets.Dataset.from_dict({"label": labels[order], "row": order})
     try:

@@ -26,6 +26,17 @@ def test_every_image_belongs_to_one_client(rule):
     assert sorted(np.concatenate(shards).tolist()) == list(range(len(LABELS)))
 
 
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["partition"])
+def test_some_of_the_images_are_shared_out_as_the_seed_draws_them(rule):
+    shards, others = (
+        shard_rows(DataConfig(clients=10, images=400, **rule), LABELS, seed) for seed in (0, 1)
+    )
+    drawn = np.sort(np.concatenate(shards))
+    assert len(np.unique(drawn)) == len(drawn) == 400
+    assert drawn.max() > 1000  # from all of them
+    assert not np.array_equal(drawn, np.sort(np.concatenate(others)))
+
+
 def test_rules_show_in_the_spread():
     spread = {
         rule["partition"]: class_spread(
@@ -73,6 +84,10 @@ def test_a_damaged_file_of_shards_is_made_anew(tmp_path, monkeypatch):
 def test_rules_that_cannot_be_met_are_named():
     with pytest.raises(DataError, match="only 1,200 images"):
         shard_rows(DataConfig(clients=1201), LABELS, 0)
+    with pytest.raises(DataError, match=r"data.images 1,201: there are only 1,200"):
+        shard_rows(DataConfig(images=1201), LABELS, 0)
+    with pytest.raises(DataError, match="only 5 images"):
+        shard_rows(DataConfig(clients=10, images=5), LABELS, 0)
     with pytest.raises(DataError, match="dirichlet over 400 clients"):
         shard_rows(DataConfig(clients=400, partition="dirichlet", alpha=0.01), LABELS, 0)
     with pytest.raises(DataError, match="only 1,200 images"):
