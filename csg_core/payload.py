@@ -20,7 +20,7 @@ from csg_core.codecs.base import Values
 
 Kind = Literal["model", "update", "delta"]
 
-VERSION = 3
+VERSION = 4
 _MAGIC = b"CSG" + bytes([VERSION])
 _HEADER = struct.Struct("<4s4s16s7I")
 _CHECKSUM = struct.Struct("<I")

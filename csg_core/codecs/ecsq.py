@@ -1,13 +1,15 @@
-"""Entropy-coded scalar quantisation: uniform steps with a dead zone, then a range coder.
+"""Entropy-coded scalar quantisation: uniform steps, then a range coder.
 
 At low rates this is within a tenth of a bit of the rate-distortion bound of a Laplacian source
 (Sullivan, "Efficient scalar quantization of exponential and Laplacian random variables", IEEE
-Transactions on Information Theory, 1996), whence the dead zone and the shift of the levels.
+Transactions on Information Theory, 1996), whence the shift of the levels. His dead zone, which
+rounds to zero what lies beyond half a step, saves bytes and leaves less out of one update; but
+what it leaves out is learned rounds later, which costs more (docs/codecs.md).
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import groupby
 
@@ -21,15 +23,13 @@ from csg_core.codecs.levels import decode as decode_levels
 from csg_core.codecs.spatial import BANDS, bands_in, bands_of, from_frequencies, to_frequencies
 from csg_core.exchange import NO_GRID, Group, Part, Parts
 
-SHARES = (0.8, 0.14, 0.06)  # of a kernel's energy, by frequency, to expect of an update
-DEAD = 0.6
+_SHARES = (0.8, 0.14, 0.06)  # of a kernel's energy, by frequency, to expect of an update
 _FINE: tuple[Group, ...] = ("norms", "head", "statistics")
 _OCTAVE = 4  # step sizes to a factor of two
 _ZERO, _LARGEST = -128, 127  # exponents: of a tensor of zeros, and of the largest steps
 _SHIFTS = 32  # resolution of the levels' shift, of a step
 _HEAD = MODEL_BYTES + 1  # bytes of a class: its model and its shift
-_LIMITS = {"step": (1e-3, 100, 1.5), "fine": (1e-3, 100, 0.6), "detail": (1, 100, 2.5),
-           "dead": (0.5, 1, 0.6)}  # of settings: least, most, an example  # fmt: skip
+_LEAST, _MOST = 1e-3, 100  # steps, in root mean squares
 _FRACTIONS = np.array([1.0, 1.189207115002721, 1.414213562373095, 1.681792830507429])
 
 
@@ -37,32 +37,30 @@ _FRACTIONS = np.array([1.0, 1.189207115002721, 1.414213562373095, 1.681792830507
 class Ecsq(Codec):
     """Each tensor in steps of its own; kernels by spatial frequency.
 
-    A value x becomes level sign(x) * floor(|x| / step + 1 - dead), and the level k comes back as
+    A value x becomes the level nearest to x / step, and the level k comes back as
     sign(k) * (|k| - shift) * step. Classes of levels, of which each has a model and the shift that
     leaves no bias, are the bands of frequencies in a group's kernels, and what else is in it.
 
     Attributes:
-        step: of the tensor's root mean square: 1.5 takes about 1.4 bits a value without kernels.
+        step: of the tensor's root mean square: 1.5 takes about 1.5 bits a value without kernels.
+        codes: the same of codes, which many rounds add up to, if more.
         fine: the same of norms, head and statistics, few values on which much depends, if less.
-        detail: how many times as large steps are for all frequencies of a kernel but its mean. What
-            passes through it is smooth, so that an error there changes little.
-        dead: where level 1 begins, in steps; 0.5 rounds to the nearest.
         dct: whether kernels are written by frequency.
     """
 
     step: float = 1.5
+    codes: float = 3.0
     fine: float = 0.6
-    detail: float = 2.5
-    dead: float = DEAD
     dct: bool = True
 
     name = "ecsq"
 
     def __post_init__(self) -> None:
-        for name, (least, most, example) in _LIMITS.items():
-            value = getattr(self, name)
-            if not least <= value <= most:
-                raise ValueError(f"{name}={value:g}: give {least:g} to {most:g}, as {example:g}")
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if setting.name != "dct" and not _LEAST <= value <= _MOST:
+                wanted = f"give {_LEAST:g} to {_MOST:g}, as {setting.default:g}"
+                raise ValueError(f"{setting.name}={value:g}: {wanted}")
 
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:  # noqa: ARG002
         used = self._used(parts)
@@ -74,10 +72,10 @@ class Ecsq(Codec):
         exponents = self._exponents(written, used)
         steps = np.repeat(_steps(exponents), [part.size for part in used])
         classes, shifts = [_told_apart(exponents)], []
-        for places, high in _classes(used):
-            own_steps = steps[places] * (self.detail if high else 1.0)
+        for places in _classes(used):
+            own_steps = steps[places]
             scaled = written[places] / np.where(own_steps > 0, own_steps, np.inf)
-            magnitudes = np.floor(np.abs(scaled) + (1 - self.dead)).astype(np.int32)
+            magnitudes = np.floor(np.abs(scaled) + 0.5).astype(np.int32)
             some = magnitudes > 0
             bias = float((magnitudes - np.abs(scaled))[some].mean()) if some.any() else 0.0
             shifts.append(int(np.clip(round(bias * _SHIFTS), -127, 127)))
@@ -97,16 +95,15 @@ class Ecsq(Codec):
             raise CodecError("the body ends early")
         models = np.frombuffer(body[: end - len(classes)], np.uint8).reshape(-1, MODEL_BYTES)
         shifts = np.frombuffer(body[end - len(classes) : end], np.int8)
-        counts = [len(used), *(places.size for places, _ in classes)]
+        counts = [len(used), *(places.size for places in classes)]
         told = [(count, model.tobytes()) for count, model in zip(counts, models, strict=True)]
         differences, *found = decode_levels(bytes(body[end:]), told)
         exponents = np.cumsum(differences, dtype=np.int8)
         steps = np.repeat(_steps(exponents), [part.size for part in used])
         written = np.zeros(total(used), np.float32)
-        for (places, high), levels, shift in zip(classes, found, shifts.tolist(), strict=True):
-            own_steps = steps[places] * (self.detail if high else 1.0)
+        for places, levels, shift in zip(classes, found, shifts.tolist(), strict=True):
             magnitudes = np.abs(levels) - np.where(levels != 0, shift / _SHIFTS, 0.0)
-            written[places] = np.copysign(magnitudes * own_steps, levels)
+            written[places] = np.copysign(magnitudes * steps[places], levels)
         return from_frequencies(written, used)
 
     def most_bytes(self, parts: Parts) -> int:
@@ -120,10 +117,10 @@ class Ecsq(Codec):
         used = self._used(parts)
         bits = 8.0 * (MODEL_BYTES + _HEAD * len([*_keys(used)]) + len(used) / 2 + 4)
         for part in used:
-            wanted = self._step(part.group)
-            steps = [wanted * (self.detail if band else 1) for band in bands_in(part.grid)]
-            rates = [_rate(step / math.sqrt(energy), self.dead)
-                     for step, energy in zip(steps, energies(part), strict=True)]  # fmt: skip
+            step = self._step(part.group)
+            left = min(1.0, step**2 / 12)  # out of the updates before, evenly over frequencies
+            rates = [_rate(step / math.sqrt((1 - left) * energy + left))
+                     for energy in energies(part)]  # fmt: skip
             bits += sum(rates) * part.size / len(rates)
         return round(bits / 8)
 
@@ -135,6 +132,8 @@ class Ecsq(Codec):
         return used
 
     def _step(self, group: Group) -> float:
+        if group == "codes":
+            return max(self.step, self.codes)
         return min(self.step, self.fine) if group in _FINE else self.step
 
     def _exponents(self, values: Values, parts: tuple[Part, ...]) -> NDArray[np.int8]:
@@ -165,7 +164,7 @@ def energies(part: Part) -> list[float]:
 
 
 def _shares(size: int) -> Sequence[float]:
-    first, second, rest = SHARES
+    first, second, rest = _SHARES
     if size == 1:
         return (1.0,)
     if size == 2:
@@ -182,8 +181,8 @@ def _keys(parts: tuple[Part, ...]) -> Iterator[tuple[int, int]]:
 
 
 @lru_cache(maxsize=4)
-def _classes(parts: tuple[Part, ...]) -> tuple[tuple[NDArray[np.int32], bool], ...]:
-    """The places of each class's levels, and whether it is of a band beyond kernels' means."""
+def _classes(parts: tuple[Part, ...]) -> tuple[NDArray[np.int32], ...]:
+    """The places of each class's levels."""
     bands = []
     for number, (_, members) in enumerate(groupby(parts, key=_group)):
         for part in members:
@@ -194,7 +193,7 @@ def _classes(parts: tuple[Part, ...]) -> tuple[tuple[NDArray[np.int32], bool], .
     for number, band in _keys(parts):
         places = np.flatnonzero(numbered == number * (BANDS + 1) + band).astype(np.int32)
         places.setflags(write=False)
-        found.append((places, 0 < band < BANDS))
+        found.append(places)
     return tuple(found)
 
 
@@ -215,9 +214,9 @@ def _steps(exponents: NDArray[np.int8]) -> NDArray[np.float64]:
     return np.where(exponents == _ZERO, 0.0, steps)
 
 
-def _rate(step: float, dead: float) -> float:
+def _rate(step: float) -> float:
     """Bits a value of a Laplacian source, its root mean square being one."""
-    beyond = math.exp(-math.sqrt(2) * step * dead)  # not zero
+    beyond = math.exp(-math.sqrt(2) * step / 2)  # not zero
     further = math.exp(-math.sqrt(2) * step)  # a level higher, given that it is not zero
     return _binary(beyond) + beyond * (1 + _binary(further) / (1 - further))
 

@@ -37,8 +37,8 @@ from simulations.studies.pages import README, fill
 PAGE = README.parent / "docs" / "codecs.md"
 LINES = ("fp32", "fp32z", "fp16", "uniform:bits=8", "uniform:bits=4", "uniform:bits=2",
          "uniform:bits=1,rotate=true", "ternary", "topk:fraction=0.01",
-         "topk:fraction=0.0025,ternary=true", "ecsq:step=1.5,dct=false", "ecsq:step=0.5",
-         "ecsq:step=1", "ecsq:step=1.5", "ecsq:step=2.2", "ecsq:step=3")  # fmt: skip
+         "topk:fraction=0.0025,ternary=true", "ecsq:dct=false", "ecsq:step=0.5,codes=0.5",
+         "ecsq:step=1", "ecsq", "ecsq:codes=1.5", "ecsq:step=3,codes=4")  # fmt: skip
 _COLUMNS = "| codec | bytes | bits a value | left out | ms to encode | ms to decode |"
 
 

@@ -17,15 +17,22 @@ from pathlib import Path
 from server.checkpoints import replace_file
 from simulations.cli import main as csg
 from simulations.curves import RunData, read_run
-from simulations.studies.federated_tables import Result, draw, table
+from simulations.studies.federated_tables import SMALL_TARGETS, Result, draw, table
 from simulations.studies.pages import README, fill
 
 RESULTS = Path(__file__).parent / "federated"
-# Shards: of the recipe's ten clients, or of fifty, of which ten train in a round.
+# Shards: of the recipe's ten clients; of fifty, of which ten train in a round; or of a tenth of the
+# images, where many methods can be compared in minutes each.
 PARTITIONS: dict[str, tuple[str, ...]] = {
     "iid": ("data.partition=iid",),
     "dirichlet": ("data.partition=dirichlet",),
     "dirichlet50": ("data.partition=dirichlet", "data.clients=50", "train.clients_per_round=10"),
+    "small": (
+        "data.partition=dirichlet",
+        "data.images=5000",
+        "train.batch_size=32",
+        "run.eval_every=2",
+    ),
 }
 
 _NETWORKS: dict[str, tuple[str, ...]] = {
@@ -57,7 +64,10 @@ _CODECS: dict[str, tuple[str, ...]] = {
     "stc": _both("topk:fraction=0.0025,ternary=true", _DELTAS),
     "ecsq": _both("ecsq", _DELTAS),
     "ecsq-fine": _both("ecsq:step=1", _DELTAS),
-    "ecsq-low": _both("ecsq:step=2.2", _DELTAS),
+    "ecsq-low": _both("ecsq:step=3,codes=4", _DELTAS),
+    # codes in steps as fine as the generator's; kernels by place, not by frequency
+    "ecsq-even": _both("ecsq:codes=1.5", _DELTAS),
+    "ecsq-places": _both("ecsq:dct=false", _DELTAS),
 }
 _SCHEDULES: dict[str, tuple[str, ...]] = {  # of csg's generator
     "csg-ecsq-seldom": (*_CODECS["ecsq"], "wire.generator_every=4"),
@@ -77,8 +87,11 @@ def main() -> None:
     results = kept()
     if not results:
         sys.exit("federated: no results yet; name the images with --data")
-    print(table(results))
-    fill({"federated": table(results)}, README)
+    small = [result for result in results if result.partition == "small"]
+    whole = [result for result in results if result not in small]
+    tables = {"federated": table(whole), "federated-small": table(small, SMALL_TARGETS)}
+    print("\n\n".join(tables.values()))
+    fill(tables, README)
     draw(results, RESULTS / "accuracy.svg")
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from csg_core import ModelSpec, build, manifest, pack
 from csg_core.codecs import Part, Parts
 from csg_core.codecs.base import Values
-from csg_core.codecs.ecsq import DEAD, energies
+from csg_core.codecs.ecsq import energies
 from csg_core.codecs.entropy import entropy_bits
 from csg_core.codecs.spatial import bands_of, to_frequencies
 from csg_core.networks import NETWORKS
@@ -71,7 +71,7 @@ def _of_generator(
     bands_VD = bands_of(generator).reshape(changed_VD.shape).astype(np.int64)
     turned_VD = _turned(generator, changed_VD)
     yield "generator as it is", changed_VD, np.zeros_like(bands_VD)
-    yield "generator by spatial frequency: `ecsq:detail=1`", turned_VD, bands_VD
+    yield "generator by spatial frequency: `ecsq`", turned_VD, bands_VD
     weights_S1 = np.linalg.norm(moved_SD, axis=1, keepdims=True)
     basis_DD = _eigenbasis(weights_S1 * codes_SD)
     yield ("the same, columns in the basis of the codes that moved", turned_VD @ basis_DD,
@@ -98,7 +98,7 @@ def _turned(generator: Part, values_VD: Matrix) -> Matrix:
 def bits_and_error(values: Matrix, classes: Classes, step: float) -> tuple[float, float]:
     """Bits a value in steps of ``step`` deviations, and the part of the energy left out."""
     size = step * np.sqrt(np.mean(values**2))
-    levels = np.sign(values) * np.floor(np.abs(values) / size + 1 - DEAD)
+    levels = np.sign(values) * np.rint(np.abs(values) / size)
     used = levels != 0
     shift = np.mean(np.abs(levels[used]) - np.abs(values[used]) / size) if used.any() else 0
     decoded = np.sign(levels) * (np.abs(levels) - shift) * size

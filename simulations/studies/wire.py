@@ -47,8 +47,7 @@ class Arm:
     slow: bool = False  # also on a slow link
 
 
-def _ecsq(step: float) -> list[str]:
-    line = f"ecsq:step={step:g}"
+def _lossy(line: str) -> list[str]:
     return [f"wire.uplink={line}", f"wire.downlink={line}", "wire.deltas=true"]
 
 
@@ -63,9 +62,9 @@ ARMS = {
     "csg s=12 d=72, GRO, no timestamps": Arm([], timestamps=False, merging=True),
     "dense, fp32z": Arm([_DENSE, *_LOSSLESS]),
     "csg s=12 d=72, fp32z": Arm(_LOSSLESS, slow=True),
-    "dense, ecsq": Arm([_DENSE, *_ecsq(1.5)]),
-    "csg s=12 d=72, ecsq": Arm(_ecsq(1.5), slow=True),
-    "csg s=12 d=72, ecsq step 2.2": Arm(_ecsq(2.2)),
+    "dense, ecsq": Arm([_DENSE, *_lossy("ecsq")]),
+    "csg s=12 d=72, ecsq": Arm(_lossy("ecsq"), slow=True),
+    "csg s=12 d=72, ecsq steps 3, 4": Arm(_lossy("ecsq:step=3,codes=4")),
 }
 
 

@@ -33,7 +33,7 @@ from federation.recipe import Recipe, RecipeError, read_recipe, recipe_of
         ),
         (
             {"wire": {"uplink": "ecsq:stp=1"}},
-            "wire.uplink = .* ecsq takes step, fine, detail, dead, dct",
+            "wire.uplink = .* ecsq takes step, codes, fine, dct",
         ),
         ({"wire": {"downlink": "fp16; norms=none"}}, "would send zeros for a model"),
     ],

@@ -41,7 +41,7 @@ LINES = (
     "uniform:bits=3,block=8",
     "uniform:bits=1,block=32,rotate=true",
     "topk:fraction=0.2,ternary=true",
-    "ecsq:step=0.05,dead=0.5",
+    "ecsq:step=0.05,codes=0.05",
     "ecsq:step=4; norms=fp16; statistics=none",
     "topk:fraction=0.1; codes=uniform:bits=2,block=16; norms=fp32; other=ternary",
 )

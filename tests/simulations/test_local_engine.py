@@ -143,8 +143,6 @@ def test_clients_evaluate_where_norms_stay_with_them(tiny, run):
 
 
 def test_what_was_measured_is_what_was_estimated(tiny, run):
-    from simulations.estimate import estimate
-
     for name, sections in {
         "whole": {},
         "held out": {"train": {"batch_norm": "local"}, "data": {"holdout": 0.1}},
@@ -154,6 +152,20 @@ def test_what_was_measured_is_what_was_estimated(tiny, run):
         summary, expected = run(recipe, name)[0].summary(), estimate(recipe)
         assert summary["payload_bytes"] == pytest.approx(expected["total_bytes"], rel=0.02)
         assert summary["ratio_to_dense"] == pytest.approx(expected["ratio_to_dense"], rel=0.02)
+
+
+@pytest.mark.parametrize("line", ["ecsq", "ecsq:step=1", "ecsq:step=3,codes=4", "ecsq:dct=false"])
+def test_lossy_updates_take_about_what_was_estimated(tiny, run, line):
+    """A quarter off at most: with error feedback, updates are less smooth than without."""
+    recipe = tiny(
+        model={"width": 1.0, "slice_size": 12, "code_size": 72},
+        data={"clients": 2, "images": 128},
+        train={"rounds": 4},
+        wire={"uplink": line, "downlink": line, "deltas": True},
+    )
+    last, expected = run(recipe)[0].rows()[-1], estimate(recipe)
+    for way in ("payload_bytes_up", "payload_bytes_down"):
+        assert getattr(last, way) == pytest.approx(2 * expected[way], rel=0.25), way
 
 
 def test_a_run_without_its_checkpoints_begins_anew(tiny, run, tmp_path):
