@@ -64,7 +64,7 @@ _parts = st.lists(
 
 
 @pytest.mark.parametrize("line", LINES)
-@settings(max_examples=60, deadline=5000)
+@settings(max_examples=60)
 @given(parts=_parts, data=st.data())
 def test_any_values_come_back_finite_within_the_bound_and_alike(line, parts, data):
     codec = codec_named(line)
@@ -81,7 +81,7 @@ def test_any_values_come_back_finite_within_the_bound_and_alike(line, parts, dat
 
 
 @pytest.mark.parametrize("line", LINES)
-@settings(max_examples=150, deadline=5000)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_damaged_bytes_give_an_array_or_a_codec_error(line, data):
     codec = codec_named(line)
