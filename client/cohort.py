@@ -1,15 +1,8 @@
-"""Clients of a round trained at once: their models stacked, their steps batched by torch.func.
+"""Clients of a round trained at once, each on a copy of the model.
 
 Each client takes the batches, in the order and with the augmentation, that it would take alone, and
 comes to the same values up to the rounding of floats; dropout draws other masks than it does alone,
-the same ones each time that these clients train at once. Batches are of real images only. Padding
-them to one size and masking the padding's loss would not do: batch normalisation would take the
-padding into its statistics, unless every norm of every network were written anew, with masks. So
-clients whose batches have the same size step together, and where shards differ in size, each client
-takes its last, smaller batch of an epoch by itself.
-
-Shape letters: C clients, those with most images first, so that the ones that step together are a
-slice of the stack, a view; c clients of one step; B images of a batch, H height, W width.
+the same ones each time that these clients train at once.
 """
 
 import itertools
@@ -18,27 +11,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from client.job import Job, Received, Trained
 from client.local import LocalClient
-from client.stack import Stack, Tensors, own_tensors, stepper
+from client.replicas import Batch, Replicas
 from client.training import CROP_PADDING, Losses, drawing_as, epoch_batches
-from csg_core.functional import PureNetwork
+from csg_core import generators
 from csg_core.images import crop_and_flip, draw_crops
 from federation.seeds import derived_rng
-
-Batches = tuple[Tensor, ...]  # rows of images, int64, by step
 
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """The job at ``place`` among all, and the model that its client received."""
+    """The job at ``place`` among all, and what its client received."""
 
     place: int
     job: Job
     received: Received
-    model: Tensors
 
 
 class Cohort:
@@ -46,110 +35,103 @@ class Cohort:
 
     def __init__(self, client: LocalClient) -> None:
         self._client = client
-        self._step = stepper(PureNetwork(client.model), client.precision)
+        self._replicas: Replicas | None = None
+        self._made_for: tuple[bool, float] | None = None  # generator trains, mu of FedProx
 
     def train(self, jobs: Sequence[Job]) -> list[Trained | Exception]:
         """What ``LocalClient.train`` gives for each job, or what it raises; all are of one round.
 
         Each reports an equal part of the seconds that the training of all took.
         """
-        answers: list[Trained | Exception | None] = [None] * len(jobs)
-        begun = []
-        for place, job in enumerate(jobs):
+        answers: dict[int, Trained | Exception] = {}
+        begun: list[_Begun] = []
+        replicas = self._prepared(jobs)
+        # those with most images first, so that the ones that still have a batch are the first ones
+        places = sorted(range(len(jobs)), key=lambda place: -len(jobs[place].shard.train_rows))
+        for place in places:
             try:
-                received = self._client.receive(job)
+                received = self._client.receive(jobs[place])
             except Exception as error:  # of this client alone
                 answers[place] = error
                 continue
-            own = own_tensors(self._client.model)
-            model = {name: tensor.clone() for name, tensor in own.items()}
-            begun.append(_Begun(place, job, received, model))
-        begun.sort(key=lambda client: len(client.job.shard.train_rows), reverse=True)
+            replicas[len(begun)].begin(self._client.model)
+            begun.append(_Begun(place, jobs[place], received))
         started = time.perf_counter()
-        trained = self._fit(begun) if begun else []
+        losses = self._fit(begun, replicas) if begun else []
         seconds = (time.perf_counter() - started) / max(len(begun), 1)
-        for client, (model, losses) in zip(begun, trained, strict=True):
-            for name, tensor in own_tensors(self._client.model).items():
-                tensor.copy_(model[name])
+        for client, own, replica in zip(begun, losses, replicas, strict=False):
+            replica.hand_over(self._client.model)
             try:
-                answer = self._client.answer(client.job, client.received, losses, seconds)
+                answer = self._client.answer(client.job, client.received, own, seconds)
                 answers[client.place] = answer
             except Exception as error:
                 answers[client.place] = error
-        return [answer for answer in answers if answer is not None]
+        return [answers[place] for place in range(len(jobs))]
 
-    def _fit(self, begun: Sequence[_Begun]) -> list[tuple[Tensors, Losses]]:
-        """Local epochs of SGD; each client's tensors, and losses as ``LocalClient`` has them."""
+    def _prepared(self, jobs: Sequence[Job]) -> Replicas:
+        """Replicas for as many clients, those of the last round if they do."""
+        client, train, job = self._client, self._client.recipe.train, jobs[0]
+        trains = client.recipe.wire.schedule.trains(job.round_)
+        still = () if trains else tuple(f"{name}.weight" for name in generators(client.model))
+        made_for = (trains, job.proximal_mu)
+        if self._replicas is None or self._made_for != made_for or len(self._replicas) < len(jobs):
+            self._replicas, self._made_for = None, made_for  # memory is let go first
+            self._replicas = Replicas(
+                client.model, len(jobs), job.shard.images,
+                still=still, train=train, mu=job.proximal_mu, precision=client.precision,
+            )  # fmt: skip
+        self._replicas.set_lr(train.lr * train.factor(job.round_))
+        return self._replicas
+
+    def _fit(self, begun: Sequence[_Begun], replicas: Replicas) -> list[Losses]:
+        """Local epochs of SGD; each client's losses, as ``LocalClient`` has them."""
         recipe, jobs = self._client.recipe, [client.job for client in begun]
-        stack = self._stack([client.model for client in begun], jobs[0])
         seed = recipe.run.seed
         rngs = [derived_rng(seed, "train", job.round_, job.partition) for job in jobs]
         together = derived_rng(seed, "cohort", jobs[0].round_, *(job.partition for job in jobs))
         with drawing_as(together, self._client.device):
-            passes = [self._epoch(stack, jobs, rngs) for _ in range(recipe.train.local_epochs)]
-        ends = enumerate(zip(passes[0], passes[-1], strict=True))
-        return [
-            (stack.model(row), Losses(last.mean, first.first, last.last))
-            for row, (first, last) in ends
-        ]
-
-    def _stack(self, models: Sequence[Tensors], job: Job) -> Stack:
-        client, train = self._client, self._client.recipe.train
-        trains = client.recipe.wire.schedule.trains(job.round_)
-        still = set() if trains else {id(generator.weight) for generator in client.generators}
-        named = dict(client.model.named_parameters())
-        tensors = named | dict(client.model.named_buffers())
-        return Stack(
-            models,
-            {name: t.detach() for name, t in tensors.items() if name not in models[0]},
-            parameters=[n for n, p in named.items() if p.requires_grad and id(p) not in still],
-            step=self._step,
-            train=train,
-            lr=train.lr * train.factor(job.round_),
-            mu=job.proximal_mu,
-        )
+            passes = [self._epoch(replicas, jobs, rngs) for _ in range(recipe.train.local_epochs)]
+        ends = zip(passes[0], passes[-1], strict=True)
+        return [Losses(last.mean, first.first, last.last) for first, last in ends]
 
     def _epoch(
-        self, stack: Stack, jobs: Sequence[Job], rngs: Sequence[torch.Generator]
+        self, replicas: Replicas, jobs: Sequence[Job], rngs: Sequence[torch.Generator]
     ) -> list[Losses]:
         """One pass of every client over its shard."""
-        train, device = self._client.recipe.train, self._client.device
-        data = jobs[0].shard.images
-        assert all(job.shard.images is data for job in jobs), "clients of a process share images"
-        batches = [
-            epoch_batches(job.shard.train_rows, train.batch_size, rng, device)
-            for job, rng in zip(jobs, rngs, strict=True)
-        ]
-        taken: list[tuple[slice, Tensor]] = []  # losses [c] of every step
-        for at, chosen_cB in _steps(batches):
-            c, B = chosen_cB.shape
-            chosen = chosen_cB.flatten()
-            images = data.images[chosen]
-            if train.augment:
-                crops = [draw_crops(B, CROP_PADDING, rng) for rng in rngs[at]]
-                images = crop_and_flip(images, torch.cat(crops, dim=1), CROP_PADDING)
-            images_cB3HW = data.normalise(images).contiguous().unflatten(0, (c, B))
-            taken.append((at, stack.step(at, images_cB3HW, data.labels[chosen_cB])))
+        batches = [self._batches(job, rng) for job, rng in zip(jobs, rngs, strict=True)]
+        taken = [(first, replicas.step(first, alike)) for first, alike in _steps(batches)]
+        found = iter(torch.cat([losses_c for _, losses_c in taken]).tolist())
         losses: list[list[float]] = [[] for _ in jobs]
-        for at, losses_c in taken:
-            for own, loss in zip(losses[at], losses_c.tolist(), strict=True):
-                own.append(loss)
+        for first, losses_c in taken:
+            for own in losses[first : first + len(losses_c)]:
+                own.append(next(found))
         return [
-            Losses.of(own, [len(batch) for batch in parts])
+            Losses.of(own, [len(labels_B) for _, labels_B in parts])
             for own, parts in zip(losses, batches, strict=True)
         ]
 
+    def _batches(self, job: Job, rng: torch.Generator) -> list[Batch]:
+        """The batches of a pass of one client, all of them augmented at once."""
+        train, data = self._client.recipe.train, job.shard.images
+        rows = epoch_batches(job.shard.train_rows, train.batch_size, rng, data.images.device)
+        sizes = [len(chosen) for chosen in rows]
+        images, labels = data.images[torch.cat(rows)], data.labels[torch.cat(rows)]
+        if train.augment:
+            crops = [draw_crops(size, CROP_PADDING, rng) for size in sizes]
+            images = crop_and_flip(images, torch.cat(crops, dim=1), CROP_PADDING)
+        return list(zip(images.split(sizes), labels.split(sizes), strict=True))
 
-def _steps(batches: Sequence[Batches]) -> Iterator[tuple[slice, Tensor]]:
-    """The clients of each step, and the rows of their batches, [c, B].
 
-    With the largest shards first, those that still have a batch are the first ones, and those whose
-    batches have the same size are neighbours.
+def _steps(batches: Sequence[Sequence[Batch]]) -> Iterator[tuple[int, list[Batch]]]:
+    """The first replica of each step, and batches of one size, for it and its neighbours.
+
+    With the largest shards first, clients that still have a batch are the first ones, and those
+    whose batches have the same size are neighbours.
     """
     for step in range(len(batches[0])):
         left = [parts[step] for parts in batches if len(parts) > step]
         first = 0
-        for _, alike in itertools.groupby(left, key=len):
-            chosen_cB = torch.stack(list(alike))
-            yield slice(first, first + len(chosen_cB)), chosen_cB
-            first += len(chosen_cB)
+        for _, alike in itertools.groupby(left, key=lambda batch: len(batch[1])):
+            together = list(alike)
+            yield first, together
+            first += len(together)

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,9 +160,16 @@ class LocalClient:
     def _fit(self, job: Job) -> Losses:
         """Local epochs of SGD; their losses without the proximal term, the mean of the last one."""
         train, shard, mu = self.recipe.train, job.shard, job.proximal_mu
+        lr = train.lr * train.factor(job.round_)
+        makers = [generator.weight for generator in self.generators]
+        others = [p for p in self._parameters if all(p is not weight for weight in makers)]
+        groups: list[dict[str, Any]] = [
+            {"params": others},
+            {"params": makers, "lr": lr * train.generator_lr},
+        ]
         optimizer = torch.optim.SGD(
-            self._parameters,
-            lr=train.lr * train.factor(job.round_),
+            groups,
+            lr=lr,
             momentum=train.momentum,
             weight_decay=train.weight_decay,
         )

@@ -65,7 +65,7 @@ class KernelBank:
 
     def kernel(self, layer: CodedLayer) -> Tensor:
         """The kernel of one layer, shape [out, in, k, k]."""
-        if is_transformed():
+        if _is_transformed():
             return self.make_alone(layer)
         codes, weight = layer.codes, self.generator.weight
         made, key = self._made, id(layer)
@@ -148,7 +148,7 @@ def _stamp(tensor: Tensor) -> Stamp:
     return id(tensor), version, tensor.data_ptr(), tensor.requires_grad
 
 
-def is_transformed() -> bool:
+def _is_transformed() -> bool:
     """Whether this call is traced by torch.compile or transformed by torch.func."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 

@@ -28,21 +28,6 @@ def generate_kernels(
     return _GenerateKernels.apply(weight_VD, tuple(forms), *codes)  # type: ignore[no-untyped-call,no-any-return]
 
 
-def pure_kernels(
-    weight_VD: Tensor, codes: Sequence[Tensor], forms: Sequence[KernelForm]
-) -> tuple[Tensor, ...]:
-    """The same out of torch's own operations alone, which torch.func can transform."""
-    groups = _alike(forms)
-    slices_SV = torch.cat([codes[place] for group in groups for place in group]) @ weight_VD.t()
-    kernels: dict[int, Tensor] = {}
-    counts = [len(group) * forms[group[0]].slices for group in groups]
-    for group, part in zip(groups, slices_SV.split(counts), strict=True):
-        slices_LSV = part.reshape(len(group), -1, part.shape[-1])
-        placed = kernels_from_slices(slices_LSV, forms[group[0]])
-        kernels.update(zip(group, placed, strict=True))
-    return tuple(kernels[place] for place in range(len(forms)))
-
-
 class _GenerateKernels(torch.autograd.Function):
     """One node of the graph, whose backward may run many times for one forward.
 
@@ -59,7 +44,7 @@ class _GenerateKernels(torch.autograd.Function):
         ctx.weight, ctx.codes, ctx.forms = weight_VD, codes, forms
         ctx.versions = [tensor._version for tensor in (weight_VD, *codes)]
         ctx.groups = _alike(forms)
-        return pure_kernels(weight_VD, codes, forms)
+        return _kernels(weight_VD, codes, forms)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -89,6 +74,21 @@ class _GenerateKernels(torch.autograd.Function):
             for place, grad in zip(order, codes_SD.split(counts), strict=True):
                 result[2 + place] = grad if needs_codes[place] else None
         return tuple(result)
+
+
+def _kernels(
+    weight_VD: Tensor, codes: Sequence[Tensor], forms: Sequence[KernelForm]
+) -> tuple[Tensor, ...]:
+    """One product for all layers; those of equal form are laid out together."""
+    groups = _alike(forms)
+    slices_SV = torch.cat([codes[place] for group in groups for place in group]) @ weight_VD.t()
+    kernels: dict[int, Tensor] = {}
+    counts = [len(group) * forms[group[0]].slices for group in groups]
+    for group, part in zip(groups, slices_SV.split(counts), strict=True):
+        slices_LSV = part.reshape(len(group), -1, part.shape[-1])
+        placed = kernels_from_slices(slices_LSV, forms[group[0]])
+        kernels.update(zip(group, placed, strict=True))
+    return tuple(kernels[place] for place in range(len(forms)))
 
 
 def _alike(forms: Sequence[KernelForm]) -> list[list[int]]:

@@ -3,6 +3,7 @@
 Shape letters: N images, B images of a batch, H height, W width; the last axis is the 3 channels.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -48,10 +49,18 @@ class ImageSet:
 
     def normalise(self, images_BHW3: Tensor) -> Tensor:
         """Network input, float32 [B, 3, H, W] in channels_last memory, from uint8 images."""
-        mean = torch.tensor(self.mean, device=images_BHW3.device)
-        std = torch.tensor(self.std, device=images_BHW3.device)
-        scaled = images_BHW3.float() * (1 / (255 * std)) - mean / std
-        return scaled.permute(0, 3, 1, 2)
+        scale, shift = _normalisation(self.mean, self.std, images_BHW3.device)
+        return (images_BHW3.float() * scale - shift).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _normalisation(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What pixels of 0..255 are multiplied by, and what is taken off then, by channel."""
+    with torch.inference_mode(False):
+        deviations = torch.tensor(std, device=device)
+        return 1 / (255 * deviations), torch.tensor(mean, device=device) / deviations
 
 
 def random_crop_and_flip(images_BHW3: Tensor, *, padding: int, rng: torch.Generator) -> Tensor:

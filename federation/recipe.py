@@ -85,7 +85,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _trains_at_once(self) -> "Recipe":
         run = self.run
-        if run.cohort == 1:
+        if run.cohort in (None, 1):
             return self
         if run.engine != "local":
             raise ValueError(

@@ -68,6 +68,9 @@ class TrainConfig(Section):
     local_epochs: Count = Field(1, description="passes over its shard that a client makes a round")
     batch_size: Count = Field(64, description="images of a step")
     lr: Positive = Field(0.05, description="learning rate of SGD in round 1")
+    generator_lr: Positive = Field(
+        1.0, description="learning rate of a learned generator, as a fraction of lr"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD; begins anew each round")
     weight_decay: NotNegative = Field(5e-4, description="of SGD")
     lr_schedule: Literal["constant", "cosine", "step"] = Field(
@@ -214,10 +217,10 @@ class RunConfig(Section):
         description="local engine: processes that clients train in; 0: one for each of torch's "
         "threads; 1: this process",
     )
-    cohort: Count = Field(
-        1,
-        description="local engine: clients that train at once, models stacked and steps batched, "
-        "in this process; 1: one after another",
+    cohort: Count | None = Field(
+        None,
+        description="local engine: clients that train at once, each on a copy of the model, in "
+        "this process; none: ten on a GPU, else one after another",
     )
     client_cpus: Positive = Field(1.0, description="flower engine: CPUs of a simulated client")
     client_gpus: NotNegative = Field(0.0, description="flower engine: GPUs of a simulated client")

@@ -10,31 +10,44 @@ from flwr.app import Context, MessageType
 from client.app import Worker, make_app, trained_reply
 from client.cohort import Cohort
 from client.job import Job, Trained
+from federation.devices import device_of
 from federation.recipe import Recipe
+from federation.sections import CLIENT_APP
 from simulations.clients import Answer, Clients, ClientTimeout, Task
 
 _log = logging.getLogger(__name__)
+_ON_GPU = (
+    10  # twice as many are a tenth faster on an H100 (docs/speed.md), and take twice the memory
+)
 _Result = Exception | tuple[Job, Trained | Exception]
 
 
+def at_once(recipe: Recipe) -> int:
+    """How many clients train at once."""
+    if recipe.run.cohort is not None:
+        return recipe.run.cohort
+    own = recipe.run.client_app == CLIENT_APP
+    return _ON_GPU if own and device_of(recipe).type == "cuda" else 1
+
+
 class Cohorts(Clients):
-    """All clients, in this process; ``run.cohort`` of them train at once, and evaluate one by one.
+    """All clients, in this process; some of them train at once, and all evaluate one by one.
 
     Clients that train at once have the sum of their timeouts together, and are all late if they
     take longer. Their updates are held until all are done. Where they cannot train at once, as when
-    memory runs out or the network does what torch.func does not take, they train one by one.
+    memory runs out, they train one by one.
     """
 
     def __init__(self, recipe: Recipe, run_config: Mapping[str, Any]) -> None:
         self._worker = Worker()
         super().__init__(make_app(self._worker), run_config, recipe.data.clients)
-        self._recipe = recipe
+        self._recipe, self._at_once = recipe, at_once(recipe)
         self._cohort: Cohort | None = None
 
     def answers(self, tasks: Iterable[Task]) -> Iterator[Answer]:
         """An answer to each task, in their order; those of a cohort are made together."""
         waiting = iter(tasks)
-        while group := list(itertools.islice(waiting, self._recipe.run.cohort)):
+        while group := list(itertools.islice(waiting, self._at_once)):
             kinds = {task.message.metadata.message_type for task in group}
             if kinds == {MessageType.TRAIN} and len(group) > 1:
                 yield from self._together(group)
@@ -48,7 +61,7 @@ class Cohorts(Clients):
                 results = self._results(group, contexts)
         except ClientTimeout:
             return [self._late(task) for task in group]
-        except RuntimeError as error:  # as of torch: out of memory, or not to be batched
+        except RuntimeError as error:  # as of torch, when memory runs out
             _log.warning(
                 "%d clients cannot train at once, and train one by one; if memory ran out, lower "
                 "run.cohort", len(group), exc_info=error,

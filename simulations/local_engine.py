@@ -19,7 +19,7 @@ from federation.recipe import Recipe
 from server.app import serve
 from server.record import RoundRow
 from simulations.clients import RUN_ID, Clients, Task, Workers, client_app, take_part
-from simulations.cohorts import Cohorts
+from simulations.cohorts import Cohorts, at_once
 
 
 def run_local(
@@ -31,7 +31,7 @@ def run_local(
     app = client_app(recipe.run.client_app)
     config, count = run_config(recipe), worker_count(recipe)
     if count == 1:
-        one_by_one = recipe.run.cohort == 1
+        one_by_one = at_once(recipe) == 1
         clients = (
             Clients(app, config, recipe.data.clients) if one_by_one else Cohorts(recipe, config)
         )

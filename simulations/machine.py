@@ -33,12 +33,17 @@ def environment(recipe: Recipe) -> dict[str, Any]:
     return {
         "machine": machine(),
         "versions": {name: _version(name) for name in _PACKAGES},
-        "device": str(device_of(recipe)),
+        "device": device_name(device_of(recipe)),
         "precision": precision_of(recipe),
         "seed": recipe.run.seed,
         "commit": _commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """A GPU by its model, else as torch names the device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def _version(package: str) -> str | None:

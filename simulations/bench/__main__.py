@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from server.checkpoints import replace_file
-from simulations.bench import engines, growth, limits, server, steps
+from simulations.bench import cohort, engines, growth, limits, server, steps
 from simulations.bench.part import RESULTS, Part
 from simulations.machine import machine
 from simulations.studies.pages import fill
@@ -23,6 +23,7 @@ PARTS: dict[str, Part] = {
     "engines": engines,
     "growth": growth,
     "server": server,
+    "cohort": cohort,
 }
 
 

@@ -29,7 +29,7 @@ from server.checkpoints import replace_file
 from server.record import RoundRow, RunFolder
 from simulations.bench.measured import measured
 from simulations.bench.part import RESULTS, SPEED, batch, training_step
-from simulations.machine import machine
+from simulations.machine import device_name, machine
 from simulations.recipe_names import recipe_from
 from simulations.studies.pages import fill
 
@@ -37,7 +37,7 @@ FILE = RESULTS / "tasks.json"
 PAGE = SPEED
 TASKS = ("bench-pfl-cifar10", "bench-blazefl-cnn", "bench-blazefl-resnet18", "cifar10-resnet56")
 LARGE_BATCH = 1024
-_SECONDS = 5.0  # that bare steps are timed for, at least
+_SECONDS = 2.0  # that bare steps are timed for, at least
 _FEWEST = 5  # timings of bare steps
 _AHEAD = 10  # steps of a timing on a GPU, which works behind Python
 
@@ -159,9 +159,9 @@ def _wait(device: torch.device) -> None:
 
 def _device_name(recipe: Recipe) -> str:
     device = device_of(recipe)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads of {machine()['cpu']}"
+    if device.type == "cpu":
+        return f"{torch.get_num_threads()} threads of {machine()['cpu']}"
+    return device_name(device)
 
 
 def _options() -> argparse.Namespace:

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from csg_core.bank import is_transformed
-
 
 class Kernel(nn.Module, ABC):
     """A kernel [O, I, k, k] from a parametrization's tensors, in float32 whatever autocast says."""
@@ -17,8 +15,6 @@ class Kernel(nn.Module, ABC):
         device = tensors[0].device.type
         with torch.autocast(device, enabled=False):
             kernel = self.kernel(*tensors)
-        if is_transformed():  # vmap takes no other layout
-            return kernel.contiguous()
         return kernel.contiguous(memory_format=torch.channels_last)
 
     @abstractmethod

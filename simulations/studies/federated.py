@@ -22,7 +22,8 @@ from simulations.studies.pages import README, fill
 
 RESULTS = Path(__file__).parent / "federated"
 # Shards: of the recipe's ten clients; of fifty, of which ten train in a round; or of a tenth of the
-# images, where many methods can be compared in minutes each.
+# images, where many methods can be compared in minutes each; or of the recipe's clients with a
+# deeper network.
 PARTITIONS: dict[str, tuple[str, ...]] = {
     "iid": ("data.partition=iid",),
     "dirichlet": ("data.partition=dirichlet",),
@@ -33,6 +34,7 @@ PARTITIONS: dict[str, tuple[str, ...]] = {
         "train.batch_size=32",
         "run.eval_every=2",
     ),
+    "resnet56": ("data.partition=dirichlet", "model.name=resnet56"),
 }
 
 _NETWORKS: dict[str, tuple[str, ...]] = {
@@ -40,6 +42,7 @@ _NETWORKS: dict[str, tuple[str, ...]] = {
     "csg": (),
     # a dense network of about as many parameters as csg has
     "dense-narrow": ("model.parametrization=dense", "model.width=0.6875"),
+    "csg-slow": ("train.generator_lr=0.3",),
     "csg-small": ("model.code_size=36",),
     "csg-frozen": ("model.generator=frozen", "model.code_size=144"),
     "fedpara": ("model.parametrization=fedpara",),
@@ -118,6 +121,7 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
         *PARTITIONS[partition],
         f"run.seed={options.seed}",
         f"run.dir={folder}",
+        *options.set,
     ]
     settings = [part for value in values for part in ("--set", value)]
     again = (folder / "rounds.jsonl").exists()
@@ -150,6 +154,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs/federated"), metavar="DIR",
                         help="where the runs' folders go")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="change a value of every run, as run.cohort=10 for a GPU")  # fmt: skip
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["dense", "csg", "dense-narrow"],
                         metavar="ARM", help=", ".join(ARMS))  # fmt: skip
     parser.add_argument("--partitions", nargs="+", choices=PARTITIONS,

@@ -20,6 +20,13 @@ class Result:
     content: dict[str, Any]
 
     @property
+    def machine(self) -> str:
+        """What it was trained on, and in what precision."""
+        on = self.content["environment"]
+        device = on["machine"]["cpu"] if on["device"] == "cpu" else on["device"]
+        return f"{device}, {on['precision']}"
+
+    @property
     def curve(self) -> list[tuple[float, float]]:
         """Payload of all clients in both directions so far, MB, and accuracy, where evaluated."""
         total, found = 0, []
@@ -54,9 +61,9 @@ def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
     """Markdown: loss, accuracy at the end, payload, and MB to targets; ratios to dense float32."""
     goals = "".join(f" MB to {100 * target:g} % |" for target in targets)
     lines = [
-        "| shards | seed | arm | training loss | accuracy | of dense | kB up + down | times fewer "
-        f"| MB |{goals}",
-        "| --- | --: | --- | --: | --: | --: | --: | --: | --: |" + " --: |" * len(targets),
+        "| shards | seed | on | arm | training loss | accuracy | of dense | kB up + down "
+        f"| times fewer | MB |{goals}",
+        "| --- | --: | --- | --- | --: | --: | --: | --: | --: | --: |" + " --: |" * len(targets),
     ]
     for result in results:
         curve, (up, down) = result.curve, result.kilobytes_each
@@ -65,7 +72,7 @@ def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
         if dense is not None:
             points = f"{100 * (result.accuracy - dense.accuracy):+.2f}"
             fewer = f"{sum(dense.kilobytes_each) / (up + down):.1f}"
-        cells = [result.partition, str(result.seed), result.arm]
+        cells = [result.partition, str(result.seed), result.machine, result.arm]
         cells += [f"{result.late_loss:.3f}", f"{100 * result.accuracy:.2f} %", points]
         cells += [f"{up:.1f} + {down:.1f}", fewer, f"{curve[-1][0]:.2f}"]
         for target in targets:

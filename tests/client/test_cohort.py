@@ -16,8 +16,8 @@ from client.cohort import Cohort, _steps
 from client.job import Job, TrainingError
 from client.local import LocalClient
 from client.memory import NOTHING
+from client.replicas import Replicas
 from client.shard import Shard, Shards
-from client.stack import Stack
 from client.training import epoch_batches
 from csg_core import build, manifest, pack
 from csg_core.broadcast import Channel, Sender
@@ -141,6 +141,7 @@ def test_ragged_clients_come_to_what_they_come_to_alone(tiny, exact, model):
         {"weight_decay": 5.0},
         {"clip_norm": 0.1},
         {"lr_schedule": "cosine"},
+        {"generator_lr": 0.1},
     ],
     ids=lambda train: next(iter(train)),
 )
@@ -248,24 +249,58 @@ def test_one_clients_failure_is_its_own(tiny):
 
 
 def test_equal_shards_take_no_more_steps_than_one(tiny, monkeypatch):
-    steps, step = [], Stack.step
-    monkeypatch.setattr(
-        Stack, "step", lambda self, at, *batch: steps.append(at) or step(self, at, *batch)
-    )
+    steps, step = [], Replicas.step
+
+    def counted(self, first, batches):
+        steps.append((first, len(batches)))
+        return step(self, first, batches)
+
+    monkeypatch.setattr(Replicas, "step", counted)
     _Round(_recipe(tiny), sizes=(19, 19, 19)).together()
-    assert steps == [slice(0, 3)] * 3
+    assert steps == [(0, 3)] * 3
+
+
+def test_copies_of_the_model_serve_every_round(tiny):
+    found = _Round(_recipe(tiny))
+    cohort = Cohort(found.client)
+    first = cohort.train(found.jobs)
+    replicas = cohort._replicas
+    found.jobs.reverse()
+    again = cohort.train(found.jobs)[::-1]
+    assert cohort._replicas is replicas
+    assert [answer.payload for answer in again] == [answer.payload for answer in first]
+    cohort.train(found.jobs[:2])
+    assert cohort._replicas is replicas
+
+
+def test_a_parameter_that_the_network_does_not_use_stays_as_it_is(tiny, exact):
+    found = _Round(_recipe(tiny, train={"weight_decay": 1.0}))
+    unused = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    found.client.model.register_parameter("unused", unused)
+    cohort = Cohort(found.client)
+    cohort.train(found.jobs[:2])
+    assert torch.equal(found.client.model.get_parameter("unused"), torch.ones(3).double())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="captures steps on a GPU")
+@pytest.mark.parametrize("model", MODELS[:4], ids=lambda model: "-".join(map(str, model.values())))
+def test_captured_steps_come_to_the_same(tiny, exact, model):
+    found = _Round(_recipe(tiny, model=model, run={"device": "cuda"}), sizes=(70, 70, 51, 6))
+    _assert_equal(found)
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.integers(1, 16), st.integers(0, 9))
 def test_every_client_takes_its_own_batches_in_their_order(sizes, batch_size, seed):
     sizes = sorted(sizes, reverse=True)
     rng = torch.Generator().manual_seed(seed)
-    batches = [
+    rows = [
         epoch_batches(torch.arange(1000 * c, 1000 * c + n), batch_size, rng, torch.device("cpu"))
         for c, n in enumerate(sizes)
     ]
+    batches = [[(chosen, chosen) for chosen in parts] for parts in rows]
     taken = [[] for _ in sizes]
-    for at, chosen in _steps(batches):
-        for client, rows in zip(taken[at], chosen.tolist(), strict=True):
-            client.append(rows)
-    assert taken == [[rows.tolist() for rows in parts] for parts in batches]
+    for first, alike in _steps(batches):
+        assert len({len(labels) for _, labels in alike}) == 1
+        for client, (_, labels) in zip(taken[first:], alike, strict=False):
+            client.append(labels.tolist())
+    assert taken == [[chosen.tolist() for chosen in parts] for parts in rows]

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from client import app as client_app
 from client.app import Worker
@@ -12,6 +13,7 @@ from csg_core import build, pack
 from federation.recipe import RecipeError
 from server.record import RunFolder
 from server.state import load_state
+from simulations.cohorts import at_once
 from simulations.local_engine import run_local
 from simulations.run import deployed
 
@@ -140,14 +142,14 @@ def test_clients_that_cannot_train_at_once_train_one_by_one(tiny, run, monkeypat
     _, alone = run(tiny(), "alone")
 
     def batched(*_):
-        raise RuntimeError("vmap: not to be batched")
+        raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("client.cohort.Stack.step", batched)
+    monkeypatch.setattr("client.cohort.Replicas.step", batched)
     folder, state = run(tiny(run={"cohort": 4}), "together")
     assert [row.failures for row in folder.rows()] == [0, 0]
     assert np.array_equal(alone.values, state.values)
     assert "4 clients cannot train at once, and train one by one" in caplog.text
-    assert "vmap: not to be batched" in caplog.text
+    assert "out of memory" in caplog.text
 
 
 def test_a_reply_that_cannot_be_made_is_that_clients_failure_alone(tiny, run, monkeypatch):
@@ -162,6 +164,14 @@ def test_a_reply_that_cannot_be_made_is_that_clients_failure_alone(tiny, run, mo
     folder, _ = run(tiny(run={"cohort": 4}, server={"min_clients": 1}))
     assert [row.failures for row in folder.rows()] == [1, 1]
     assert "no space left" in folder.rows()[0].failed["client 1"]
+
+
+def test_ten_clients_train_at_once_on_a_gpu_unless_the_recipe_says(tiny, monkeypatch):
+    for device, count in (("cpu", 1), ("cuda", 10)):
+        monkeypatch.setattr("simulations.cohorts.device_of", lambda _, d=device: torch.device(d))
+        assert at_once(tiny()) == count
+        assert at_once(tiny(run={"cohort": 3})) == 3
+        assert at_once(tiny(run={"client_app": "mine:app"})) == 1
 
 
 def test_a_cohort_is_not_for_a_superlink_of_the_environment(tiny, monkeypatch):

@@ -30,7 +30,9 @@ def test_ratios_are_to_the_dense_run_on_the_same_shards():
     dense = next(r for r in results if (r.arm, r.partition, r.seed) == ("dense", "iid", 0))
     csg = next(r for r in results if (r.arm, r.partition, r.seed) == ("csg", "iid", 0))
     up, down = csg.kilobytes_each
-    row = next(line for line in table(results).splitlines() if "| iid | 0 | csg |" in line)
+    row = next(
+        line for line in table(results).splitlines() if f"| iid | 0 | {csg.machine} | csg |" in line
+    )
     points = 100 * (csg.accuracy - dense.accuracy)
     assert f"| {points:+.2f} | {up:.1f} + {down:.1f} | {1084.4 * 2 / (up + down):.1f} |" in row
 

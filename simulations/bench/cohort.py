@@ -1,0 +1,97 @@
+"""What clients that train at once gain on a GPU: images a second of their steps.
+
+The same batches, which lie on the device already, as ``run.cohort`` takes them (each client's step
+a branch of one CUDA graph), and as clients take them one after another.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
+
+import torch
+
+from client.replicas import Batch, Replicas
+from csg_core import ModelSpec, build
+from csg_core.evaluation import Precision
+from csg_core.images import ImageSet
+from federation.sections import TrainConfig
+from simulations.bench.part import CLASSES, SPEED
+from simulations.machine import device_name
+
+NEEDS_IMAGES = False
+PAGE = SPEED
+NETWORKS = (("resnet20", "csg"), ("resnet56", "csg"))
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+COHORTS = (1, 10, 20)
+_BATCH = 64
+_WARM_UP = 5  # steps, of which the last is a captured one
+_SECONDS = 0.4  # that an arm is timed for, at least
+
+
+def measure(_images: str | None) -> dict[str, Any]:
+    """Images a second by network, precision and number of clients; nothing without a GPU."""
+    if not torch.cuda.is_available():
+        return {"device": None, "rows": []}
+    device = torch.device("cuda")
+    rows = [
+        {"network": network, "kind": kind, "precision": precision}
+        | _speeds(network, kind, precision, device)
+        for (network, kind), precision in product(NETWORKS, PRECISIONS)
+    ]
+    return {"device": device_name(device), "rows": rows}
+
+
+def tables(found: dict[str, Any]) -> dict[str, str]:
+    """Markdown: a row for each network and precision."""
+    if not found["rows"]:
+        return {"cohort": "Not timed: this machine has no GPU."}
+    heads = "".join(f" {count} at once |" for count in COHORTS)
+    lines = [
+        f"| network, precision | one by one, not captured |{heads}",
+        "| --- | --: |" + " --: |" * len(COHORTS),
+    ]
+    for row in found["rows"]:
+        speeds = [row["one_by_one"], *(row["at_once"][str(count)] for count in COHORTS)]
+        cells = "".join(f" {speed:,.0f} |" for speed in speeds)
+        lines.append(f"| {row['network']}, {row['kind']}, {row['precision']} |{cells}")
+    lines.append(f"\nImages a second on one {found['device']}, batches of {_BATCH}.")
+    return {"cohort": "\n".join(lines)}
+
+
+def _speeds(network: str, kind: Any, precision: Precision, device: torch.device) -> dict[str, Any]:
+    data, batches = _batches(max(COHORTS), device)
+    model = build(ModelSpec(name=network, parametrization=kind)).to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    at_once, one_by_one = {}, 0.0
+    for count in COHORTS:
+        replicas = Replicas(model, count, data, still=(), train=TrainConfig(), mu=0.0,
+                            precision=precision)  # fmt: skip
+        replicas.set_lr(1e-3)
+        at_once[str(count)] = _images_per_second(replicas.step, batches[:count])
+        if count == 1:
+            one_by_one = _images_per_second(replicas.step_uncaptured, batches[:1])
+    return {"one_by_one": one_by_one, "at_once": at_once}
+
+
+def _images_per_second(
+    step: Callable[[int, Sequence[Batch]], object], batches: Sequence[Batch]
+) -> float:
+    for _ in range(_WARM_UP):
+        step(0, batches)
+    torch.cuda.synchronize()
+    steps, began = 0, time.perf_counter()
+    while steps < _WARM_UP or time.perf_counter() - began < _SECONDS:
+        step(0, batches)
+        torch.cuda.synchronize()
+        steps += 1
+    return steps * len(batches) * _BATCH / (time.perf_counter() - began)
+
+
+def _batches(count: int, device: torch.device) -> tuple[ImageSet, list[Batch]]:
+    rng = torch.Generator().manual_seed(0)
+    shape = (count * _BATCH, 32, 32, 3)
+    images = torch.randint(0, 256, shape, generator=rng, dtype=torch.uint8).to(device)
+    labels = torch.randint(0, CLASSES, (count * _BATCH,), generator=rng).to(device)
+    parts = zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
+    return ImageSet(images, labels, CLASSES), list(parts)
