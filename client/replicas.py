@@ -114,7 +114,7 @@ class Replicas:
         mu: float,
         precision: Precision,
     ) -> None:
-        device = data.images.device
+        self._device = device = data.images.device
         self._lr = next(model.parameters()).new_zeros(())
         self._replicas = [
             Replica(copy.deepcopy(model), still=still, train=train, mu=mu, lr=self._lr)
@@ -144,6 +144,10 @@ class Replicas:
         """One step of each replica from the ``first`` on for which there is a batch; its losses."""
         if not self._cuda:
             return self.step_uncaptured(first, batches)
+        with torch.cuda.device(self._device):
+            return self._replayed(first, batches)
+
+    def _replayed(self, first: int, batches: Sequence[Batch]) -> Tensor:
         key = (first, tuple(len(labels_B) for _, labels_B in batches))
         if key not in self._graphs:
             self._seen[key] += 1
