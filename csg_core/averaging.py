@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 
 class WeightedMean:
-    """The weighted mean of arrays given one after another, in the memory of one.
+    """The weighted mean of arrays given one after another, in the memory of two.
 
     Sums are float64, so the mean depends on the order only in its last bits; add in a fixed order
     (by partition) where runs shall be bit-identical.
@@ -13,6 +13,7 @@ class WeightedMean:
 
     def __init__(self, size: int) -> None:
         self._sum = np.zeros(size, np.float64)
+        self._weighted = np.empty(size, np.float64)
         self.weight = 0.0
 
     def add(self, values: NDArray[np.float32], weight: float) -> None:
@@ -25,7 +26,7 @@ class WeightedMean:
             raise ValueError(f"array of shape {values.shape}; need {self._sum.shape}")
         if not 0 < weight < float("inf"):
             raise ValueError(f"weight {weight} is not a positive number")
-        self._sum += np.multiply(values, weight, dtype=np.float64)
+        self._sum += np.multiply(values, weight, out=self._weighted, dtype=np.float64)
         self.weight += weight
 
     def mean(self) -> NDArray[np.float32]:

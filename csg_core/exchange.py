@@ -172,9 +172,12 @@ def manifest(model: nn.Module, groups: Collection[Group] = GROUPS) -> Manifest:
 
 def pack(model: nn.Module, groups: Collection[Group] = GROUPS) -> NDArray[np.float32]:
     """All values to exchange as one flat array, float32 [manifest(model, groups).size]."""
-    tensors = exchanged(model, groups).values()
-    flat = [t.detach().to("cpu", torch.float32).reshape(-1) for t in tensors]
-    packed: NDArray[np.float32] = torch.cat(flat).numpy() if flat else np.zeros(0, np.float32)
+    flat = [t.detach().reshape(-1).float() for t in exchanged(model, groups).values()]
+    if not flat:
+        return np.zeros(0, np.float32)
+    if len({t.device for t in flat}) > 1:
+        flat = [t.cpu() for t in flat]
+    packed: NDArray[np.float32] = torch.cat(flat).cpu().numpy()
     return packed
 
 
@@ -204,17 +207,25 @@ def unpack(
         raise ValueError(
             f"packed array is {packed.dtype} {packed.shape}; this model needs float32 ({size},)"
         )
-    parts = split(packed, tuple(tensors))
-    wanted = {entry: torch.tensor(parts[entry]).to(t.dtype) for entry, t in tensors.items()}
-    for entry, values in wanted.items():
-        if entry.group == "statistics" and entry.name.endswith("running_var"):
-            values.clamp_(min=0)
-    for entry, values in wanted.items():
-        if not bool(torch.isfinite(values).all()):
+    source = torch.tensor(packed)
+    parts = dict(zip(tensors, source.split([entry.size for entry in tensors]), strict=True))
+    for entry, tensor in tensors.items():
+        if not _fits(parts[entry], tensor.dtype):
             raise ValueError(f"{entry.name} holds NaN or infinity; nothing was written")
+    device, *others = {tensor.device for tensor in tensors.values()} or {source.device}
+    if not others:  # in one transfer
+        source = source.to(device)
+        parts = dict(zip(tensors, source.split([entry.size for entry in tensors]), strict=True))
     with torch.no_grad():
         for entry, tensor in tensors.items():
-            tensor.copy_(wanted[entry])
+            tensor.copy_(parts[entry].view(entry.shape))
+            if entry.group == "statistics" and entry.name.endswith("running_var"):
+                tensor.clamp_(min=0)
+
+
+def _fits(values: Tensor, dtype: torch.dtype) -> bool:
+    """Whether all of them are finite, as they are and in a model's type."""
+    return bool(np.isfinite(values.to(dtype).float().numpy()).all())
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[Entry, Tensor]]:

@@ -220,7 +220,8 @@ class CsgStrategy(Strategy):
         label = self.downlink.update_label(round_)
         codec = self.recipe.wire.schedule.codec(self._uplink, self.manifest.parts, round_)
         values = decode(payload_in(reply.content), label, codec)
-        largest = np.abs(self._current + values).max(initial=0)
+        moved = self._current + values
+        largest = max(moved.max(initial=0), -moved.min(initial=0))
         if largest > _LARGEST:
             raise ReplyError(f"its model has a value of {largest:g}; {_LARGEST:,} is the largest")
         return Update(report.partition, report.examples, values), report

@@ -16,14 +16,14 @@ class _Plain(Codec):
 
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:  # noqa: ARG002
         with np.errstate(over="ignore"):
-            written = values.astype(self.dtype)
+            written = values.astype(self.dtype, copy=False)
         if not np.isfinite(written).all():
             raise CodecError(f"a value is NaN, infinite or too large for {self.name}; use fp32")
         return written.tobytes()
 
     def decode(self, body: bytes | memoryview, parts: Parts) -> Values:
         require_length(body, self.most_bytes(parts), self.name)
-        return np.frombuffer(body, self.dtype).astype(np.float32)
+        return np.frombuffer(body, self.dtype).astype(np.float32, copy=False)
 
     def most_bytes(self, parts: Parts) -> int:
         return total(parts) * self.dtype.itemsize
