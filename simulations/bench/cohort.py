@@ -29,10 +29,10 @@ _WARM_UP = 5  # steps, of which the last is a captured one
 _SECONDS = 0.4  # that an arm is timed for, at least
 
 
-def measure(_images: str | None) -> dict[str, Any]:
+def measure(_images: str | None) -> dict[str, Any] | None:
     """Images a second by network, precision and number of clients; nothing without a GPU."""
     if not torch.cuda.is_available():
-        return {"device": None, "rows": []}
+        return None
     device = torch.device("cuda")
     rows = [
         {"network": network, "kind": kind, "precision": precision}
@@ -44,8 +44,6 @@ def measure(_images: str | None) -> dict[str, Any]:
 
 def tables(found: dict[str, Any]) -> dict[str, str]:
     """Markdown: a row for each network and precision."""
-    if not found["rows"]:
-        return {"cohort": "Not timed: this machine has no GPU."}
     heads = "".join(f" {count} at once |" for count in COHORTS)
     lines = [
         f"| network, precision | one by one, not captured |{heads}",

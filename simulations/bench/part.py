@@ -25,7 +25,7 @@ class Part(Protocol):
     PAGE: Path  # that shows its tables
 
     def measure(self, images: str | None) -> Any:
-        """Figures, made of what JSON has; ``images`` is the folder of CIFAR-10."""
+        """Figures, made of what JSON has; ``images`` is the folder of CIFAR-10. None: not here."""
 
     def tables(self, found: Any) -> Mapping[str, str]:
         """Markdown by the name of its place in the page."""

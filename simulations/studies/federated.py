@@ -68,6 +68,8 @@ _CODECS: dict[str, tuple[str, ...]] = {
     "ecsq": _both("ecsq", _DELTAS),
     "ecsq-fine": _both("ecsq:step=1", _DELTAS),
     "ecsq-low": _both("ecsq:step=3,codes=4", _DELTAS),
+    # nearly all levels zero, as in sparse compression
+    "ecsq-sparse": _both("ecsq:step=8,codes=8", _DELTAS),
     # codes in steps as fine as the generator's; kernels by place, not by frequency
     "ecsq-even": _both("ecsq:codes=1.5", _DELTAS),
     "ecsq-places": _both("ecsq:dct=false", _DELTAS),
