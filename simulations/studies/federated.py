@@ -57,10 +57,12 @@ def _both(codec: str, *more: str) -> tuple[str, ...]:
 
 
 _DELTAS = "wire.deltas=true"
+# whole models: in one scale with others, small variances would come to zero
+_INT8 = "uniform:bits=8; norms=fp16; statistics=fp16"
 _CODECS: dict[str, tuple[str, ...]] = {
     "": (),
     "fp16": ("wire.uplink=fp16", "wire.downlink=fp16"),
-    "int8": ("wire.uplink=uniform:bits=8", "wire.downlink=uniform:bits=8"),
+    "int8": (f"wire.uplink={_INT8}", f"wire.downlink={_INT8}"),
     "int4": _both("uniform:bits=4", _DELTAS),
     "ternary": _both("ternary", _DELTAS),
     # sparse ternary compression with the authors' 1/400 in both directions
