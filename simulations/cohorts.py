@@ -1,4 +1,4 @@
-"""Simulated clients that train several at a time, as one batch on one device."""
+"""Simulated clients that train several at a time on one device."""
 
 import itertools
 import logging

@@ -273,13 +273,21 @@ def test_copies_of_the_model_serve_every_round(tiny):
     assert cohort._replicas is replicas
 
 
-def test_a_parameter_that_the_network_does_not_use_stays_as_it_is(tiny, exact):
-    found = _Round(_recipe(tiny, train={"weight_decay": 1.0}))
-    unused = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
-    found.client.model.register_parameter("unused", unused)
-    cohort = Cohort(found.client)
-    cohort.train(found.jobs[:2])
-    assert torch.equal(found.client.model.get_parameter("unused"), torch.ones(3).double())
+def test_a_parameter_that_the_network_does_not_use_stays_as_it_is(tiny):
+    recipe = _recipe(tiny, train={"weight_decay": 1.0})
+    client, data = LocalClient(recipe), Shards(recipe, torch.device("cpu"))[0].images
+    unused = torch.nn.Parameter(torch.ones(3))
+    client.model.register_parameter("unused", unused)
+    replicas = Replicas(client.model, 1, data, still=(), train=recipe.train, mu=0.0,
+                        precision="fp32")  # fmt: skip
+    replicas.set_lr(0.1)
+    replicas[0].begin(client.model)
+    before = replicas[0].model.state_dict()
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    replicas.step(0, [(data.images[:8], data.labels[:8])])
+    after = replicas[0].model.state_dict()
+    assert torch.equal(after["unused"], before["unused"])
+    assert sum(not torch.equal(after[name], before[name]) for name in before) > 10
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="captures steps on a GPU")
