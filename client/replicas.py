@@ -84,12 +84,13 @@ class Replica:
         parameters, train = used(self._parameters), self._train
         if self._mu:  # the gradient of mu/2 |w - w_t|^2 (Li et al., 2020, equation 2)
             away = torch._foreach_sub(parameters, used(self._anchors))
-            torch._foreach_add_(gradients, away, alpha=self._mu)
+            gradients = list(torch._foreach_add(gradients, away, alpha=self._mu))
         if train.clip_norm is not None:
             norm = torch.nn.utils.get_total_norm(gradients)
-            torch._foreach_mul_(gradients, (train.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+            scale = (train.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            gradients = list(torch._foreach_mul(gradients, scale))
         if train.weight_decay:
-            torch._foreach_add_(gradients, parameters, alpha=train.weight_decay)
+            gradients = list(torch._foreach_add(gradients, parameters, alpha=train.weight_decay))
         if train.momentum:
             momentum = used(self._momentum)
             torch._foreach_mul_(momentum, train.momentum)
@@ -159,11 +160,12 @@ class Replicas:
     def step_uncaptured(self, first: int, batches: Sequence[Batch]) -> Tensor:
         """The same kernel by kernel, as on a CPU."""
         losses = []
-        for place, batch in enumerate(batches, first):
-            with self._branch(place):
-                step = self._replicas[place].step(self._data, batch, self._precision)
-                losses.append(step)
-        if self._cuda:
+        try:
+            for place, batch in enumerate(batches, first):
+                with self._branch(place):
+                    step = self._replicas[place].step(self._data, batch, self._precision)
+                    losses.append(step)
+        finally:  # whatever a branch raises, what comes next waits for all of them
             for stream in self._streams[first : first + len(batches)]:
                 torch.cuda.current_stream().wait_stream(stream)
         return torch.stack(losses)

@@ -59,8 +59,8 @@ def _normalisation(
 ) -> tuple[Tensor, Tensor]:
     """What pixels of 0..255 are multiplied by, and what is taken off then, by channel."""
     with torch.inference_mode(False):
-        deviations = torch.tensor(std, device=device)
-        return 1 / (255 * deviations), torch.tensor(mean, device=device) / deviations
+        deviations = torch.tensor(std)  # computed here, so that any stream may use it once copied
+        return (1 / (255 * deviations)).to(device), (torch.tensor(mean) / deviations).to(device)
 
 
 def random_crop_and_flip(images_BHW3: Tensor, *, padding: int, rng: torch.Generator) -> Tensor:
