@@ -207,18 +207,17 @@ def unpack(
         raise ValueError(
             f"packed array is {packed.dtype} {packed.shape}; this model needs float32 ({size},)"
         )
+    sizes = [entry.size for entry in tensors]
     source = torch.tensor(packed)
-    parts = dict(zip(tensors, source.split([entry.size for entry in tensors]), strict=True))
-    for entry, tensor in tensors.items():
-        if not _fits(parts[entry], tensor.dtype):
+    for (entry, tensor), values in zip(tensors.items(), source.split(sizes), strict=True):
+        if not _fits(values, tensor.dtype):
             raise ValueError(f"{entry.name} holds NaN or infinity; nothing was written")
-    device, *others = {tensor.device for tensor in tensors.values()} or {source.device}
-    if not others:  # in one transfer
-        source = source.to(device)
-        parts = dict(zip(tensors, source.split([entry.size for entry in tensors]), strict=True))
+    devices = {tensor.device for tensor in tensors.values()}
+    if len(devices) == 1:
+        source = source.to(devices.pop())  # in one transfer
     with torch.no_grad():
-        for entry, tensor in tensors.items():
-            tensor.copy_(parts[entry].view(entry.shape))
+        for (entry, tensor), values in zip(tensors.items(), source.split(sizes), strict=True):
+            tensor.copy_(values.view(entry.shape))
             if entry.group == "statistics" and entry.name.endswith("running_var"):
                 tensor.clamp_(min=0)
 
