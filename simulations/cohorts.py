@@ -16,9 +16,7 @@ from federation.sections import CLIENT_APP
 from simulations.clients import Answer, Clients, ClientTimeout, Task
 
 _log = logging.getLogger(__name__)
-_ON_GPU = (
-    10  # twice as many are a tenth faster on an H100 (docs/speed.md), and take twice the memory
-)
+_ON_GPU = 10  # on an H100 twice as many are a tenth faster (docs/speed.md)
 _Result = Exception | tuple[Job, Trained | Exception]
 
 
@@ -34,8 +32,8 @@ class Cohorts(Clients):
     """All clients, in this process; some of them train at once, and all evaluate one by one.
 
     Clients that train at once have the sum of their timeouts together, and are all late if they
-    take longer. Their updates are held until all are done. Where they cannot train at once, as when
-    memory runs out, they train one by one.
+    take longer. Their updates are held until all are done. Once they cannot train at once, as when
+    memory runs out, they train one by one from then on, and the copies of the model are let go.
     """
 
     def __init__(self, recipe: Recipe, run_config: Mapping[str, Any]) -> None:
@@ -63,9 +61,10 @@ class Cohorts(Clients):
             return [self._late(task) for task in group]
         except RuntimeError as error:  # as of torch, when memory runs out
             _log.warning(
-                "%d clients cannot train at once, and train one by one; if memory ran out, lower "
-                "run.cohort", len(group), exc_info=error,
+                "%d clients cannot train at once, and train one by one from now on; if memory ran "
+                "out, lower run.cohort", len(group), exc_info=error,
             )  # fmt: skip
+            self._at_once, self._cohort = 1, None
             return map(self.answer, group)
         return list(map(self._answer, group, contexts, results))
 

@@ -141,7 +141,10 @@ def test_a_cohort_in_which_one_hangs_is_late_as_a_whole(tiny, run, trouble):
 def test_clients_that_cannot_train_at_once_train_one_by_one(tiny, run, monkeypatch, caplog):
     _, alone = run(tiny(), "alone")
 
+    tried = []
+
     def batched(*_):
+        tried.append(1)
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr("client.cohort.Replicas.step", batched)
@@ -150,6 +153,7 @@ def test_clients_that_cannot_train_at_once_train_one_by_one(tiny, run, monkeypat
     assert np.array_equal(alone.values, state.values)
     assert "4 clients cannot train at once, and train one by one" in caplog.text
     assert "out of memory" in caplog.text
+    assert len(tried) == 1, "not again in round 2"
 
 
 def test_a_reply_that_cannot_be_made_is_that_clients_failure_alone(tiny, run, monkeypatch):
