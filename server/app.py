@@ -10,7 +10,6 @@ from types import FrameType
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.superlink.grid.http_grid import HttpGrid
 
 from csg_core import build, manifest, pack
 from csg_core.codecs import codec_named
@@ -20,7 +19,6 @@ from federation.devices import device_of
 from federation.messages import RECIPE
 from federation.recipe import Recipe, RecipeError
 from federation.sources import load_images
-from server.grid import GuardedGrid
 from server.outcome import RunError
 from server.record import RoundRow, RunFolder
 from server.rounds import Rounds, summary_of
@@ -43,8 +41,11 @@ def make_app(on_round: Callable[[RoundRow], None] | None = None) -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         check_code(context.run_config)
         recipe = Recipe.model_validate_json(str(context.run_config[RECIPE]))
-        if isinstance(grid, HttpGrid):
-            grid = GuardedGrid(grid, most_update_bytes(recipe))
+        from server.grid import (
+            guarded,
+        )  # brings half of the SuperLink along; serve needs none of it
+
+        grid = guarded(grid, most_update_bytes(recipe))
         try:
             with _logged(recipe):
                 serve(recipe, grid, on_round or _log_row)

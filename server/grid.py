@@ -40,6 +40,11 @@ _OBJECTS = 16  # of a reply, besides the pieces of its payload
 _REST = 65_536  # bytes of a reply besides its payload: the records, or the reason of an error
 
 
+def guarded(grid: Grid, most_bytes: int) -> Grid:
+    """A deployed run's Grid with a guard around it; a simulation's as it is."""
+    return GuardedGrid(grid, most_bytes) if isinstance(grid, HttpGrid) else grid
+
+
 class GuardedGrid(Grid):
     """A Grid over Flower's, of a run whose replies hold ``most_bytes`` of payload."""
 

@@ -52,7 +52,7 @@ def tiny() -> Callable[..., Recipe]:
     def make(**sections: dict[str, Any]) -> Recipe:
         content: dict[str, Any] = {
             "model": {"width": 0.25, "slice_size": 4, "code_size": 12},
-            "data": {"name": "digits", "clients": 4},
+            "data": {"name": "digits", "clients": 4, "images": 480},
             "train": {"rounds": 2, "precision": "fp32", "augment": False},
         }
         for name, values in sections.items():
@@ -66,5 +66,5 @@ def tiny() -> Callable[..., Recipe]:
 def tiny_settings() -> list[str]:
     """The same for the command line, over the recipe ``demo``."""
     values = ["model.width=0.25", "model.slice_size=4", "model.code_size=12", "data.clients=4",
-              "train.rounds=2", "train.precision=fp32"]  # fmt: skip
+              "data.images=480", "train.rounds=2", "train.precision=fp32"]  # fmt: skip
     return [part for value in values for part in ("--set", value)]

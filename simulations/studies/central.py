@@ -1,5 +1,7 @@
 """ResNet-20 trained centrally for the same few epochs: dense, narrow dense, and generated.
 
+Steps are in bf16, but for arms named so, which show what float32 comes to.
+
 Every run writes one JSON file and is not repeated if its file is there; the table and the picture
 are made from the files. Example:
 
@@ -10,23 +12,34 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from csg_core import ModelSpec, build, count_trainable
+from csg_core.evaluation import Precision
 from simulations.central import Settings, train_centrally
 from simulations.machine import machine
 from simulations.train import load_data
 
 RESULTS = Path(__file__).parent / "central"
 
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A network, and the precision that its steps are in."""
+
+    spec: ModelSpec
+    precision: Precision = "bf16"
+
+
 # Arms by name. 11 base channels make the dense network with about as many parameters as CSG.
 ARMS = {
-    "dense": ModelSpec(parametrization="dense"),
-    "csg-fan_in": ModelSpec(start="fan_in"),
-    "csg-paper": ModelSpec(start="paper"),
-    "dense-narrow": ModelSpec(parametrization="dense", width=11 / 16),
+    "dense": Arm(ModelSpec(parametrization="dense")),
+    "csg-fan_in": Arm(ModelSpec(start="fan_in")),
+    "csg-fan_in-fp32": Arm(ModelSpec(start="fan_in"), precision="fp32"),
+    "csg-paper": Arm(ModelSpec(start="paper")),
+    "dense-narrow": Arm(ModelSpec(parametrization="dense", width=11 / 16)),
 }
 
 
@@ -39,8 +52,9 @@ def main() -> None:
                 path = RESULTS / f"{arm}-seed{seed}.json"
                 if path.exists():
                     continue
-                settings = Settings(epochs=options.epochs, precision="bf16", seed=seed)
-                model = build(ARMS[arm], seed=seed)
+                precision = ARMS[arm].precision
+                settings = Settings(epochs=options.epochs, precision=precision, seed=seed)
+                model = build(ARMS[arm].spec, seed=seed)
                 epochs = []
                 for epoch in train_centrally(model, train, test, settings):
                     epochs.append(asdict(epoch))

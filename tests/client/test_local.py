@@ -139,7 +139,7 @@ def test_a_client_without_images_says_so(tiny):
 
 
 def test_all_clients_share_one_array_of_images(tiny):
-    recipe = tiny(data={"clients": 100, "holdout": 0.2})
+    recipe = tiny(data={"images": 1437, "clients": 100, "holdout": 0.2})
     shards = Shards(recipe, torch.device("cpu"))
     assert len({shards[n].images.images.data_ptr() for n in range(100)}) == 1
     rows = torch.cat(

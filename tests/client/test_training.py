@@ -47,12 +47,13 @@ def test_dropout_repeats_itself_too_and_leaves_torchs_own_numbers_alone():
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_generated_network_learns_digits(precision):
-    model, data = build(SPEC), load_digits(train=True)
+    # small, as bf16 takes ten times as long where the processor has none
+    model = build(ModelSpec(width=0.25, slice_size=4, code_size=12))
+    data, rng = load_digits(train=True), torch.Generator().manual_seed(0)
     opt = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    rng = torch.Generator().manual_seed(0)
-    for lr in (0.05, 0.05, 0.05, 0.05, 0.005, 0.005):
+    for lr in (0.05, 0.05, 0.005):
         opt.param_groups[0]["lr"] = lr
-        train_epoch(model, data, opt, batch_size=64, rng=rng, precision=precision, augment=False)
+        train_epoch(model, data, opt, batch_size=8, rng=rng, precision=precision, augment=False)
     assert evaluate(model, load_digits(train=False)).accuracy > 0.85
 
 

@@ -298,9 +298,9 @@ LOSSY = {"uplink": "ecsq:step=1; statistics=fp16", "downlink": "ecsq:step=1; sta
 
 
 def test_lossy_deltas_with_feedback_train_like_whole_floats(tiny, run):
-    train = {"rounds": 6}
-    plain, _ = run(tiny(train=train), "plain")
-    small, _ = run(tiny(train=train, wire=LOSSY), "small")
+    sections = {"data": {"images": 1437}, "train": {"rounds": 6}}
+    plain, _ = run(tiny(**sections), "plain")
+    small, _ = run(tiny(**sections, wire=LOSSY), "small")
     rows = small.rows()
     assert rows[-1].train_loss == pytest.approx(plain.rows()[-1].train_loss, rel=0.05)
     assert rows[-1].train_loss < 0.85 * rows[0].train_loss
@@ -336,6 +336,7 @@ def test_a_client_that_failed_is_sent_a_whole_model_once(tiny, run, tmp_path, mo
 )
 def test_the_generator_trains_and_travels_when_the_schedule_says(tiny, run, server):
     recipe = tiny(
+        data={"images": 1437},
         train={"rounds": 5},
         wire={**LOSSY, "generator_every": 2, "generator_until": 3},
         server=server,

@@ -11,17 +11,18 @@ from simulations.studies import any_cnn, central
 @pytest.mark.slow
 def test_the_central_study_writes_results_table_and_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(central, "RESULTS", tmp_path)
-    arms = ["--arms", "dense-narrow", "csg-fan_in"]
+    arms = ["--arms", "csg-fan_in-fp32"]
     run = ["study", "--data", "digits", "--copy", "digits", "--epochs", "1", "--seeds", "1", *arms]
     monkeypatch.setattr(sys, "argv", run)
     central.main()
-    result = json.loads((tmp_path / "csg-fan_in-seed0.json").read_text())
+    result = json.loads((tmp_path / "csg-fan_in-fp32-seed0.json").read_text())
     assert result["parameters"] == 115_426
+    assert result["settings"]["precision"] == "fp32"
     assert result["data"] == "digits"
     assert len(result["epochs"]) == 1
     assert (tmp_path / "accuracy.svg").stat().st_size > 1000
     first = capsys.readouterr().out
-    assert "| csg-fan_in | 115,426 | 1 |" in first
+    assert "| csg-fan_in-fp32 | 115,426 | 1 |" in first
     monkeypatch.setattr(sys, "argv", ["study"])  # from the files alone, nothing trained again
     central.main()
     again = capsys.readouterr().out
