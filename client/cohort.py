@@ -36,7 +36,7 @@ class Cohort:
     def __init__(self, client: LocalClient) -> None:
         self._client = client
         self._replicas: Replicas | None = None
-        self._made_for: tuple[bool, float] | None = None  # generator trains, mu of FedProx
+        self._mu = 0.0  # of FedProx, that they were made for
 
     def train(self, jobs: Sequence[Job]) -> list[Trained | Exception]:
         """What ``LocalClient.train`` gives for each job, or what it raises; all are of one round.
@@ -71,17 +71,19 @@ class Cohort:
     def _prepared(self, jobs: Sequence[Job]) -> Replicas:
         """Replicas for as many clients, those of the last round if they do."""
         client, train, job = self._client, self._client.recipe.train, jobs[0]
-        trains = client.recipe.wire.schedule.trains(job.round_)
-        still = () if trains else tuple(f"{name}.weight" for name in generators(client.model))
-        made_for = (trains, job.proximal_mu)
-        if self._replicas is None or self._made_for != made_for or len(self._replicas) < len(jobs):
-            self._replicas, self._made_for = None, made_for  # memory is let go first
-            self._replicas = Replicas(
-                client.model, len(jobs), job.shard.images,
-                still=still, train=train, mu=job.proximal_mu, precision=client.precision,
+        replicas, images = self._replicas, job.shard.images
+        assert all(other.shard.images is images for other in jobs)
+        if replicas is None or self._mu != job.proximal_mu or len(replicas) < len(jobs):
+            self._mu = job.proximal_mu
+            self._replicas = replicas = None  # memory is let go first
+            self._replicas = replicas = Replicas(
+                client.model, len(jobs), images,
+                train=train, mu=job.proximal_mu, precision=client.precision,
             )  # fmt: skip
-        self._replicas.set_lr(train.lr * train.factor(job.round_))
-        return self._replicas
+        trains = client.recipe.wire.schedule.trains(job.round_)
+        replicas.hold(() if trains else [f"{name}.weight" for name in generators(client.model)])
+        replicas.set_lr(train.lr * train.factor(job.round_))
+        return replicas
 
     def _fit(self, begun: Sequence[_Begun], replicas: Replicas) -> list[Losses]:
         """Local epochs of SGD; each client's losses, as ``LocalClient`` has them."""

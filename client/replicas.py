@@ -9,10 +9,9 @@ Shape letters: B images of a batch, H height, W width.
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +23,8 @@ from csg_core.images import ImageSet
 from federation.sections import TrainConfig
 
 Batch = tuple[Tensor, Tensor]  # images [B, H, W, 3] (uint8) and labels [B]
-_Key = tuple[int, tuple[int, ...]]  # the first replica of a step, and sizes of batches
-_T = TypeVar("_T")
+# the first replica of a step, sizes of batches, and what does not train
+_Key = tuple[int, tuple[int, ...], frozenset[str]]
 _EAGER = 3  # steps on batches of the same sizes before they are captured
 _MOST_GRAPHS = 256
 
@@ -35,25 +34,25 @@ class Replica:
 
     Args:
         model: the replica's own.
-        still: names of parameters that do not train.
         train: settings of SGD.
         mu: of FedProx.
         lr: learning rate, a scalar that may change between steps.
     """
 
-    def __init__(
-        self, model: nn.Module, *, still: Collection[str], train: TrainConfig, mu: float, lr: Tensor
-    ) -> None:
+    def __init__(self, model: nn.Module, *, train: TrainConfig, mu: float, lr: Tensor) -> None:
         self.model = model.train()
-        named = model.named_parameters()
-        self._parameters: list[Tensor] = [
-            p for name, p in named if p.requires_grad and name not in still
-        ]
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._names, self._parameters = list(trainable), list[Tensor](trainable.values())
+        self._places = list(range(len(self._names)))  # of those that train now
         makers = {id(generator.weight) for generator in generators(model).values()}
         self._fractions = [train.generator_lr if id(p) in makers else 1.0 for p in self._parameters]
         self._momentum = [torch.zeros_like(p) for p in self._parameters]
         self._anchors = [torch.zeros_like(p) for p in self._parameters] if mu else []
         self._train, self._mu, self._lr = train, mu, lr
+
+    def hold(self, still: Collection[str]) -> None:
+        """Leave the parameters of these names as they are from now on, and only these."""
+        self._places = [place for place, name in enumerate(self._names) if name not in still]
 
     def begin(self, model: nn.Module) -> None:
         """Take over a model's values, with no momentum yet."""
@@ -71,19 +70,19 @@ class Replica:
         images_BHW3, labels_B = batch
         with torch.enable_grad(), autocast(images_BHW3.device, precision):
             loss = F.cross_entropy(self.model(data.normalise(images_BHW3)), labels_B)
-        self._descend(torch.autograd.grad(loss, self._parameters, allow_unused=True))
+        training = [self._parameters[place] for place in self._places]
+        found = torch.autograd.grad(loss, training, allow_unused=True)
+        pairs = zip(self._places, found, strict=True)
+        self._descend({place: gradient for place, gradient in pairs if gradient is not None})
         return loss.detach()
 
     @torch.no_grad()
-    def _descend(self, found: Sequence[Tensor | None]) -> None:
-        gradients = [gradient for gradient in found if gradient is not None]
-
-        def used(tensors: Sequence[_T]) -> list[_T]:
-            return [t for t, gradient in zip(tensors, found, strict=True) if gradient is not None]
-
-        parameters, train = used(self._parameters), self._train
+    def _descend(self, found: Mapping[int, Tensor]) -> None:
+        """A step by gradients, which have the places of their parameters."""
+        gradients, train = list(found.values()), self._train
+        parameters = [self._parameters[place] for place in found]
         if self._mu:  # the gradient of mu/2 |w - w_t|^2 (Li et al., 2020, equation 2)
-            away = torch._foreach_sub(parameters, used(self._anchors))
+            away = torch._foreach_sub(parameters, [self._anchors[place] for place in found])
             gradients = list(torch._foreach_add(gradients, away, alpha=self._mu))
         if train.clip_norm is not None:
             norm = torch.nn.utils.get_total_norm(gradients)
@@ -92,12 +91,12 @@ class Replica:
         if train.weight_decay:
             gradients = list(torch._foreach_add(gradients, parameters, alpha=train.weight_decay))
         if train.momentum:
-            momentum = used(self._momentum)
+            momentum = [self._momentum[place] for place in found]
             torch._foreach_mul_(momentum, train.momentum)
             torch._foreach_add_(momentum, gradients)
             gradients = momentum
         steps = list(torch._foreach_mul(gradients, self._lr))
-        torch._foreach_mul_(steps, used(self._fractions))
+        torch._foreach_mul_(steps, [self._fractions[place] for place in found])
         torch._foreach_sub_(parameters, steps)
 
 
@@ -110,7 +109,6 @@ class Replicas:
         count: int,
         data: ImageSet,
         *,
-        still: Collection[str],
         train: TrainConfig,
         mu: float,
         precision: Precision,
@@ -118,15 +116,15 @@ class Replicas:
         self._device = device = data.images.device
         self._lr = next(model.parameters()).new_zeros(())
         self._replicas = [
-            Replica(copy.deepcopy(model), still=still, train=train, mu=mu, lr=self._lr)
-            for _ in range(count)
+            Replica(copy.deepcopy(model), train=train, mu=mu, lr=self._lr) for _ in range(count)
         ]
         self._data, self._precision = data, precision
+        self._still: frozenset[str] = frozenset()
         self._cuda = device.type == "cuda"
         self._streams = [torch.cuda.Stream(device) for _ in range(count)] if self._cuda else []
         self._seen: Counter[_Key] = Counter()
         self._graphs: dict[_Key, _Graph] = {}
-        self._pool = torch.cuda.graph_pool_handle() if self._cuda else None
+        self._capture = _Capture(device) if self._cuda else None
 
     def __len__(self) -> int:
         return len(self._replicas)
@@ -141,42 +139,46 @@ class Replicas:
         """The learning rate of the steps to come."""
         self._lr.fill_(lr)
 
+    def hold(self, still: Collection[str]) -> None:
+        """Leave the parameters of these names as they are in the steps to come, and only these."""
+        self._still = frozenset(still)
+        for replica in self._replicas:
+            replica.hold(still)
+
     def step(self, first: int, batches: Sequence[Batch]) -> Tensor:
         """One step of each replica from the ``first`` on for which there is a batch; its losses."""
-        if not self._cuda:
+        if self._capture is None:
             return self.step_uncaptured(first, batches)
         with torch.cuda.device(self._device):
-            return self._replayed(first, batches)
+            return self._replayed(first, batches, self._capture)
 
-    def _replayed(self, first: int, batches: Sequence[Batch]) -> Tensor:
-        key = (first, tuple(len(labels_B) for _, labels_B in batches))
+    def _replayed(self, first: int, batches: Sequence[Batch], capture: "_Capture") -> Tensor:
+        key = (first, tuple(len(labels_B) for _, labels_B in batches), self._still)
         if key not in self._graphs:
             self._seen[key] += 1
             if self._seen[key] <= _EAGER or len(self._graphs) == _MOST_GRAPHS:
                 return self.step_uncaptured(first, batches)
-            self._graphs[key] = _Graph(partial(self.step_uncaptured, first), batches, self._pool)
+            self._graphs[key] = _Graph(partial(self.step_uncaptured, first), batches, capture)
         return self._graphs[key](batches)
 
     def step_uncaptured(self, first: int, batches: Sequence[Batch]) -> Tensor:
         """The same kernel by kernel, as on a CPU."""
         losses = []
-        try:
+        with ExitStack() as joined:  # whatever a branch raises, what comes next waits for all
             for place, batch in enumerate(batches, first):
-                with self._branch(place):
+                with self._branch(place, joined):
                     step = self._replicas[place].step(self._data, batch, self._precision)
                     losses.append(step)
-        finally:  # whatever a branch raises, what comes next waits for all of them
-            for stream in self._streams[first : first + len(batches)]:
-                torch.cuda.current_stream().wait_stream(stream)
         return torch.stack(losses)
 
     @contextmanager
-    def _branch(self, place: int) -> Iterator[None]:
+    def _branch(self, place: int, joined: ExitStack) -> Iterator[None]:
         if not self._cuda:
             yield
             return
-        stream = self._streams[place]
-        stream.wait_stream(torch.cuda.current_stream())
+        stream, trunk = self._streams[place], torch.cuda.current_stream()
+        stream.wait_stream(trunk)
+        joined.callback(trunk.wait_stream, stream)
         with torch.cuda.stream(stream):
             yield
 
@@ -189,20 +191,28 @@ def _copy(source: nn.Module, target: nn.Module) -> None:
     )
 
 
+class _Capture:
+    """What all graphs of a device share: the memory of their tensors, and a stream to begin on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(device)
+
+
 class _Graph:
     """A step as it was captured, on batches of the same sizes, which are copied into its own."""
 
     def __init__(
-        self, step: Callable[[Sequence[Batch]], Tensor], batches: Sequence[Batch], pool: object
+        self, step: Callable[[Sequence[Batch]], Tensor], batches: Sequence[Batch], capture: _Capture
     ) -> None:
-        self._own = [tensor.clone() for batch in batches for tensor in batch]
-        own: list[Batch] = list(zip(self._own[::2], self._own[1::2], strict=True))
+        self._images = [images_BHW3.clone() for images_BHW3, _ in batches]
+        self._labels = [labels_B.clone() for _, labels_B in batches]
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):  # type: ignore[arg-type]
-            self._losses = step(own)
+        with torch.cuda.graph(self._graph, pool=capture.pool, stream=capture.stream):
+            self._losses = step(list(zip(self._images, self._labels, strict=True)))
 
     def __call__(self, batches: Sequence[Batch]) -> Tensor:
-        for own, tensor in zip(self._own, (t for batch in batches for t in batch), strict=True):
-            own.copy_(tensor)
+        torch._foreach_copy_(self._images, [images_BHW3 for images_BHW3, _ in batches])
+        torch._foreach_copy_(self._labels, [labels_B for _, labels_B in batches])
         self._graph.replay()
         return self._losses.clone()

@@ -1,7 +1,7 @@
 """What clients that train at once gain on a GPU: images a second of their steps.
 
-The same batches, which lie on the device already, as ``run.cohort`` takes them (each client's step
-a branch of one CUDA graph), and as clients take them one after another.
+The same batches, which lie on the device already, in steps as ``run.cohort`` takes them (each
+client's a branch of one CUDA graph), and in those of one client that are not captured.
 """
 
 import time
@@ -63,8 +63,7 @@ def _speeds(network: str, kind: Any, precision: Precision, device: torch.device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     at_once, one_by_one = {}, 0.0
     for count in COHORTS:
-        replicas = Replicas(model, count, data, still=(), train=TrainConfig(), mu=0.0,
-                            precision=precision)  # fmt: skip
+        replicas = Replicas(model, count, data, train=TrainConfig(), mu=0.0, precision=precision)
         replicas.set_lr(1e-3)
         at_once[str(count)] = _images_per_second(replicas.step, batches[:count])
         if count == 1:

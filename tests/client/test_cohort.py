@@ -28,6 +28,8 @@ from csg_core.payload import PayloadError, decode
 # in batches of 8: smaller last ones, a lone image left out twice, and shards under a batch
 SIZES = (10, 25, 35, 6, 25, 2)
 NEAR = 1e-4  # of the norm of an update
+_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="captures steps on a GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=_GPU)]
 MODELS = [
     {},
     {"generator": "frozen"},
@@ -54,9 +56,9 @@ def exact(monkeypatch):
 class _Round:
     """A round of clients with the first images of the data set, and the server's side of it."""
 
-    def __init__(self, recipe, *, round_=1, sizes=SIZES, memories=None, **more):
+    def __init__(self, recipe, *, round_=1, sizes=SIZES, memories=None, client=None, **more):
         self.recipe, self.round = recipe, round_
-        self.client = LocalClient(recipe)
+        self.client = client or LocalClient(recipe)
         groups = recipe.train.travelling()
         self.manifest = manifest(self.client.model, groups)
         self.channel = Channel(
@@ -89,8 +91,8 @@ class _Round:
         """What each client answers by itself."""
         return [self.client.train(job) for job in self.jobs]
 
-    def together(self):
-        return Cohort(self.client).train(self.jobs)
+    def together(self, cohort=None):
+        return (cohort or Cohort(self.client)).train(self.jobs)
 
     def updates(self, answers):
         label = self.channel.label("update", self.round, self.sender.held)
@@ -109,9 +111,9 @@ def _distances(ones, others):
     return [np.linalg.norm(other - one) / np.linalg.norm(one) for one, other in pairs]
 
 
-def _assert_equal(found, *, near=NEAR):
+def _assert_equal(found, *, near=NEAR, cohort=None):
     """Clients of a round answer together as alone; the updates of those alone."""
-    alone, together = found.alone(), found.together()
+    alone, together = found.alone(), found.together(cohort)
     updates = found.updates(alone)
     assert max(_distances(updates, found.updates(together))) < near
     for one, other in zip(alone, together, strict=True):
@@ -278,8 +280,7 @@ def test_a_parameter_that_the_network_does_not_use_stays_as_it_is(tiny):
     client, data = LocalClient(recipe), Shards(recipe, torch.device("cpu"))[0].images
     unused = torch.nn.Parameter(torch.ones(3))
     client.model.register_parameter("unused", unused)
-    replicas = Replicas(client.model, 1, data, still=(), train=recipe.train, mu=0.0,
-                        precision="fp32")  # fmt: skip
+    replicas = Replicas(client.model, 1, data, train=recipe.train, mu=0.0, precision="fp32")
     replicas.set_lr(0.1)
     replicas[0].begin(client.model)
     before = replicas[0].model.state_dict()
@@ -290,11 +291,39 @@ def test_a_parameter_that_the_network_does_not_use_stays_as_it_is(tiny):
     assert sum(not torch.equal(after[name], before[name]) for name in before) > 10
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="captures steps on a GPU")
 @pytest.mark.parametrize("model", MODELS[:4], ids=lambda model: "-".join(map(str, model.values())))
-def test_captured_steps_come_to_the_same(tiny, exact, model):
-    found = _Round(_recipe(tiny, model=model, run={"device": "cuda"}), sizes=(70, 70, 51, 6))
-    _assert_equal(found)
+@pytest.mark.parametrize("device", DEVICES)
+def test_copies_come_to_the_same_in_later_rounds(tiny, exact, device, model):
+    """Several of a round's steps are on batches of the same sizes, so that a GPU captures them."""
+    recipe = _recipe(
+        tiny,
+        model=model,
+        train={"lr_schedule": "cosine", "rounds": 4, "clip_norm": 5.0, "generator_lr": 0.3},
+        wire={"deltas": True, "generator_every": 2} if model == {} else {},
+        run={"device": device},
+    )
+    client = LocalClient(recipe)
+    cohort = Cohort(client)
+    for round_ in (1, 2, 3):
+        found = _Round(recipe, round_=round_, sizes=(42, 42, 31, 6), client=client, proximal_mu=0.1)
+        _assert_equal(found, cohort=cohort)
+        if round_ == 1:
+            copies = cohort._replicas
+    assert cohort._replicas is copies, "not made anew, whether the generator trains or not"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_dropout_differs_between_clients_at_once_and_between_steps(tiny, device):
+    model = {"name": "pfl-cnn", "parametrization": "dense", "width": 1.0}
+    recipe = _recipe(tiny, model=model, run={"device": device})
+    client, data = LocalClient(recipe), Shards(recipe, torch.device(device))[0].images
+    replicas = Replicas(client.model, 2, data, train=recipe.train, mu=0.0, precision="fp32")
+    for replica in replicas:
+        replica.begin(client.model)
+    replicas.set_lr(0.0)  # so that losses differ by their masks only
+    batch = data.images[:8], data.labels[:8]
+    losses = torch.cat([replicas.step(0, [batch, batch]) for _ in range(8)])  # captured after 3
+    assert len(set(losses.tolist())) == 16
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.integers(1, 16), st.integers(0, 9))
