@@ -42,6 +42,8 @@ class Codec(ABC):
     def decode(self, body: bytes | memoryview, parts: Parts) -> Values:
         """The array, float32 [sum of the parts]; nothing larger than it is allocated.
 
+        It may be read-only and share the body's memory.
+
         Raises:
             CodecError: if the bytes are not those of such an array.
         """

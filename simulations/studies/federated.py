@@ -1,4 +1,8 @@
-"""Bytes to accuracy: ResNet-20, ten clients a round, 20 rounds, every network with every codec.
+"""Bytes to accuracy: ten clients a round, 20 rounds, every network with every codec.
+
+Networks are ResNet-20 where no depth is named, as in csg56. What an arm or a kind of shards is
+cannot be changed by --set, which only says how runs are run. The arms called frontier are dense and
+generated networks of many depths and widths, all with the same codec.
 
 Every run is a ``csg run``; what is kept of it is one JSON file, and a run whose file is there is
 not repeated. The README's table and the picture are made from the files. Example:
@@ -22,8 +26,7 @@ from simulations.studies.pages import README, fill
 
 RESULTS = Path(__file__).parent / "federated"
 # Shards: of the recipe's ten clients; of fifty, of which ten train in a round; or of a tenth of the
-# images, where many methods can be compared in minutes each; or of the recipe's clients with a
-# deeper network.
+# images, where many methods can be compared in minutes each.
 PARTITIONS: dict[str, tuple[str, ...]] = {
     "iid": ("data.partition=iid",),
     "dirichlet": ("data.partition=dirichlet",),
@@ -34,7 +37,6 @@ PARTITIONS: dict[str, tuple[str, ...]] = {
         "train.batch_size=32",
         "run.eval_every=2",
     ),
-    "resnet56": ("data.partition=dirichlet", "model.name=resnet56"),
 }
 
 _NETWORKS: dict[str, tuple[str, ...]] = {
@@ -47,6 +49,29 @@ _NETWORKS: dict[str, tuple[str, ...]] = {
     "csg-frozen": ("model.generator=frozen", "model.code_size=144"),
     "fedpara": ("model.parametrization=fedpara",),
     "flocora": ("model.parametrization=flocora", "model.options.rank=8"),
+    "dense56": ("model.parametrization=dense", "model.name=resnet56"),
+    "csg56": ("model.name=resnet56",),
+    "csg56-slow": ("model.name=resnet56", "train.generator_lr=0.3"),
+}
+_DEPTHS = (20, 32, 56)
+_DENSE: dict[str, tuple[str, ...]] = {  # by depth and channels of the first stage
+    f"dense{depth}-{channels}": (
+        "model.parametrization=dense",
+        f"model.name=resnet{depth}",
+        f"model.width={channels / 16}",
+    )
+    for depth, channels in product(_DEPTHS, (6, 8, 11, 16))
+}
+_GENERATED: dict[str, tuple[str, ...]] = {  # by depth, channels of the first stage, slice and code
+    f"csg{depth}-{channels}-s{slice_size}-d{code}": (
+        f"model.name=resnet{depth}",
+        f"model.width={channels / 16}",
+        f"model.slice_size={slice_size}",
+        f"model.code_size={code}",
+    )
+    for depth, channels, (slice_size, code) in product(
+        _DEPTHS, (16, 24, 32), ((12, 36), (12, 72), (16, 72))
+    )
 }
 
 
@@ -80,16 +105,26 @@ _SCHEDULES: dict[str, tuple[str, ...]] = {  # of csg's generator
     "csg-ecsq-seldom": (*_CODECS["ecsq"], "wire.generator_every=4"),
     "csg-ecsq-freeze": (*_CODECS["ecsq"], "wire.generator_until=5"),
 }
-ARMS = {
-    f"{network}-{codec}".rstrip("-"): _NETWORKS[network] + _CODECS[codec]
-    for network, codec in product(_NETWORKS, _CODECS)
-} | _SCHEDULES
+_FRONTIER = {
+    f"{network}-ecsq": settings + _CODECS["ecsq"]
+    for network, settings in (_DENSE | _GENERATED).items()
+}
+ARMS = (
+    {
+        f"{network}-{codec}".rstrip("-"): _NETWORKS[network] + _CODECS[codec]
+        for network, codec in product(_NETWORKS, _CODECS)
+    }
+    | _SCHEDULES
+    | _FRONTIER
+)
 
 
 def main() -> None:
     options = _options()
     if options.data is not None:
-        for partition, arm in product(options.partitions, options.arms):
+        chosen = [arm for arm in options.arms if arm != "frontier"]
+        chosen += _FRONTIER if "frontier" in options.arms else ()
+        for partition, arm in product(options.partitions, chosen):
             _run(arm, partition, options)
     results = kept()
     if not results:
@@ -158,13 +193,23 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs/federated"), metavar="DIR",
                         help="where the runs' folders go")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                        help="change a value of every run, as run.cohort=10 for a GPU")  # fmt: skip
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["dense", "csg", "dense-narrow"],
-                        metavar="ARM", help=", ".join(ARMS))  # fmt: skip
+    parser.add_argument("--set", action="append", default=[], metavar="run.KEY=VALUE", type=_of_run,
+                        help="how every run is run, as run.cohort=20 or run.workers=0")  # fmt: skip
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, "frontier"], metavar="ARM",
+                        default=["dense", "csg", "dense-narrow"],
+                        help=f"a network ({', '.join(_NETWORKS)}), a dash and a codec "
+                             f"({', '.join(filter(None, _CODECS))}; none: float32); "
+                             f"{', '.join(_SCHEDULES)}; or frontier: {', '.join(_FRONTIER)}",
+                        )  # fmt: skip
     parser.add_argument("--partitions", nargs="+", choices=PARTITIONS,
                         default=["iid", "dirichlet"])  # fmt: skip
     return parser.parse_args()
+
+
+def _of_run(text: str) -> str:
+    if not text.startswith("run."):
+        raise argparse.ArgumentTypeError(f"{text} would make it another arm; take a key of run")
+    return text
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 TARGETS = (0.6, 0.65, 0.7, 0.75)  # accuracies, of runs on all images
 SMALL_TARGETS = (0.25, 0.3, 0.35, 0.4)  # of runs on a tenth of them
+DENSE = ("dense", "dense56")  # what others are compared with
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,10 @@ class Result:
 
 
 def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
-    """Markdown: loss, accuracy at the end, payload, and MB to targets; ratios to dense float32."""
+    """Markdown: loss, accuracy at the end, payload, and MB to targets; ratios to dense float32.
+
+    Points are to a run on the same machine, in the same precision.
+    """
     goals = "".join(f" MB to {100 * target:g} % |" for target in targets)
     lines = [
         "| shards | seed | on | arm | training loss | accuracy | of dense | kB up + down "
@@ -68,10 +72,12 @@ def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
     for result in results:
         curve, (up, down) = result.curve, result.kilobytes_each
         points = fewer = ""
-        dense = _dense_twin(result, results)
-        if dense is not None:
-            points = f"{100 * (result.accuracy - dense.accuracy):+.2f}"
-            fewer = f"{sum(dense.kilobytes_each) / (up + down):.1f}"
+        twins = _dense_twins(result, results)
+        if twins:
+            fewer = f"{sum(twins[0].kilobytes_each) / (up + down):.1f}"
+        for dense in twins:
+            if dense.machine == result.machine:
+                points = f"{100 * (result.accuracy - dense.accuracy):+.2f}"
         cells = [result.partition, str(result.seed), result.machine, result.arm]
         cells += [f"{result.late_loss:.3f}", f"{100 * result.accuracy:.2f} %", points]
         cells += [f"{up:.1f} + {down:.1f}", fewer, f"{curve[-1][0]:.2f}"]
@@ -113,7 +119,13 @@ def _line(number: int) -> str:
     return ("-", "--", ":")[number // 10 % 3]
 
 
-def _dense_twin(result: Result, results: Sequence[Result]) -> Result | None:
-    """The dense float32 run on the same shards and seed."""
-    wanted = (result.partition, result.seed, "dense")
-    return next((r for r in results if (r.partition, r.seed, r.arm) == wanted), None)
+def _dense_twins(result: Result, results: Sequence[Result]) -> list[Result]:
+    """Dense float32 runs of the same depth, on the same shards and seed."""
+    depth = result.content["recipe"]["model"]["name"]
+    wanted = (result.partition, result.seed, depth)
+    return [
+        twin
+        for twin in results
+        if twin.arm in DENSE
+        and (twin.partition, twin.seed, twin.content["recipe"]["model"]["name"]) == wanted
+    ]

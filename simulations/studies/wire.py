@@ -126,11 +126,12 @@ def main() -> None:
         began = time.monotonic()
         try:
             found = measure(ARMS[name], rounds, link)
-            content["results"][name] = {"rounds": rounds, **found}
+            date = time.strftime("%Y-%m-%d")
+            content["results"][name] = {"rounds": rounds, "date": date, **found}
         except MeasureError as error:
             sys.exit(f"wire: {name}: {error}")
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
-        content |= {"machine": machine(), "date": time.strftime("%Y-%m-%d")}
+        content["machine"] = machine()
         RESULTS.mkdir(exist_ok=True)
         replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
     kept = content["results"]

@@ -1,5 +1,6 @@
 """The table and the picture of the federated study, from the results in the repository."""
 
+import copy
 import shutil
 import sys
 
@@ -9,6 +10,8 @@ from federation.recipe import read_recipe
 from simulations.studies import federated
 from simulations.studies.federated_tables import table
 from simulations.studies.pages import README
+
+RECIPE = README.parent / "simulations" / "recipes" / "cifar10-resnet20.toml"
 
 
 def test_the_readme_shows_what_was_kept(tmp_path, monkeypatch, capsys):
@@ -47,10 +50,49 @@ def test_rounds_without_an_evaluation_have_no_place_on_the_curve():
 
 
 def test_every_arm_is_a_recipe():
-    recipe_file = README.parent / "simulations" / "recipes" / "cifar10-resnet20.toml"
     for arm, settings in federated.ARMS.items():
-        recipe = read_recipe(recipe_file, settings)
+        recipe = read_recipe(RECIPE, settings)
         assert recipe.train.rounds == 20, arm
+
+
+def test_frontier_names_what_it_runs(monkeypatch):
+    ran = []
+    monkeypatch.setattr(federated, "_run", lambda arm, partition, _: ran.append((arm, partition)))
+    arguments = ["--data", "x", "--partitions", "small", "--arms", "csg", "frontier"]
+    monkeypatch.setattr(sys, "argv", ["federated", *arguments])
+    monkeypatch.setattr(federated, "fill", lambda *_: None)
+    monkeypatch.setattr(federated, "draw", lambda *_: None)
+    federated.main()
+    arms = [arm for arm, partition in ran if partition == "small"]
+    assert len(arms) == len(ran) == 1 + 12 + 27
+    assert {"csg", "dense20-11-ecsq", "csg56-32-s16-d72-ecsq"} < set(arms)
+    recipe = read_recipe(RECIPE, federated.ARMS["csg56-32-s16-d72-ecsq"])
+    model = recipe.model
+    assert (model.name, model.width, model.slice_size, model.code_size) == ("resnet56", 2, 16, 72)
+
+
+def test_how_runs_are_run_can_be_set_and_what_they_are_cannot(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["federated", "--set", "train.lr=1"])
+    with pytest.raises(SystemExit):
+        federated.main()
+    assert "train.lr=1 would make it another arm; take a key of run" in capsys.readouterr().err
+
+
+def test_points_are_to_a_run_of_the_same_machine_and_depth():
+    kept = federated.kept()
+    dense, csg = (
+        next(r for r in kept if (r.arm, r.partition, r.seed) == (arm, "small", 0))
+        for arm in ("dense", "csg")
+    )
+    elsewhere = copy.deepcopy(csg)
+    elsewhere.content["environment"]["device"] = "another GPU"
+    deeper = copy.deepcopy(csg)
+    deeper.content["recipe"]["model"]["name"] = "resnet56"
+    rows = table([dense, csg, elsewhere, deeper]).splitlines()[3:]
+    cells = [[cell.strip() for cell in row.split("|")] for row in rows]
+    points, fewer = ([row[place] for row in cells] for place in (7, 9))
+    assert points == [f"{100 * (csg.accuracy - dense.accuracy):+.2f}", "", ""]
+    assert (fewer[0], fewer[1], fewer[2]) == (fewer[0], fewer[0], "")
 
 
 def test_without_results_it_says_what_to_do(tmp_path, monkeypatch):
