@@ -10,12 +10,17 @@ averaged in three ways, each is evaluated, and the next round starts from the wa
 
 Example:
 
-    python -m simulations.studies.averaging --data cifar10/ --partition dirichlet --alpha 0.1
+    python -m simulations.studies.averaging --data cifar10/ --images 5000 --rounds 10 --every 2
+
+runs both ways on IID shards and on those of Dirichlet(0.1), and fills in docs/codecs.md.
 """
 
 import argparse
 import json
+import sys
+import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +43,15 @@ from federation.sources import load_images
 from server.checkpoints import replace_file
 from server.downlink import Downlink
 from simulations.machine import machine
+from simulations.studies.pages import README, fill
 
 RESULTS = Path(__file__).parent / "averaging"
+PAGE = README.parent / "docs" / "codecs.md"
 WAYS = ("parameters", "kernels")
+SHARDS: dict[str, dict[str, Any]] = {
+    "iid": {"partition": "iid"},
+    "dirichlet-0.1": {"partition": "dirichlet", "alpha": 0.1, "min_images": 2},
+}
 
 Values = NDArray[np.float32]
 
@@ -154,14 +165,18 @@ class Study:
         return evaluate(model, self._test, precision=precision_of(self.recipe)).accuracy
 
 
-def run(recipe: Recipe, way: str) -> list[dict[str, Any]]:
-    """A row of figures for each round, of a run that is averaged in one way throughout."""
+def run(recipe: Recipe, way: str, every: int = 1) -> list[dict[str, Any]]:
+    """Figures of every so many rounds, of a run that is averaged in one way throughout."""
     study, rows = Study(recipe), []
     model = study.first
     for round_ in range(1, recipe.train.rounds + 1):
         before_SV = np.matmul(*_both(model, study.found))
         averages = study.round(model, round_)
-        mean_SV, kernels = averages.slices_SV, averages.kernels
+        parameters, kernels = averages.parameters, averages.kernels
+        model = parameters if way == "parameters" else kernels
+        if round_ % every:
+            continue
+        mean_SV = averages.slices_SV
         moved = np.linalg.norm(mean_SV - before_SV)
 
         def off(values: Values, mean_SV: Values = mean_SV, moved: Any = moved) -> float:
@@ -170,14 +185,13 @@ def run(recipe: Recipe, way: str) -> list[dict[str, Any]]:
 
         rows.append({
             "round": round_,
-            "off_parameters": off(averages.parameters),
+            "off_parameters": off(parameters),
             "off_kernels": off(kernels),
-            "accuracy_parameters": study.accuracy(averages.parameters),
+            "accuracy_parameters": study.accuracy(parameters),
             "accuracy_kernels": study.accuracy(kernels),
-            "accuracy_exact": study.accuracy_of_slices(averages.parameters, mean_SV),
+            "accuracy_exact": study.accuracy_of_slices(parameters, mean_SV),
         })  # fmt: skip
-        print(json.dumps(rows[-1]), flush=True)
-        model = averages.parameters if way == "parameters" else kernels
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows
 
 
@@ -200,24 +214,48 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def where(results: Sequence[dict[str, Any]]) -> str:
+    """What the figures were measured on, a line for each kind of work."""
+    lines = []
+    for result in results:
+        machine, recipe = result["machine"], result["recipe"]
+        images = recipe["data"].get("images")
+        share = f"{images:,} images of" if images else "all images of"
+        lines.append(
+            f"{recipe['model']['name']}, ten clients, {share} {result['data']}, batches of "
+            f"{recipe['train']['batch_size']}; {machine['cpu']}, {result['date']}."
+        )
+    return "\n".join(dict.fromkeys(lines))
+
+
 def main() -> None:
     options = _options()
     if options.data is not None:
-        shards = {"partition": options.partition, "alpha": options.alpha}
-        recipe = recipe_of({
-            "data": {"name": "cifar10", "dir": options.data, **shards},
-            "train": {"rounds": options.rounds, "lr_schedule": "constant"},
-        }, "averaging")  # fmt: skip
-        uneven = options.partition == "dirichlet"
-        name = f"dirichlet {options.alpha:g}" if uneven else options.partition
-        for way in options.ways:
-            content = {"data": options.copy, "shards": name, "way": way, "rows": run(recipe, way),
-                       "machine": machine()}  # fmt: skip
+        for name, way in product(options.shards, options.ways):
+            path = RESULTS / f"{name}-{way}.json"
+            if path.exists():
+                continue
+            recipe = recipe_of({
+                "data": {"name": "cifar10", "dir": options.data, "images": options.images,
+                         **SHARDS[name]},
+                "train": {"rounds": options.rounds, "batch_size": options.batch_size,
+                          "lr": 0.05, "lr_schedule": "cosine"},
+            }, "averaging")  # fmt: skip
+            rows = run(recipe, way, options.every)
+            kept = recipe.model_dump(
+                mode="json", include={"model", "data", "train"}, exclude={"data": {"dir"}},
+                exclude_none=True,
+            )  # fmt: skip
+            content = {"data": options.copy, "shards": name, "way": way, "machine": machine(),
+                       "date": time.strftime("%Y-%m-%d"), "recipe": kept, "rows": rows}  # fmt: skip
             RESULTS.mkdir(exist_ok=True)
-            path = RESULTS / f"{name.replace(' ', '-')}-{way}.json"
             replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    print(table(results))
+    if not results:
+        sys.exit("averaging: no results yet; name the images with --data")
+    found = {"averaging": table(results), "averaging-where": where(results)}
+    print("\n\n".join(found.values()))
+    fill(found, PAGE)
 
 
 def _options() -> argparse.Namespace:
@@ -228,9 +266,11 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--data", metavar="DIR", help="CIFAR-10; none: only the table")
     parser.add_argument("--copy", default="CIFAR-10", help="which copy of the data this is")
-    parser.add_argument("--partition", choices=("iid", "dirichlet"), default="iid")
-    parser.add_argument("--alpha", type=float, default=0.1)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, help="train on so many, drawn by the seed; none: all")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--every", type=int, default=1, help="rounds, of which one is evaluated")
+    parser.add_argument("--shards", nargs="+", choices=SHARDS, default=list(SHARDS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     return parser.parse_args()
 

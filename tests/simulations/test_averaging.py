@@ -7,7 +7,7 @@ from csg_core import build, generated, manifest, pack, unpack
 from server.record import RunFolder
 from server.state import load_state
 from simulations.local_engine import run_local
-from simulations.studies.averaging import Averages, Study, factors
+from simulations.studies.averaging import WAYS, Averages, Study, factors, run, table
 
 
 @pytest.fixture
@@ -54,6 +54,21 @@ def test_exact_slices_stand_where_the_generators_would(study):
     own = study.accuracy(study.first)
     assert study.accuracy_of_slices(study.first, codes @ weight.T) == own
     assert pack(model).size == study.first.size
+
+
+def test_a_run_goes_on_from_the_way_it_is_averaged_in_and_the_table_says_so(tiny):
+    recipe = tiny(train={"rounds": 4})
+    rows = {way: run(recipe, way, every=2) for way in WAYS}
+    for found in rows.values():
+        assert [row["round"] for row in found] == [2, 4]
+        assert all(0 <= row["off_kernels"] < row["off_parameters"] for row in found)
+    assert rows["parameters"] != rows["kernels"]
+    result = {"shards": "iid", "way": "kernels", "rows": rows["kernels"][:1]}
+    cells = [cell.strip() for cell in table([result]).splitlines()[-1].split("|")[1:-1]]
+    first = rows["kernels"][0]
+    assert cells[:3] == ["iid", "kernels", "2"]
+    assert cells[4] == f"{100 * first['off_kernels']:.2f} %"
+    assert cells[7] == f"{100 * first['accuracy_exact']:.2f} %"
 
 
 def test_a_round_gives_what_the_engine_gives(tiny, tmp_path):
