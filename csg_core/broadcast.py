@@ -84,9 +84,9 @@ class Channel:
                               [part.size for part in self.parts])  # fmt: skip
         return self.codecs[0 if delta[of_values].any() else 1]
 
-    def first(self, model: Values) -> Held:
-        """Version 0, from the model that the recipe's seed makes."""
-        return Held(0, _rounded(model) if self.deltas else model)
+    def first(self, model: Values, version: int = 0) -> Held:
+        """What the chain begins with: version 0 is the model that the recipe's seed makes."""
+        return Held(version, _rounded(model) if self.deltas else model)
 
     @property
     def most_bytes(self) -> int:
@@ -173,11 +173,14 @@ class Channel:
 
 
 class Sender:
-    """The server's end: makes each version once, and to each client the frames that it lacks."""
+    """The server's end: makes each version once, and to each client the frames that it lacks.
 
-    def __init__(self, channel: Channel, model: Values) -> None:
+    A chain that begins with version 1 has no frame that leads there: it is sent whole.
+    """
+
+    def __init__(self, channel: Channel, model: Values, version: int = 0) -> None:
         self.channel = channel
-        self.held = channel.first(model)
+        self.held = channel.first(model, version)
         self._frames: deque[bytes] = deque()  # of the last versions, the newest last
         self._whole = b""
         self._round = 0

@@ -130,6 +130,12 @@ class ServerConfig(Section):
     max_examples: Count | None = Field(
         None, description="examples that a client may claim at most; none: all of the data set's"
     )
+    start_from: str | None = Field(
+        None, description="checkpoint that the first model is taken from; none: the seed makes it"
+    )
+    start_with: Literal["model", "generator"] = Field(
+        "model", description="what is taken from that checkpoint; a generator fits other networks"
+    )
 
 
 class WireConfig(Section):
@@ -148,8 +154,11 @@ class WireConfig(Section):
         description="rounds from one in which a learned generator trains and travels to the next; "
         "codes always do; needs deltas",
     )
-    generator_until: Count | None = Field(
-        None, description="the last round in which a learned generator trains; needs deltas"
+    generator_until: int | None = Field(
+        None,
+        ge=0,
+        description="the last round in which a learned generator trains, 0: it never does; needs "
+        "deltas",
     )
 
     @field_validator("uplink", "downlink")

@@ -22,6 +22,7 @@ from federation.sources import load_images
 from server.outcome import RunError
 from server.record import RoundRow, RunFolder
 from server.rounds import Rounds, summary_of
+from server.start import started
 from server.strategy import CsgStrategy
 from server.wire import server_interface
 
@@ -60,7 +61,8 @@ def serve(recipe: Recipe, grid: Grid, on_round: Callable[[RoundRow], None]) -> N
 
     Raises:
         RunError: if the quorum is missed.
-        CheckpointError: if the disk does not take the record or a checkpoint.
+        CheckpointError: if the disk does not take the record or a checkpoint, or the first model is
+            to be taken from a file that does not hold it.
         DataError: if the test images cannot be used.
         RunFolderError: if another process runs this run.
     """
@@ -109,7 +111,8 @@ def check(recipe: Recipe) -> None:
     if recipe.run.superlink is None:
         server_interface(recipe)
     model, groups = build(recipe.model), recipe.train.travelling()
-    CsgStrategy(recipe, manifest(model, groups), pack(model, groups))
+    found, first = manifest(model, groups), pack(model, groups)
+    CsgStrategy(recipe, found, first, start=started(recipe, found, first))
 
 
 def dense_twin_bytes(recipe: Recipe) -> tuple[int, int]:

@@ -19,14 +19,23 @@ class Downlink:
     """The sender of the model, and what is known of its receivers.
 
     A node that was never heard of is taken to hold version 0, which the recipe's seed makes.
+
+    Args:
+        first: that version, packed.
+        start: another model that the run begins with, as version 1; nodes are sent it whole.
+
+    Raises:
+        CodecError: if a value is beyond float16 where deltas are sent.
     """
 
-    def __init__(self, recipe: Recipe, manifest: Manifest, first: Values) -> None:
+    def __init__(
+        self, recipe: Recipe, manifest: Manifest, first: Values, start: Values | None = None
+    ) -> None:
         wire = recipe.wire
         codec = codec_named(wire.downlink)
         channel = Channel(manifest.fingerprint, manifest.parts, codec, wire.deltas)
         self._seed = recipe.run.seed
-        self._sender = Sender(channel, first)
+        self._sender = Sender(channel, first if start is None else start, int(start is not None))
         self._versions: dict[int, int | None] = {}  # None: a whole model is needed
 
     def payloads(self, model: Values, round_: int, kind: str, nodes: list[int]) -> list[bytes]:
@@ -71,9 +80,4 @@ class Downlink:
     @property
     def held(self) -> Values:
         """The newest version, as nodes have it."""
-        return self._sender.held.values
-
-    @property
-    def first(self) -> Values:
-        """Version 0 as nodes have it, before anything was sent."""
         return self._sender.held.values

@@ -22,6 +22,7 @@ from server.checkpoints import CheckpointError, read_with_extra, write_checkpoin
 from server.nodes import Exchanges
 from server.outcome import RunError
 from server.record import RoundRow, RunFolder
+from server.start import started
 from server.state import ServerState, load_state, save_state
 from server.strategy import CsgStrategy, model_in, model_record
 from server.wire import crossed, server_interface
@@ -62,13 +63,18 @@ class Rounds:
         self._model = build(recipe.model, seed=recipe.run.seed).to(self._device)
         self._groups = recipe.train.travelling()
         partitions = self._simulated.partitions if self._simulated else None
-        first = pack(self._model, self._groups)
-        self.strategy = CsgStrategy(recipe, manifest(self._model, self._groups), first, partitions)
-        # what clients make of the seed, to the last bit
-        self.state = ServerState(0, self.strategy.downlink.first, self.strategy.state())
+        first, found = pack(self._model, self._groups), manifest(self._model, self._groups)
+        start = None if self._begun else started(recipe, found, first)
+        self.strategy = CsgStrategy(recipe, found, first, partitions, start)
+        # what clients make of the seed, or are sent, to the last bit
+        self.state = ServerState(0, self.strategy.downlink.held, self.strategy.state())
         self._saved = -1
         self._counted = server_interface(recipe)
         self.rows: list[RoundRow] = []
+
+    @property
+    def _begun(self) -> bool:
+        return any(self.folder.checkpoints.glob("round-*"))
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint of the folder, if there is one.
@@ -76,7 +82,7 @@ class Rounds:
         Raises:
             CheckpointError: if all of them are damaged.
         """
-        if not any(self.folder.checkpoints.glob("round-*")):
+        if not self._begun:
             self.folder.cut(0)
             return
         self.state = load_state(self.folder.checkpoints, self.recipe.model, self._groups)

@@ -62,6 +62,7 @@ class CsgStrategy(Strategy):
         manifest: Manifest,
         first: Values,
         partitions: Mapping[int, int] | None = None,
+        start: Values | None = None,
     ) -> None:
         self.recipe = recipe
         self.manifest = manifest
@@ -73,7 +74,7 @@ class CsgStrategy(Strategy):
         self.outcome = RoundOutcome(0)
         self._counters = ClientCounters()
         self._uplink = codec_named(recipe.wire.uplink)
-        self.downlink = Downlink(recipe, manifest, first)
+        self.downlink = Downlink(recipe, manifest, first, start)
         self._current: Values = np.zeros(0, np.float32)
         self.cohort = Cohort(recipe, partitions)
 

@@ -126,7 +126,11 @@ def _resolved(name: str, recipe: Recipe) -> Recipe:
     files: dict[str, Any] = {"dir": str(Path(place).absolute())}
     if recipe.run.superlink_ca is not None:
         files["superlink_ca"] = str(Path(recipe.run.superlink_ca).absolute())
+    server: dict[str, Any] = {}
+    if recipe.server.start_from is not None:
+        server["start_from"] = str(Path(recipe.server.start_from).absolute())
     updates: dict[str, Any] = {
+        "server": recipe.server.model_copy(update=server),
         "run": recipe.run.model_copy(update=files),
         "data": recipe.data.model_copy(update={"dir": data}),
     }

@@ -129,7 +129,7 @@ class Study:
         self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.found = manifest(self._model)
         self._downlink = Downlink(recipe, self.found, pack(self._model))
-        self.first = self._downlink.first
+        self.first = self._downlink.held
 
     def round(self, model: Values, round_: int) -> Averages:
         """Train every client from a model."""

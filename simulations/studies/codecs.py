@@ -52,7 +52,7 @@ def update_of(network: str) -> tuple[Values, Parts]:
     model = build(recipe.model, seed=recipe.run.seed)
     found = manifest(model)
     downlink = Downlink(recipe, found, pack(model))
-    (payload,) = downlink.payloads(downlink.first, 1, "train", [0])
+    (payload,) = downlink.payloads(downlink.held, 1, "train", [0])
     trained = client.train(Job(payload=payload, shard=shard, round_=1, partition=0))
     update = decode(trained.payload, downlink.update_label(1), codec_named("fp32"))
     parts = [part for part in found.parts if part.group in ("generator", "codes")]  # the first ones

@@ -32,7 +32,7 @@ def strategy(tiny, monkeypatch):
     recipe = tiny(data={"clients": 3}, server={"min_clients": 2})
     model, groups = build(recipe.model, seed=0), recipe.train.travelling()
     made = CsgStrategy(recipe, manifest(model, groups), pack(model, groups))
-    made.configure_train(1, model_record(made.downlink.first), ConfigRecord(), _Nodes())
+    made.configure_train(1, model_record(made.downlink.held), ConfigRecord(), _Nodes())
     return made
 
 
@@ -123,7 +123,7 @@ def test_what_is_wrong_with_a_reply_is_that_clients_failure(strategy, name):
     ((who, why),) = strategy.outcome.failures.items()
     assert who == "node 13"
     assert said in why
-    moved = arrays["model"].numpy() - strategy.downlink.first
+    moved = arrays["model"].numpy() - strategy.downlink.held
     assert np.allclose(moved, 0.5, atol=0.01)
 
 

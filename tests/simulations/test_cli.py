@@ -110,6 +110,7 @@ def test_a_fitted_network_is_read_back_as_it_was_trained(tmp_path, capsys, gener
             "'.x:app' cannot be imported",
         ),
         (["run", "cifar10-resnet20", "--set", "data.dir=nowhere"], "nowhere: no such folder"),
+        (["run", "demo", "--set", "server.start_from=no.t7"], "no.t7: no such file; give a check"),
         (["resume", "nowhere"], "nowhere: holds no run (no config.toml)"),
         (["compare", "nowhere"], "nowhere: holds no run"),
         (["report", "nowhere"], "nowhere: holds no run"),

@@ -1,0 +1,113 @@
+"""A run begins with another model, or with another network's generator."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from csg_core import build, manifest, pack
+from csg_core.codecs import codec_named
+from csg_core.payload import payload_bytes
+from server.checkpoints import CheckpointError, write_checkpoint
+from server.record import RunFolder
+from server.start import started
+from server.state import load_state
+from simulations.local_engine import run_local
+
+DELTAS = {"uplink": "ecsq", "downlink": "ecsq", "deltas": True}
+
+
+@pytest.fixture
+def checkpoint(tiny, tmp_path):
+    """A model's checkpoint; sections of the recipe that describes it."""
+
+    def make(name="other.safetensors", seed=7, **sections):
+        recipe = tiny(**sections)
+        model = build(recipe.model, seed=seed)
+        write_checkpoint(tmp_path / name, model, recipe.model, {})
+        return str(tmp_path / name), pack(model)
+
+    return make
+
+
+def _ran(recipe, tmp_path):
+    """A run, the state that it began with and the one it came to."""
+    settings = {"dir": str(tmp_path / "run"), "checkpoint_every": 1}
+    recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update=settings)})
+    folder = RunFolder(Path(recipe.run.dir))
+    folder.create(recipe, {}, [])
+    run_local(recipe, lambda _row: None)
+    groups = recipe.train.travelling()
+    return folder, load_state(folder.checkpoints, recipe.model, groups)
+
+
+@pytest.mark.parametrize("wire", [{}, DELTAS], ids=["whole models", "deltas"])
+def test_clients_train_from_the_model_that_is_named(tiny, tmp_path, checkpoint, wire):
+    path, values = checkpoint()
+    recipe = tiny(wire=wire, train={"rounds": 1, "lr": 1e-7}, server={"start_from": path})
+    folder, state = _ran(recipe, tmp_path)
+    size = len(values) - manifest(build(recipe.model)).count("statistics")  # which do move
+    near = 1e-3 if wire else 1e-5  # in float16, where deltas are sent
+    np.testing.assert_allclose(state.values[:size], values[:size], rtol=near, atol=near)
+    (row,) = folder.rows()
+    assert row.failures == 0
+    parts = manifest(build(recipe.model)).parts
+    whole = payload_bytes(parts, codec_named("fp16" if wire else "fp32"))
+    assert row.payload_bytes_down == 4 * whole
+
+
+def test_another_networks_generator_serves_and_need_not_train(tiny, tmp_path, checkpoint):
+    path, other = checkpoint(model={"name": "resnet32"})
+    recipe = tiny(
+        wire={**DELTAS, "generator_until": 0},
+        train={"rounds": 3},
+        server={"start_from": path, "start_with": "generator"},
+    )
+    folder, state = _ran(recipe, tmp_path)
+    found = manifest(build(recipe.model))
+    size = found.count("generator")
+    assert np.array_equal(state.values[:size], other[:size].astype(np.float16).astype(np.float32))
+    first = pack(build(recipe.model, seed=recipe.run.seed))
+    assert not np.array_equal(state.values[size:], first[size:])
+    rows = folder.rows()
+    assert all(row.failures == 0 for row in rows)
+    whole = payload_bytes(found.parts, codec_named("fp16"))
+    assert rows[0].payload_bytes_down == 4 * whole
+    assert rows[1].payload_bytes_down < 4 * whole / 5, "the generator came with the first model"
+
+
+def test_a_run_that_is_resumed_needs_the_file_no_more(tiny, tmp_path, checkpoint):
+    path, _ = checkpoint()
+    recipe = tiny(train={"rounds": 1}, server={"start_from": path})
+    folder, state = _ran(recipe, tmp_path)
+    Path(path).unlink()
+    longer = folder.recipe().model_copy(
+        update={"train": recipe.train.model_copy(update={"rounds": 2})}
+    )
+    run_local(longer, lambda _row: None)
+    assert len(folder.rows()) == 2
+    again = load_state(folder.checkpoints, recipe.model, recipe.train.travelling())
+    assert not np.array_equal(again.values, state.values)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "said"),
+    [
+        ({"name": "resnet32"}, {}, "holds another model than the recipe's: layer1"),
+        ({"code_size": 10}, {"with": "generator"}, "holds no generator of 144 x 12 values, as the"),
+        ({"parametrization": "dense"}, {"with": "generator"}, "it is resnet20 dense"),
+        ({"generator": "frozen"}, {"with": "generator"}, "it is resnet20 csg s=4 d=12 frozen"),
+        ({}, {"with": "generator", "generator": "frozen"}, "has no learned generator"),
+    ],
+)
+def test_a_checkpoint_without_what_is_wanted_is_named(tiny, checkpoint, theirs, ours, said):
+    path, _ = checkpoint(model=theirs)
+    model = {key: value for key, value in ours.items() if key != "with"}
+    server = {"start_from": path, "start_with": ours.get("with", "model")}
+    recipe = tiny(model=model, server=server)
+    groups = recipe.train.travelling()
+    network = build(recipe.model)
+    with pytest.raises(CheckpointError, match=said) as raised:
+        started(recipe, manifest(network, groups), pack(network, groups))
+    assert str(raised.value).startswith(f"{path}: ")
+    assert "\n" not in str(raised.value)
