@@ -124,8 +124,8 @@ class Recipe(Section):
         return self.server.max_examples or _IMAGES[self.data.name]
 
     def dense_twin(self) -> "Recipe":
-        """The same with an ordinary network."""
-        return self.model_copy(update={"model": self.model.dense_twin()})
+        """The same as FedAvg has it: an ordinary network, sent whole in float32."""
+        return self.model_copy(update={"model": self.model.dense_twin(), "wire": WireConfig()})
 
     def to_toml(self) -> str:
         """Every value, resolved; keys without a value are left out."""

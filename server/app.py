@@ -117,8 +117,9 @@ def check(recipe: Recipe) -> None:
 
 def dense_twin_bytes(recipe: Recipe) -> tuple[int, int]:
     """Payload bytes of one update and of one model of the recipe's dense twin."""
-    parts = manifest(build(recipe.dense_twin().model), recipe.train.travelling()).parts
-    up, down = (codec_named(line) for line in (recipe.wire.uplink, recipe.wire.downlink))
+    twin = recipe.dense_twin()
+    parts = manifest(build(twin.model), twin.train.travelling()).parts
+    up, down = (codec_named(line) for line in (twin.wire.uplink, twin.wire.downlink))
     return payload_bytes(parts, up), payload_bytes(parts, down)
 
 

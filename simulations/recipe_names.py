@@ -8,10 +8,20 @@ from federation.recipe import Recipe, RecipeError, read_recipe
 
 _FOLDER = Path(__file__).parent / "recipes"
 _DENSE = "-dense"
+# an ordinary network, sent whole in float32
+_TWIN = (
+    "model.parametrization=dense",
+    "wire.uplink=fp32",
+    "wire.downlink=fp32",
+    "wire.deltas=false",
+)
 
 
 def recipe_names() -> list[str]:
-    """All recipes of this package; each has a twin ``-dense``, unless it is dense itself."""
+    """All recipes of this package; each has a twin ``-dense``, unless it is dense itself.
+
+    The twin is an ordinary network, sent whole in float32.
+    """
     names = []
     for path in sorted(_FOLDER.glob("*.toml")):
         model = tomllib.loads(path.read_text()).get("model", {})
@@ -55,5 +65,5 @@ def recipe_from(options: argparse.Namespace) -> tuple[str, Recipe]:
         )
     settings = list(options.set)
     if asked.endswith(_DENSE):
-        settings.insert(0, "model.parametrization=dense")
+        settings[:0] = _TWIN
     return asked, read_recipe(_FOLDER / f"{asked.removesuffix(_DENSE)}.toml", settings)

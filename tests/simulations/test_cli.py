@@ -29,6 +29,19 @@ def test_estimate_prints_the_costs_of_a_recipe(capsys):
     assert answer["ratio_to_dense"] == pytest.approx(2.3209, abs=1e-4)
 
 
+def test_bytes_are_compared_with_those_of_plain_fedavg(capsys):
+    lossy = ["wire.deltas=true", "wire.uplink=ecsq", "wire.downlink=ecsq"]
+    settings = [part for value in lossy for part in ("--set", value)]
+    answers = []
+    for arguments in (["cifar10-resnet20-dense"], ["cifar10-resnet20", *settings]):
+        assert main(["estimate", *arguments, "--json"]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    plain, ours = answers
+    assert plain["ratio_to_dense"] == 1
+    assert ours["ratio_to_dense"] == pytest.approx(plain["total_bytes"] / ours["total_bytes"])
+    assert ours["ratio_to_dense"] > 50
+
+
 def test_estimate_prints_the_papers_table(capsys):
     assert main(["estimate", "--table"]) == 0
     table = capsys.readouterr().out
