@@ -36,7 +36,6 @@ class Cohort:
     def __init__(self, client: LocalClient) -> None:
         self._client = client
         self._replicas: Replicas | None = None
-        self._mu = 0.0  # of FedProx, that they were made for
 
     def train(self, jobs: Sequence[Job]) -> list[Trained | Exception]:
         """What ``LocalClient.train`` gives for each job, or what it raises; all are of one round.
@@ -73,8 +72,12 @@ class Cohort:
         client, train, job = self._client, self._client.recipe.train, jobs[0]
         replicas, images = self._replicas, job.shard.images
         assert all(other.shard.images is images for other in jobs)
-        if replicas is None or self._mu != job.proximal_mu or len(replicas) < len(jobs):
-            self._mu = job.proximal_mu
+        if (
+            replicas is None
+            or replicas.data is not images
+            or replicas.mu != job.proximal_mu
+            or len(replicas) < len(jobs)
+        ):
             self._replicas = replicas = None  # memory is let go first
             self._replicas = replicas = Replicas(
                 client.model, len(jobs), images,

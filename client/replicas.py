@@ -118,7 +118,7 @@ class Replicas:
         self._replicas = [
             Replica(copy.deepcopy(model), train=train, mu=mu, lr=self._lr) for _ in range(count)
         ]
-        self._data, self._precision = data, precision
+        self.data, self.mu, self._precision = data, mu, precision
         self._still: frozenset[str] = frozenset()
         self._cuda = device.type == "cuda"
         self._streams = [torch.cuda.Stream(device) for _ in range(count)] if self._cuda else []
@@ -167,7 +167,7 @@ class Replicas:
         with ExitStack() as joined:  # whatever a branch raises, what comes next waits for all
             for place, batch in enumerate(batches, first):
                 with self._branch(place, joined):
-                    step = self._replicas[place].step(self._data, batch, self._precision)
+                    step = self._replicas[place].step(self.data, batch, self._precision)
                     losses.append(step)
         return torch.stack(losses)
 

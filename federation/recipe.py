@@ -67,6 +67,18 @@ class Recipe(Section):
                 f"server.min_clients {self.quorum} is more than the cohort of {self.cohort}; "
                 "no round could succeed"
             )
+        if self.server.start_with != "model" and self.server.start_from is None:
+            raise ValueError(
+                f"server.start_with {self.server.start_with!r} goes with server.start_from; set "
+                "that too"
+            )
+        whole = self.server.start_from is not None and self.server.start_with == "model"
+        if whole and self.train.batch_norm != "average":
+            raise ValueError(
+                f"train.batch_norm {self.train.batch_norm!r} has clients begin with norms of the "
+                "seed's, which do not fit a trained model; set server.start_with=generator, or "
+                "train.batch_norm=average"
+            )
         if self.run.superlink is not None and self.run.engine != "flower":
             raise ValueError(
                 f"run.superlink {self.run.superlink!r} goes with run.engine=flower; set that too"

@@ -134,7 +134,9 @@ class ServerConfig(Section):
         None, description="checkpoint that the first model is taken from; none: the seed makes it"
     )
     start_with: Literal["model", "generator"] = Field(
-        "model", description="what is taken from that checkpoint; a generator fits other networks"
+        "model",
+        description="what is taken from that checkpoint: all that travels, or the generator, which "
+        "fits other networks too",
     )
 
 
@@ -154,9 +156,8 @@ class WireConfig(Section):
         description="rounds from one in which a learned generator trains and travels to the next; "
         "codes always do; needs deltas",
     )
-    generator_until: int | None = Field(
+    generator_until: Annotated[int, Field(ge=0, le=10_000_000, strict=True)] | None = Field(
         None,
-        ge=0,
         description="the last round in which a learned generator trains, 0: it never does; needs "
         "deltas",
     )

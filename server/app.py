@@ -41,11 +41,10 @@ def make_app(on_round: Callable[[RoundRow], None] | None = None) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         check_code(context.run_config)
-        recipe = Recipe.model_validate_json(str(context.run_config[RECIPE]))
-        from server.grid import (
-            guarded,
-        )  # brings half of the SuperLink along; serve needs none of it
+        # brings half of the SuperLink along, which serve does without
+        from server.grid import guarded
 
+        recipe = Recipe.model_validate_json(str(context.run_config[RECIPE]))
         grid = guarded(grid, most_update_bytes(recipe))
         try:
             with _logged(recipe):
@@ -112,7 +111,7 @@ def check(recipe: Recipe) -> None:
         server_interface(recipe)
     model, groups = build(recipe.model), recipe.train.travelling()
     found, first = manifest(model, groups), pack(model, groups)
-    CsgStrategy(recipe, found, first, start=started(recipe, found, first))
+    CsgStrategy(recipe, found, first, start=started(recipe))
 
 
 def dense_twin_bytes(recipe: Recipe) -> tuple[int, int]:

@@ -64,7 +64,7 @@ class Rounds:
         self._groups = recipe.train.travelling()
         partitions = self._simulated.partitions if self._simulated else None
         first, found = pack(self._model, self._groups), manifest(self._model, self._groups)
-        start = None if self._begun else started(recipe, found, first)
+        start = None if self._begun else started(recipe)
         self.strategy = CsgStrategy(recipe, found, first, partitions, start)
         # what clients make of the seed, or are sent, to the last bit
         self.state = ServerState(0, self.strategy.downlink.held, self.strategy.state())

@@ -1,57 +1,89 @@
 """The model that a run begins with, where that is not the one that its seed makes."""
 
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from csg_core import Manifest, ModelSpec, manifest, pack, split
+from csg_core import ModelSpec, build, generators, manifest, pack
 from federation.recipe import Recipe
 from server.checkpoints import CheckpointError, read_checkpoint
 
 Values = NDArray[np.float32]
 
+_LARGEST = float(np.finfo(np.float16).max)  # whole models may be sent in float16
+_GENERATOR = ("slice_size", "code_size", "kernel_size", "layout")
 
-def started(recipe: Recipe, ours: Manifest, first: Values) -> Values | None:
-    """The packed model with what ``server.start_from`` names; None if that names nothing.
 
-    Args:
-        ours: of the recipe's model, the groups that travel.
-        first: the model that the seed makes, packed, float32 [ours.size].
+def started(recipe: Recipe) -> Values | None:
+    """The model that ``server.start_from`` leads to, packed, float32; None if that names nothing.
 
     Raises:
-        CheckpointError: if the file is no checkpoint, or holds nothing of the kind.
+        CheckpointError: naming the file, if it is no checkpoint, or does not fit the recipe.
     """
     server = recipe.server
     if server.start_from is None:
         return None
     path = Path(server.start_from)
     spec, model = read_checkpoint(path)
-    groups = recipe.train.travelling()
-    theirs, values = manifest(model, groups), pack(model, groups)
-    if server.start_with == "model":
-        if (other := ours.difference(theirs)) is not None:
-            raise CheckpointError(f"{path}: holds another model than the recipe's: {other}")
-        return values
-    found = {(e.name, e.shape): array for e, array in split(values, theirs.entries).items()}
-    mixed = first.copy()
-    made = {e: array for e, array in split(mixed, ours.entries).items() if e.group == "generator"}
-    if not made:
-        raise CheckpointError(
-            f"{path}: the recipe's model has no learned generator that it could give its own to"
+    try:
+        wanted = _first(recipe, spec, model) if server.start_with == "generator" else model
+        if wanted is model:
+            _check_same(recipe, spec, model)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    values = pack(wanted, recipe.train.travelling())
+    largest = float(np.abs(values).max())
+    if not largest <= _LARGEST:
+        raise CheckpointError(f"{path}: holds a value of {largest:g}; {_LARGEST:g} can be sent")
+    return values
+
+
+def _first(recipe: Recipe, spec: ModelSpec, model: nn.Module) -> nn.Module:
+    """The recipe's first model, but with another one's generator."""
+    ours = recipe.model
+    if ours.parametrization != "csg" or ours.generator != "learned":
+        raise ValueError(
+            f"the recipe's network is {_said(ours)}, which learns no generator; leave out "
+            "server.start_from, or set model.generator=learned"
         )
-    for entry, array in made.items():
-        if (entry.name, entry.shape) not in found:
-            wanted = " x ".join(map(str, entry.shape))
-            raise CheckpointError(
-                f"{path}: holds no generator of {wanted} values, as the recipe's model has; it is "
-                f"{_said(spec)}"
+    if spec.parametrization != "csg":
+        raise ValueError(f"is {_said(spec)}, without a generator; take one with generated filters")
+    _agree(ours, spec, _GENERATOR)
+    (generator,) = generators(model).values()
+    return build(ours, seed=recipe.run.seed, generator_weight=generator.weight.detach())
+
+
+def _check_same(recipe: Recipe, spec: ModelSpec, model: nn.Module) -> None:
+    """Whether this is the recipe's network, down to what its seed makes and nobody sends."""
+    keys = (field.name for field in fields(ModelSpec) if field.name not in ("start", "classes"))
+    _agree(recipe.model, spec, keys)
+    ours = build(recipe.model, seed=recipe.run.seed)
+    if (what := manifest(ours).difference(manifest(model))) is not None:
+        raise ValueError(f"holds another model than the recipe's: {what}")
+    sent, theirs = {entry.name for entry in manifest(ours).entries}, model.state_dict()
+    for name, tensor in ours.state_dict().items():
+        known = name in sent or name.endswith("num_batches_tracked")
+        if not known and not torch.equal(theirs[name], tensor):
+            raise ValueError(
+                f"{name} never travels, and is not the one that run.seed={recipe.run.seed} makes; "
+                "set run.seed to the one that it was made with"
             )
-        array[:] = found[entry.name, entry.shape]
-    return mixed
+
+
+def _agree(ours: ModelSpec, theirs: ModelSpec, keys: Iterable[str]) -> None:
+    for key in keys:
+        found, wanted = getattr(theirs, key), getattr(ours, key)
+        if found != wanted:
+            raise ValueError(
+                f"is {_said(theirs)}, whose {key} is {found!r}; the recipe's is {wanted!r}"
+            )
 
 
 def _said(spec: ModelSpec) -> str:
-    sizes = f" s={spec.slice_size} d={spec.code_size}" if spec.parametrization == "csg" else ""
-    learned = "" if spec.generator == "learned" or not sizes else f" {spec.generator}"
-    return f"{spec.name} {spec.parametrization}{sizes}{learned}"
+    kind = "" if spec.generator == "learned" or spec.parametrization != "csg" else spec.generator
+    return f"{spec.name} {spec.kind} {kind}".rstrip()

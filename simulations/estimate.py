@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from csg_core import ModelSpec, build, count_trainable, manifest
-from csg_core.codecs import codec_named, without_generator
+from csg_core.codecs import Parts, codec_named, without_generator
 from csg_core.payload import payload_bytes
 from federation.recipe import Recipe
 from simulations.progress import megabytes
@@ -89,6 +89,8 @@ def _total_bytes(recipe: Recipe) -> int:
     for round_ in range(1, rounds + 1):
         up, _ = whole if schedule.trains(round_) else partial
         _, down = whole if schedule.trains(max(1, round_ - 1)) else partial  # what that one made
+        if round_ == 1 and recipe.server.start_from is not None and recipe.wire.deltas:
+            down = payload_bytes(_parts(recipe), codec_named("fp16"))
         evaluated = recipe.clients_evaluate and (round_ % every == 0 or round_ == rounds)
         total += up + down * (2 if evaluated else 1)
     return recipe.cohort * total
@@ -96,12 +98,16 @@ def _total_bytes(recipe: Recipe) -> int:
 
 def _each_way(recipe: Recipe, *, generator: bool = True) -> tuple[int, int]:
     """Payload up and down of a round in which the generator travels, or does not."""
-    parts, wire = manifest(build(recipe.model), recipe.train.travelling()).parts, recipe.wire
+    parts, wire = _parts(recipe), recipe.wire
     codecs = [codec_named(line) for line in (wire.uplink, wire.downlink)]
     if not generator:
         codecs = [without_generator(codec, parts) for codec in codecs]
     up, down = (payload_bytes(parts, codec) for codec in codecs)
     return up, down
+
+
+def _parts(recipe: Recipe) -> Parts:
+    return manifest(build(recipe.model), recipe.train.travelling()).parts
 
 
 def _print_table(*, as_json: bool) -> None:

@@ -51,6 +51,12 @@ def worker_count(recipe: Recipe) -> int:
     return min(recipe.run.workers or torch.get_num_threads(), recipe.cohort)
 
 
+def clients_at_once(recipe: Recipe) -> int:
+    """How many clients train at the same time, in workers or in one process."""
+    workers = worker_count(recipe)
+    return workers if workers > 1 else min(at_once(recipe), recipe.cohort)
+
+
 class LocalGrid(Grid):
     """Hands each message to a client; replies come in the messages' order.
 

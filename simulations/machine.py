@@ -12,7 +12,7 @@ import torch
 
 from federation.devices import device_of, precision_of
 from federation.recipe import Recipe
-from simulations.cohorts import at_once
+from simulations.local_engine import clients_at_once
 
 _PACKAGES = ("csg-fl", "flwr", "numpy", "torch")
 
@@ -36,7 +36,7 @@ def environment(recipe: Recipe) -> dict[str, Any]:
         "versions": {name: _version(name) for name in _PACKAGES},
         "device": device_name(device_of(recipe)),
         "precision": precision_of(recipe),
-        "clients at once": at_once(recipe) if recipe.run.engine == "local" else 1,
+        **({"clients at once": clients_at_once(recipe)} if recipe.run.engine == "local" else {}),
         "seed": recipe.run.seed,
         "commit": _commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -11,7 +11,8 @@ from csg_core.exchange import Parts
 @dataclass(frozen=True, slots=True)
 class GeneratorSchedule:
     """The generator trains in round 1, and then in every ``every``-th round, and never after
-    ``until``; its update travels in the same round, what came of it with the next round's model.
+    ``until``, not even once if that is 0; its update travels in the same round, what came of it
+    with the next round's model.
 
     In between it is to the server what clients have. Codes and the rest always train.
     """

@@ -18,7 +18,6 @@ runs both ways on IID shards and on those of Dirichlet(0.1), and fills in docs/c
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -42,7 +41,8 @@ from federation.recipe import Recipe, recipe_of
 from federation.sources import load_images
 from server.checkpoints import replace_file
 from server.downlink import Downlink
-from simulations.machine import machine
+from simulations.machine import environment
+from simulations.studies.arguments import positive
 from simulations.studies.pages import README, fill
 
 RESULTS = Path(__file__).parent / "averaging"
@@ -166,7 +166,7 @@ class Study:
 
 
 def run(recipe: Recipe, way: str, every: int = 1) -> list[dict[str, Any]]:
-    """Figures of every so many rounds, of a run that is averaged in one way throughout."""
+    """Figures of every so many rounds and the last, of a run averaged in one way throughout."""
     study, rows = Study(recipe), []
     model = study.first
     for round_ in range(1, recipe.train.rounds + 1):
@@ -174,7 +174,7 @@ def run(recipe: Recipe, way: str, every: int = 1) -> list[dict[str, Any]]:
         averages = study.round(model, round_)
         parameters, kernels = averages.parameters, averages.kernels
         model = parameters if way == "parameters" else kernels
-        if round_ % every:
+        if round_ % every and round_ < recipe.train.rounds:
             continue
         mean_SV = averages.slices_SV
         moved = np.linalg.norm(mean_SV - before_SV)
@@ -218,12 +218,14 @@ def where(results: Sequence[dict[str, Any]]) -> str:
     """What the figures were measured on, a line for each kind of work."""
     lines = []
     for result in results:
-        machine, recipe = result["machine"], result["recipe"]
+        on, recipe = result["environment"], result["recipe"]
         images = recipe["data"].get("images")
         share = f"{images:,} images of" if images else "all images of"
+        device = on["machine"]["cpu"] if on["device"] == "cpu" else on["device"]
         lines.append(
-            f"{recipe['model']['name']}, ten clients, {share} {result['data']}, batches of "
-            f"{recipe['train']['batch_size']}; {machine['cpu']}, {result['date']}."
+            f"{recipe['model']['name']}, ten clients, {share} {result['data']}, "
+            f"{recipe['train']['rounds']} rounds, batches of {recipe['train']['batch_size']}; "
+            f"{device}, {on['precision']}, {on['started'][:10]}."
         )
     return "\n".join(dict.fromkeys(lines))
 
@@ -232,22 +234,24 @@ def main() -> None:
     options = _options()
     if options.data is not None:
         for name, way in product(options.shards, options.ways):
-            path = RESULTS / f"{name}-{way}.json"
-            if path.exists():
-                continue
             recipe = recipe_of({
-                "data": {"name": "cifar10", "dir": options.data, "images": options.images,
-                         **SHARDS[name]},
+                "data": {"images": options.images, **_source(options.data), **SHARDS[name]},
                 "train": {"rounds": options.rounds, "batch_size": options.batch_size,
                           "lr": 0.05, "lr_schedule": "cosine"},
             }, "averaging")  # fmt: skip
-            rows = run(recipe, way, options.every)
             kept = recipe.model_dump(
                 mode="json", include={"model", "data", "train"}, exclude={"data": {"dir"}},
                 exclude_none=True,
             )  # fmt: skip
-            content = {"data": options.copy, "shards": name, "way": way, "machine": machine(),
-                       "date": time.strftime("%Y-%m-%d"), "recipe": kept, "rows": rows}  # fmt: skip
+            path = RESULTS / f"{name}-{way}.json"
+            if path.exists():
+                if json.loads(path.read_text())["recipe"] != kept:
+                    sys.exit(f"averaging: {path} is of other settings; remove it to run these")
+                continue
+            on = environment(recipe)
+            rows = run(recipe, way, options.every)
+            content = {"data": options.copy, "shards": name, "way": way, "environment": on,
+                       "recipe": kept, "rows": rows}  # fmt: skip
             RESULTS.mkdir(exist_ok=True)
             replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
@@ -258,18 +262,25 @@ def main() -> None:
     fill(found, PAGE)
 
 
+def _source(data: str) -> dict[str, str]:
+    return {"name": "digits"} if data == "digits" else {"name": "cifar10", "dir": data}
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m simulations.studies.averaging",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", metavar="DIR", help="CIFAR-10; none: only the table")
+    parser.add_argument("--data", metavar="DIR",
+                        help="CIFAR-10, or digits; none: only the table")  # fmt: skip
     parser.add_argument("--copy", default="CIFAR-10", help="which copy of the data this is")
-    parser.add_argument("--images", type=int, help="train on so many, drawn by the seed; none: all")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--every", type=int, default=1, help="rounds, of which one is evaluated")
+    parser.add_argument("--images", type=positive, metavar="N",
+                        help="train on so many, drawn by the seed; none: all")  # fmt: skip
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N")
+    parser.add_argument("--rounds", type=positive, default=10, metavar="N")
+    parser.add_argument("--every", type=positive, default=1, metavar="N",
+                        help="evaluate every so many rounds, and the last")  # fmt: skip
     parser.add_argument("--shards", nargs="+", choices=SHARDS, default=list(SHARDS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     return parser.parse_args()

@@ -1,6 +1,7 @@
 """Bytes to accuracy: ten clients a round, 20 rounds, every network with every codec.
 
-Networks are ResNet-20 where no depth is named, as in csg56. What an arm or a kind of shards is
+Networks are ResNet-20 where no depth is named, as in csg56; in arms called clip, the norm of each
+step's gradient is at most 1. What an arm or a kind of shards is
 cannot be changed by --set, which only says how runs are run. The arms called frontier are dense and
 generated networks of many depths and widths, all with the same codec.
 
@@ -25,6 +26,7 @@ from simulations.studies.federated_tables import SMALL_TARGETS, Result, draw, ta
 from simulations.studies.pages import README, fill
 
 RESULTS = Path(__file__).parent / "federated"
+RECIPE = Path(__file__).parent / "federated.toml"
 # Shards: of the recipe's ten clients; of fifty, of which ten train in a round; or of a tenth of the
 # images, where many methods can be compared in minutes each.
 PARTITIONS: dict[str, tuple[str, ...]] = {
@@ -49,30 +51,13 @@ _NETWORKS: dict[str, tuple[str, ...]] = {
     "csg-frozen": ("model.generator=frozen", "model.code_size=144"),
     "fedpara": ("model.parametrization=fedpara",),
     "flocora": ("model.parametrization=flocora", "model.options.rank=8"),
+    "dense32": ("model.parametrization=dense", "model.name=resnet32"),
     "dense56": ("model.parametrization=dense", "model.name=resnet56"),
     "csg56": ("model.name=resnet56",),
     "csg56-slow": ("model.name=resnet56", "train.generator_lr=0.3"),
 }
-_DEPTHS = (20, 32, 56)
-_DENSE: dict[str, tuple[str, ...]] = {  # by depth and channels of the first stage
-    f"dense{depth}-{channels}": (
-        "model.parametrization=dense",
-        f"model.name=resnet{depth}",
-        f"model.width={channels / 16}",
-    )
-    for depth, channels in product(_DEPTHS, (6, 8, 11, 16))
-}
-_GENERATED: dict[str, tuple[str, ...]] = {  # by depth, channels of the first stage, slice and code
-    f"csg{depth}-{channels}-s{slice_size}-d{code}": (
-        f"model.name=resnet{depth}",
-        f"model.width={channels / 16}",
-        f"model.slice_size={slice_size}",
-        f"model.code_size={code}",
-    )
-    for depth, channels, (slice_size, code) in product(
-        _DEPTHS, (16, 24, 32), ((12, 36), (12, 72), (16, 72))
-    )
-}
+_CLIPPED = ("dense", "csg", "dense-narrow", "csg-small", "dense32", "dense56", "csg56")
+_NETWORKS |= {f"{name}-clip": (*_NETWORKS[name], "train.clip_norm=1") for name in _CLIPPED}
 
 
 def _both(codec: str, *more: str) -> tuple[str, ...]:
@@ -105,25 +90,57 @@ _SCHEDULES: dict[str, tuple[str, ...]] = {  # of csg's generator
     "csg-ecsq-seldom": (*_CODECS["ecsq"], "wire.generator_every=4"),
     "csg-ecsq-freeze": (*_CODECS["ecsq"], "wire.generator_until=5"),
 }
-_FRONTIER = {
-    f"{network}-ecsq": settings + _CODECS["ecsq"]
-    for network, settings in (_DENSE | _GENERATED).items()
+_DEPTHS = (20, 32, 56)
+_SIZED: dict[str, tuple[str, ...]] = {
+    # by depth and channels of the first stage
+    f"dense{depth}-{channels}": (
+        "model.parametrization=dense",
+        f"model.name=resnet{depth}",
+        f"model.width={channels / 16}",
+    )
+    for depth, channels in product(_DEPTHS, (6, 8, 11, 16))
+} | {
+    # by depth, channels of the first stage, slice and code
+    f"csg{depth}-{channels}-s{slice_size}-d{code}": (
+        f"model.name=resnet{depth}",
+        f"model.width={channels / 16}",
+        f"model.slice_size={slice_size}",
+        f"model.code_size={code}",
+    )
+    for depth, channels, (slice_size, code) in product(
+        _DEPTHS, (16, 24, 32), ((12, 36), (12, 72), (16, 72))
+    )
 }
+_KNOWN = {  # networks above, which have names
+    "dense20-16": "dense",
+    "dense20-11": "dense-narrow",
+    "dense32-16": "dense32",
+    "dense56-16": "dense56",
+    "csg20-16-s12-d72": "csg",
+    "csg20-16-s12-d36": "csg-small",
+    "csg56-16-s12-d72": "csg56",
+}
+FRONTIER = [f"{_KNOWN.get(network, network)}-clip-ecsq" for network in _SIZED]
 ARMS = (
     {
         f"{network}-{codec}".rstrip("-"): _NETWORKS[network] + _CODECS[codec]
         for network, codec in product(_NETWORKS, _CODECS)
     }
     | _SCHEDULES
-    | _FRONTIER
+    | {
+        f"{network}-clip-ecsq": (*settings, "train.clip_norm=1", *_CODECS["ecsq"])
+        for network, settings in _SIZED.items()
+        if network not in _KNOWN
+    }
 )
+_HOW = ("run.cohort", "run.workers", "run.device")  # what --set may change
 
 
 def main() -> None:
     options = _options()
     if options.data is not None:
         chosen = [arm for arm in options.arms if arm != "frontier"]
-        chosen += _FRONTIER if "frontier" in options.arms else ()
+        chosen += FRONTIER if "frontier" in options.arms else ()
         for partition, arm in product(options.partitions, chosen):
             _run(arm, partition, options)
     results = kept()
@@ -164,7 +181,7 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
     ]
     settings = [part for value in values for part in ("--set", value)]
     again = (folder / "rounds.jsonl").exists()
-    command = ["resume", str(folder)] if again else ["run", "cifar10-resnet20", *settings]
+    command = ["resume", str(folder)] if again else ["run", str(RECIPE), *settings]
     if csg(command):
         sys.exit(f"federated: {path.stem} did not end well; see {folder}")
     keep(read_run(folder), path, options.copy)
@@ -199,7 +216,7 @@ def _options() -> argparse.Namespace:
                         default=["dense", "csg", "dense-narrow"],
                         help=f"a network ({', '.join(_NETWORKS)}), a dash and a codec "
                              f"({', '.join(filter(None, _CODECS))}; none: float32); "
-                             f"{', '.join(_SCHEDULES)}; or frontier: {', '.join(_FRONTIER)}",
+                             f"{', '.join(_SCHEDULES)}; or frontier: {', '.join(FRONTIER)}",
                         )  # fmt: skip
     parser.add_argument("--partitions", nargs="+", choices=PARTITIONS,
                         default=["iid", "dirichlet"])  # fmt: skip
@@ -207,8 +224,10 @@ def _options() -> argparse.Namespace:
 
 
 def _of_run(text: str) -> str:
-    if not text.startswith("run."):
-        raise argparse.ArgumentTypeError(f"{text} would make it another arm; take a key of run")
+    if text.partition("=")[0] not in _HOW:
+        raise argparse.ArgumentTypeError(
+            f"{text} would make it another arm; {', '.join(_HOW)} can be set"
+        )
     return text
 
 

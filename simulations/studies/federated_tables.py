@@ -8,7 +8,7 @@ from typing import Any
 
 TARGETS = (0.6, 0.65, 0.7, 0.75)  # accuracies, of runs on all images
 SMALL_TARGETS = (0.25, 0.3, 0.35, 0.4)  # of runs on a tenth of them
-DENSE = ("dense", "dense56")  # what others are compared with
+DENSE = ("dense", "dense32", "dense56")  # what others are compared with
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +72,9 @@ def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
     for result in results:
         curve, (up, down) = result.curve, result.kilobytes_each
         points = fewer = ""
-        twins = _dense_twins(result, results)
-        if twins:
-            fewer = f"{sum(twins[0].kilobytes_each) / (up + down):.1f}"
-        for dense in twins:
+        dense = _dense_twin(result, results)
+        if dense is not None:
+            fewer = f"{sum(dense.kilobytes_each) / (up + down):.1f}"
             if dense.machine == result.machine:
                 points = f"{100 * (result.accuracy - dense.accuracy):+.2f}"
         cells = [result.partition, str(result.seed), result.machine, result.arm]
@@ -119,13 +118,10 @@ def _line(number: int) -> str:
     return ("-", "--", ":")[number // 10 % 3]
 
 
-def _dense_twins(result: Result, results: Sequence[Result]) -> list[Result]:
-    """Dense float32 runs of the same depth, on the same shards and seed."""
-    depth = result.content["recipe"]["model"]["name"]
-    wanted = (result.partition, result.seed, depth)
-    return [
-        twin
-        for twin in results
-        if twin.arm in DENSE
-        and (twin.partition, twin.seed, twin.content["recipe"]["model"]["name"]) == wanted
-    ]
+def _dense_twin(result: Result, results: Sequence[Result]) -> Result | None:
+    """The dense float32 run of the same depth, on the same shards and seed."""
+
+    def work(of: Result) -> tuple[str, int, str]:
+        return of.partition, of.seed, of.content["recipe"]["model"]["name"]
+
+    return next((r for r in results if r.arm in DENSE and work(r) == work(result)), None)

@@ -26,6 +26,7 @@ from typing import Any
 from server.checkpoints import replace_file
 from simulations.machine import machine
 from simulations.studies import trace
+from simulations.studies.arguments import positive
 from simulations.studies.deployment import SERVER, SUPERLINK, Deployment
 from simulations.studies.network import Network
 from simulations.studies.pages import README, fill
@@ -149,7 +150,7 @@ def _options() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int,
+    parser.add_argument("--rounds", type=positive,
                         help="of which the first does not count; 5, on a link 3")  # fmt: skip
     parser.add_argument("--link", metavar="RATE", help="of each client, as 1mbit; none: no limit")
     parser.add_argument("--delay", type=float, default=50.0, metavar="MS",

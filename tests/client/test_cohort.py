@@ -56,9 +56,9 @@ def exact(monkeypatch):
 class _Round:
     """A round of clients with the first images of the data set, and the server's side of it."""
 
-    def __init__(self, recipe, *, round_=1, sizes=SIZES, memories=None, client=None, **more):
+    def __init__(self, recipe, *, round_=1, sizes=SIZES, memories=None, before=None, **more):
         self.recipe, self.round = recipe, round_
-        self.client = client or LocalClient(recipe)
+        self.client = before.client if before else LocalClient(recipe)
         groups = recipe.train.travelling()
         self.manifest = manifest(self.client.model, groups)
         self.channel = Channel(
@@ -67,13 +67,13 @@ class _Round:
             codec_named(recipe.wire.downlink),
             recipe.wire.deltas,
         )
-        images = Shards(recipe, self.client.device)[0].images
+        self.images = before.images if before else Shards(recipe, self.client.device)[0].images
         ends = np.cumsum(sizes)
         self.sender = self.sends(pack(build(recipe.model, seed=5), groups))
         self.jobs = [
             Job(
                 payload=self.sender.message(None),
-                shard=Shard(images, torch.arange(end - size, end), torch.arange(0)),
+                shard=Shard(self.images, torch.arange(end - size, end), torch.arange(0)),
                 round_=round_,
                 partition=partition,
                 memory=memories[partition] if memories else NOTHING,
@@ -294,7 +294,7 @@ def test_a_parameter_that_the_network_does_not_use_stays_as_it_is(tiny):
 @pytest.mark.parametrize("model", MODELS[:4], ids=lambda model: "-".join(map(str, model.values())))
 @pytest.mark.parametrize("device", DEVICES)
 def test_copies_come_to_the_same_in_later_rounds(tiny, exact, device, model):
-    """Several of a round's steps are on batches of the same sizes, so that a GPU captures them."""
+    """On a GPU steps are captured, with the generator in training and without, and played back."""
     recipe = _recipe(
         tiny,
         model=model,
@@ -302,14 +302,18 @@ def test_copies_come_to_the_same_in_later_rounds(tiny, exact, device, model):
         wire={"deltas": True, "generator_every": 2} if model == {} else {},
         run={"device": device},
     )
-    client = LocalClient(recipe)
-    cohort = Cohort(client)
-    for round_ in (1, 2, 3):
-        found = _Round(recipe, round_=round_, sizes=(42, 42, 31, 6), client=client, proximal_mu=0.1)
+    sizes, found = (42, 42, 42, 6), None
+    for round_ in (1, 2, 3, 4):
+        found = _Round(recipe, round_=round_, sizes=sizes, before=found, proximal_mu=0.1)
+        if round_ == 1:
+            cohort = Cohort(found.client)
         _assert_equal(found, cohort=cohort)
         if round_ == 1:
             copies = cohort._replicas
     assert cohort._replicas is copies, "not made anew, whether the generator trains or not"
+    if device == "cuda":
+        captured = {still for first, sizes, still in copies._graphs if sizes == (8, 8, 8)}
+        assert len(captured) == (2 if model == {} else 1)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -45,6 +45,23 @@ def test_a_chain_of_deltas_follows_the_model_and_costs_little():
     assert max(sizes[1:]) < len(sender.message(None)) / 3
 
 
+@pytest.mark.parametrize("deltas", [True, False])
+def test_a_chain_that_begins_with_another_model_is_sent_whole_to_who_is_new(deltas):
+    models, channel = _models(4), _channel("ecsq:step=1" if deltas else "fp32", deltas=deltas)
+    sender, new = Sender(channel, models[1], version=1), channel.first(models[0])
+    sender.advance(models[2], 1, _rng())
+    whole = sender.message(new.version)
+    held = channel.receive(whole, 1, new)
+    assert np.array_equal(held.values, sender.held.values)
+    sender.advance(models[3], 2, _rng())
+    message = sender.message(held.version)
+    assert not deltas or len(message) < len(whole) / 2
+    held = channel.receive(message, 2, held)
+    late = channel.receive(sender.message(new.version), 2, new)
+    assert np.array_equal(held.values, sender.held.values)
+    assert np.array_equal(late.values, sender.held.values)
+
+
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_lost_repeated_and_late_messages_never_part_the_two_ends(data):

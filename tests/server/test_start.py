@@ -4,14 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from csg_core import build, manifest, pack
-from csg_core.codecs import codec_named
+from csg_core.codecs import codec_named, without_generator
 from csg_core.payload import payload_bytes
+from federation.recipe import RecipeError
+from federation.sections import ServerConfig
 from server.checkpoints import CheckpointError, write_checkpoint
 from server.record import RunFolder
 from server.start import started
 from server.state import load_state
+from simulations.estimate import estimate
 from simulations.local_engine import run_local
 
 DELTAS = {"uplink": "ecsq", "downlink": "ecsq", "deltas": True}
@@ -74,6 +78,10 @@ def test_another_networks_generator_serves_and_need_not_train(tiny, tmp_path, ch
     whole = payload_bytes(found.parts, codec_named("fp16"))
     assert rows[0].payload_bytes_down == 4 * whole
     assert rows[1].payload_bytes_down < 4 * whole / 5, "the generator came with the first model"
+    plain = recipe.model_copy(update={"server": ServerConfig()})
+    more = estimate(recipe)["total_bytes"] - estimate(plain)["total_bytes"]
+    codec = without_generator(codec_named("ecsq"), found.parts)
+    assert more == 4 * (whole - payload_bytes(found.parts, codec)), "round 1 takes a whole model"
 
 
 def test_a_run_that_is_resumed_needs_the_file_no_more(tiny, tmp_path, checkpoint):
@@ -93,21 +101,77 @@ def test_a_run_that_is_resumed_needs_the_file_no_more(tiny, tmp_path, checkpoint
 @pytest.mark.parametrize(
     ("theirs", "ours", "said"),
     [
-        ({"name": "resnet32"}, {}, "holds another model than the recipe's: layer1"),
-        ({"code_size": 10}, {"with": "generator"}, "holds no generator of 144 x 12 values, as the"),
-        ({"parametrization": "dense"}, {"with": "generator"}, "it is resnet20 dense"),
-        ({"generator": "frozen"}, {"with": "generator"}, "it is resnet20 csg s=4 d=12 frozen"),
-        ({}, {"with": "generator", "generator": "frozen"}, "has no learned generator"),
+        ({"name": "resnet32"}, {}, "whose name is 'resnet32'; the recipe's is 'resnet20'"),
+        ({"parametrization": "dense"}, {}, "whose parametrization is 'dense'"),
+        ({"code_size": 10}, {"with": "generator"}, "whose code_size is 10; the recipe's is 12"),
+        ({"parametrization": "dense"}, {"with": "generator"}, "is resnet20 dense, without a gen"),
+        ({}, {"with": "generator", "generator": "frozen"}, "s=4 d=12 frozen, which learns no gen"),
+        ({}, {"with": "generator", "parametrization": "dense"}, "dense, which learns no generator"),
     ],
 )
 def test_a_checkpoint_without_what_is_wanted_is_named(tiny, checkpoint, theirs, ours, said):
     path, _ = checkpoint(model=theirs)
     model = {key: value for key, value in ours.items() if key != "with"}
     server = {"start_from": path, "start_with": ours.get("with", "model")}
-    recipe = tiny(model=model, server=server)
-    groups = recipe.train.travelling()
-    network = build(recipe.model)
     with pytest.raises(CheckpointError, match=said) as raised:
-        started(recipe, manifest(network, groups), pack(network, groups))
+        started(tiny(model=model, server=server))
     assert str(raised.value).startswith(f"{path}: ")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["densenet40-36", "pfl-cnn"])
+def test_a_generator_fits_networks_that_call_it_otherwise(tiny, checkpoint, name):
+    path, other = checkpoint()
+    width = 0.25 if name.startswith("densenet") else 1.0
+    recipe = tiny(
+        model={"name": name, "width": width},
+        server={"start_from": path, "start_with": "generator"},
+    )
+    size = manifest(build(recipe.model)).count("generator")
+    assert np.array_equal(started(recipe)[:size], other[:size])
+
+
+def test_what_never_travels_has_to_be_the_seeds(tiny, checkpoint):
+    flocora = {"parametrization": "flocora", "options": {"rank": 2}}
+    path, values = checkpoint(model=flocora, seed=7)
+    server = {"start_from": path}
+    same = tiny(model=flocora, server=server, run={"seed": 7})
+    assert np.array_equal(started(same), values)
+    with pytest.raises(
+        CheckpointError, match=r"never travels, and is not the one that run\.seed=0"
+    ):
+        started(tiny(model=flocora, server=server))
+    other = {**flocora, "options": {"rank": 2, "alpha": 1.0}}
+    with pytest.raises(CheckpointError, match="whose options is"):
+        started(tiny(model=other, server=server, run={"seed": 7}))
+
+
+def test_a_value_that_cannot_be_sent_is_found_before_the_run(tiny, tmp_path):
+    recipe = tiny(server={"start_from": str(tmp_path / "large.safetensors")})
+    model = build(recipe.model)
+    with torch.no_grad():
+        model.fc.weight[0, 0] = 1e5
+    write_checkpoint(tmp_path / "large.safetensors", model, recipe.model, {})
+    with pytest.raises(CheckpointError, match=r"large.safetensors: holds a value of 100000; 65504"):
+        started(recipe)
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"server": {"start_with": "generator"}}, "goes with server.start_from; set that too"),
+        (
+            {
+                "server": {"start_from": "x"},
+                "train": {"batch_norm": "local"},
+                "data": {"holdout": 0.1},
+            },
+            "has clients begin with norms of the seed's",
+        ),
+        ({"wire": {"deltas": True, "generator_until": True}}, "generator_until"),
+        ({"wire": {"deltas": True, "generator_until": -1}}, "generator_until"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(tiny, sections, said):
+    with pytest.raises(RecipeError, match=said):
+        tiny(**sections)

@@ -1,5 +1,8 @@
 """The averages of the study of averaging are the means they are named after."""
 
+import json
+import sys
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ from csg_core import build, generated, manifest, pack, unpack
 from server.record import RunFolder
 from server.state import load_state
 from simulations.local_engine import run_local
+from simulations.studies import averaging
 from simulations.studies.averaging import WAYS, Averages, Study, factors, run, table
 
 
@@ -69,6 +73,38 @@ def test_a_run_goes_on_from_the_way_it_is_averaged_in_and_the_table_says_so(tiny
     assert cells[:3] == ["iid", "kernels", "2"]
     assert cells[4] == f"{100 * first['off_kernels']:.2f} %"
     assert cells[7] == f"{100 * first['accuracy_exact']:.2f} %"
+
+
+def test_the_command_keeps_what_it_ran_and_fills_the_page(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    names = ("averaging", "averaging-where")
+    page.write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in names))
+    monkeypatch.setattr(averaging, "PAGE", page)
+    monkeypatch.setattr(averaging, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sys, "argv", ["averaging"])
+    with pytest.raises(SystemExit, match="no results yet; name the images with --data"):
+        averaging.main()
+    command = ["averaging", "--data", "digits", "--images", "40", "--rounds", "3", "--every", "2",
+               "--shards", "iid", "--ways", "kernels"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", command)
+    averaging.main()
+    (path,) = (tmp_path / "results").glob("*.json")
+    assert path.name == "iid-kernels.json"
+    assert [row["round"] for row in json.loads(path.read_text())["rows"]] == [2, 3]
+    shown = page.read_text()
+    assert shown.count("| iid | kernels |") == 2
+    assert "resnet20, ten clients, 40 images of CIFAR-10, 3 rounds, batches of 32; " in shown
+    capsys.readouterr()
+    averaging.main()  # kept, and not run again
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys, "argv", [*command, "--batch-size", "16"])
+    with pytest.raises(SystemExit, match="is of other settings; remove it to run these"):
+        averaging.main()
+    for option in ("--every", "--rounds", "--images"):
+        monkeypatch.setattr(sys, "argv", [*command, option, "0"])
+        with pytest.raises(SystemExit):
+            averaging.main()
+        assert f"{option}: 0 is not positive" in capsys.readouterr().err
 
 
 def test_a_round_gives_what_the_engine_gives(tiny, tmp_path):

@@ -42,6 +42,13 @@ def test_bytes_are_compared_with_those_of_plain_fedavg(capsys):
     assert ours["ratio_to_dense"] > 50
 
 
+def test_a_command_starts_without_flowers_superlink():
+    heavy = ("flwr.superlink", "sqlalchemy")
+    code = f"import sys, simulations.cli; print([m for m in sys.modules if m.startswith({heavy})])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n", "it takes half as long again to start"
+
+
 def test_estimate_prints_the_papers_table(capsys):
     assert main(["estimate", "--table"]) == 0
     table = capsys.readouterr().out

@@ -30,6 +30,20 @@ def test_the_central_study_writes_results_table_and_picture(tmp_path, monkeypatc
     assert again.strip() in first
 
 
+def test_the_central_studys_arms_are_in_the_precision_they_are_named_after(tmp_path):
+    for arm, what in central.ARMS.items():
+        assert what.precision == ("fp32" if arm.endswith("fp32") else "bf16")
+    kept = [json.loads(path.read_text()) for path in sorted(central.RESULTS.glob("*.json"))]
+    rows = central.table(kept).splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        arm for arm in central.ARMS if any(result["arm"] == arm for result in kept)
+    ]
+    assert len(rows) > 3
+    central.draw(kept, tmp_path / "accuracy.svg")
+    picture = (tmp_path / "accuracy.svg").read_text()
+    assert picture.count("<path") > 8
+
+
 def test_the_central_study_without_results_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(central, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["study"])

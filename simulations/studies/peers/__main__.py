@@ -20,6 +20,7 @@ from typing import Any
 from server.checkpoints import replace_file
 from simulations.bench.part import SPEED
 from simulations.machine import machine
+from simulations.studies.arguments import positive
 from simulations.studies.pages import fill
 from simulations.studies.peers.arms import ARMS, measure
 from simulations.studies.peers.environments import (
@@ -123,22 +124,15 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", metavar="DIR", help="CIFAR-10, or digits; none: only the table")
     add("--copy", help="which copy of the data this is; none: CIFAR-10, or digits")
-    add("--rounds", type=_positive, default=3)
-    add("--clients", type=_positive, default=10)
-    add("--images", type=_positive, help="train on the first so many, test on a fifth as many")
+    add("--rounds", type=positive, default=3)
+    add("--clients", type=positive, default=10)
+    add("--images", type=positive, help="train on the first so many, test on a fifth as many")
     add("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM",
         help=", ".join(ARMS))  # fmt: skip
-    add("--turns", type=_positive, default=1)
+    add("--turns", type=positive, default=1)
     add("--envs", type=Path, default=Path("~/.cache/csg-fl/peers"), metavar="DIR",
         help="where the peers' environments are")  # fmt: skip
     return parser.parse_args()
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
 
 
 if __name__ == "__main__":
