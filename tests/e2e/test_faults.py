@@ -221,7 +221,7 @@ STAGES = {
     "while averaging": ("csg_core.averaging.WeightedMean.mean", 2),
     "while evaluating": ("server.rounds.Rounds._evaluate", 2),
     "before the row": ("server.record.RunFolder.append", 2),
-    "after the row, before the best model": ("server.rounds.write_checkpoint", 1),
+    "after the row, before the best model": ("server.rounds.write_checkpoint", 2),
     "before the checkpoint": ("server.rounds.save_state", 3),
     "in the checkpoint's file": ("server.checkpoints.os.replace", 6),
     "before the summary": ("server.record.RunFolder.write_summary", 1),
@@ -240,8 +240,8 @@ def whole(tmp_path_factory):
 def _momentum(folder):
     values = ["model.width=0.25", "model.slice_size=4", "model.code_size=12", "data.clients=3",
               "data.images=360", "data.holdout=0.1", "train.rounds=3", "train.precision=fp32",
-              "train.batch_norm=local",
-              "server.strategy=fedavgm", "server.options.server_momentum=0.9",
+              "train.batch_norm=local", "train.batch_size=8",
+              "server.strategy=fedavgm", "server.options.server_momentum=0.1",
               "wire.uplink=ecsq:step=2", "wire.downlink=uniform:bits=4", "wire.deltas=true",
               f"run.dir={folder}"]  # fmt: skip
     return ["run", "demo", *(part for value in values for part in ("--set", value))]
@@ -272,6 +272,7 @@ def test_the_killed_run_had_state_of_every_kind_to_lose(whole):
     carried = {"strategy/momentum_vector", "downlink/reference", "downlink/frames"}
     wanted = {f"extra/carried/{name}" for name in carried} | {"extra/client/0", "extra/round"}
     assert wanted <= set(names)
+    assert whole.summary()["best_round"] == 2, "which the runs killed in round 2 have to make anew"
 
 
 def test_a_complete_run_is_not_resumed(whole):
