@@ -12,7 +12,6 @@ import torch
 
 from federation.devices import device_of, precision_of
 from federation.recipe import Recipe
-from simulations.local_engine import clients_at_once
 
 _PACKAGES = ("csg-fl", "flwr", "numpy", "torch")
 
@@ -30,13 +29,12 @@ def machine() -> dict[str, Any]:
 
 
 def environment(recipe: Recipe) -> dict[str, Any]:
-    """What a run runs on and how: machine, versions, device, precision, seed, commit and date."""
+    """What a run runs on: machine, versions, device and precision, seed, commit and date."""
     return {
         "machine": machine(),
         "versions": {name: _version(name) for name in _PACKAGES},
         "device": device_name(device_of(recipe)),
         "precision": precision_of(recipe),
-        **({"clients at once": clients_at_once(recipe)} if recipe.run.engine == "local" else {}),
         "seed": recipe.run.seed,
         "commit": _commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

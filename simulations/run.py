@@ -17,7 +17,7 @@ from server.checkpoints import CheckpointError
 from server.outcome import RunError
 from server.record import RunFolder
 from simulations.clients import client_app
-from simulations.local_engine import run_local
+from simulations.local_engine import clients_at_once, run_local
 from simulations.machine import environment
 from simulations.progress import Progress, log_to
 from simulations.recipe_names import add_recipe_options, recipe_from
@@ -38,7 +38,10 @@ def run(options: argparse.Namespace) -> int:
     check(recipe)
     client_app(recipe.run.client_app)
     folder = RunFolder(Path(str(recipe.run.dir)))
-    folder.create(recipe, {"recipe": name, **environment(recipe)}, _spread(recipe))
+    found = {"recipe": name, **environment(recipe)}
+    if recipe.run.engine == "local":
+        found["clients at once"] = clients_at_once(recipe)
+    folder.create(recipe, found, _spread(recipe))
     return follow(recipe, folder, "run", as_json=options.json)
 
 

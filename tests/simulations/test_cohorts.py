@@ -14,7 +14,7 @@ from federation.recipe import RecipeError
 from server.record import RunFolder
 from server.state import load_state
 from simulations.cohorts import at_once
-from simulations.local_engine import run_local
+from simulations.local_engine import clients_at_once, run_local
 from simulations.run import deployed
 
 pytestmark = pytest.mark.slow
@@ -125,6 +125,14 @@ def test_a_client_that_raises_is_named_and_the_others_stand(tiny, run, trained, 
     assert trained == [4, 3]
     assert "client 1 raised" in caplog.text
     assert "the disk is gone" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("run", "wanted"),
+    [({"cohort": 3}, 3), ({"cohort": 9}, 4), ({"workers": 2}, 2), ({"device": "cpu"}, 1)],
+)
+def test_how_many_train_at_the_same_time_is_known_before_the_run(tiny, run, wanted):
+    assert clients_at_once(tiny(run=run)) == wanted
 
 
 def test_a_cohort_in_which_one_hangs_is_late_as_a_whole(tiny, run, trouble):
