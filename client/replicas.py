@@ -120,11 +120,11 @@ class Replicas:
         ]
         self.data, self.mu, self._precision = data, mu, precision
         self._still: frozenset[str] = frozenset()
-        self._cuda = device.type == "cuda"
-        self._streams = [torch.cuda.Stream(device) for _ in range(count)] if self._cuda else []
+        cuda = device.type == "cuda"
+        self._capture = _Capture(device) if cuda else None
+        self._streams = [torch.cuda.Stream(device) for _ in range(count)] if cuda else []
         self._seen: Counter[_Key] = Counter()
         self._graphs: dict[_Key, _Graph] = {}
-        self._capture = _Capture(device) if self._cuda else None
 
     def __len__(self) -> int:
         return len(self._replicas)
@@ -173,7 +173,7 @@ class Replicas:
 
     @contextmanager
     def _branch(self, place: int, joined: ExitStack) -> Iterator[None]:
-        if not self._cuda:
+        if self._capture is None:
             yield
             return
         stream, trunk = self._streams[place], torch.cuda.current_stream()

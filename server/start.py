@@ -31,12 +31,13 @@ def started(recipe: Recipe) -> Values | None:
     path = Path(server.start_from)
     spec, model = read_checkpoint(path)
     try:
-        wanted = _first(recipe, spec, model) if server.start_with == "generator" else model
-        if wanted is model:
+        if server.start_with == "generator":
+            model = _first(recipe, spec, model)
+        else:
             _check_same(recipe, spec, model)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    values = pack(wanted, recipe.train.travelling())
+    values = pack(model, recipe.train.travelling())
     largest = float(np.abs(values).max())
     if not largest <= _LARGEST:
         raise CheckpointError(f"{path}: holds a value of {largest:g}; {_LARGEST:g} can be sent")
@@ -80,7 +81,8 @@ def _agree(ours: ModelSpec, theirs: ModelSpec, keys: Iterable[str]) -> None:
         found, wanted = getattr(theirs, key), getattr(ours, key)
         if found != wanted:
             raise ValueError(
-                f"is {_said(theirs)}, whose {key} is {found!r}; the recipe's is {wanted!r}"
+                f"is {_said(theirs)}, whose {key} is {found!r}; the recipe's is {wanted!r}, set "
+                f"model.{key} to the same"
             )
 
 

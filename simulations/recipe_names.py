@@ -8,20 +8,10 @@ from federation.recipe import Recipe, RecipeError, read_recipe
 
 _FOLDER = Path(__file__).parent / "recipes"
 _DENSE = "-dense"
-# an ordinary network, sent whole in float32
-_TWIN = (
-    "model.parametrization=dense",
-    "wire.uplink=fp32",
-    "wire.downlink=fp32",
-    "wire.deltas=false",
-)
 
 
 def recipe_names() -> list[str]:
-    """All recipes of this package; each has a twin ``-dense``, unless it is dense itself.
-
-    The twin is an ordinary network, sent whole in float32.
-    """
+    """All recipes of this package; each has a twin ``-dense``, unless it is dense itself."""
     names = []
     for path in sorted(_FOLDER.glob("*.toml")):
         model = tomllib.loads(path.read_text()).get("model", {})
@@ -65,5 +55,5 @@ def recipe_from(options: argparse.Namespace) -> tuple[str, Recipe]:
         )
     settings = list(options.set)
     if asked.endswith(_DENSE):
-        settings[:0] = _TWIN
+        settings.insert(0, "model.parametrization=dense")
     return asked, read_recipe(_FOLDER / f"{asked.removesuffix(_DENSE)}.toml", settings)

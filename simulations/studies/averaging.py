@@ -250,7 +250,8 @@ def main() -> None:
                 continue
             on = environment(recipe)
             rows = run(recipe, way, options.every)
-            content = {"data": options.copy, "shards": name, "way": way, "environment": on,
+            copy = options.copy or ("digits" if options.data == "digits" else "CIFAR-10")
+            content = {"data": copy, "shards": name, "way": way, "environment": on,
                        "recipe": kept, "rows": rows}  # fmt: skip
             RESULTS.mkdir(exist_ok=True)
             replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
@@ -274,7 +275,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--data", metavar="DIR",
                         help="CIFAR-10, or digits; none: only the table")  # fmt: skip
-    parser.add_argument("--copy", default="CIFAR-10", help="which copy of the data this is")
+    parser.add_argument("--copy", help="which copy of the data this is")
     parser.add_argument("--images", type=positive, metavar="N",
                         help="train on so many, drawn by the seed; none: all")  # fmt: skip
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N")

@@ -1,9 +1,9 @@
 """Bytes to accuracy: ten clients a round, 20 rounds, every network with every codec.
 
 Networks are ResNet-20 where no depth is named, as in csg56; in arms called clip, the norm of each
-step's gradient is at most 1. What an arm or a kind of shards is
-cannot be changed by --set, which only says how runs are run. The arms called frontier are dense and
-generated networks of many depths and widths, all with the same codec.
+step's gradient is at most 1. The arms called frontier are dense and generated networks of many
+depths and widths, all clipped and with the same codec. What an arm or a kind of shards is cannot be
+changed by --set, which only says how runs are run.
 
 Every run is a ``csg run``; what is kept of it is one JSON file, and a run whose file is there is
 not repeated. The README's table and the picture are made from the files. Example:

@@ -93,7 +93,7 @@ def test_the_command_keeps_what_it_ran_and_fills_the_page(tmp_path, monkeypatch,
     assert [row["round"] for row in json.loads(path.read_text())["rows"]] == [2, 3]
     shown = page.read_text()
     assert shown.count("| iid | kernels |") == 2
-    assert "resnet20, ten clients, 40 images of CIFAR-10, 3 rounds, batches of 32; " in shown
+    assert "resnet20, ten clients, 40 images of digits, 3 rounds, batches of 32; " in shown
     capsys.readouterr()
     averaging.main()  # kept, and not run again
     assert capsys.readouterr().err == ""
