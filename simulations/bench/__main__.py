@@ -1,7 +1,7 @@
 """What a simulated round costs, as ratios in one run, and what clients at once gain on a GPU.
 
 Each part keeps its figures, with machine and date, as JSON in ``simulations/bench/results/``, and
-puts its tables into the README or docs/speed.md. Example:
+puts its tables into docs/speed.md. Example:
 
     python -m simulations.bench --data cifar10/ --parts steps engines
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from server.checkpoints import replace_file
 from simulations.bench import cohort, engines, growth, limits, server, steps
-from simulations.bench.part import RESULTS, Part
+from simulations.bench.part import RESULTS, SPEED, Part
 from simulations.machine import machine
 from simulations.studies.pages import fill
 
@@ -64,7 +64,7 @@ def show(name: str, content: dict[str, Any]) -> None:
     tables = dict(PARTS[name].tables(content["found"]))
     tables[f"{name}-where"] = _where(content)
     print("\n\n".join(tables.values()), flush=True)
-    fill(tables, PARTS[name].PAGE)
+    fill(tables, SPEED)
 
 
 def _where(content: dict[str, Any]) -> str:

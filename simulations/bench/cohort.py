@@ -16,11 +16,10 @@ from csg_core import ModelSpec, build
 from csg_core.evaluation import Precision
 from csg_core.images import ImageSet
 from federation.sections import TrainConfig
-from simulations.bench.part import CLASSES, SPEED
+from simulations.bench.part import CLASSES
 from simulations.machine import device_name
 
 NEEDS_IMAGES = False
-PAGE = SPEED
 NETWORKS = (("resnet20", "csg"), ("resnet56", "csg"))
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 COHORTS = (1, 10, 20)

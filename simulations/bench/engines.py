@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from simulations.bench.measured import measured
-from simulations.studies.pages import README
 
 NEEDS_IMAGES = True
-PAGE = README
 RECIPE = "cifar10-resnet20"
 _ROUNDS = ("train.rounds=4", "run.eval_every=1000")
 _LOOP = "loop"

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from server.record import RunFolder
 from simulations.bench.measured import measured
-from simulations.bench.part import RESULTS, SPEED
+from simulations.bench.part import RESULTS
 
 NEEDS_IMAGES = True
-PAGE = SPEED
 _RUN = ("train.rounds=4", "run.eval_every=1000")
 _TINY = ("model.width=0.25", "model.slice_size=4", "model.code_size=12")
 

@@ -18,11 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from csg_core import ModelSpec, build
 from csg_core.evaluation import Precision
-from simulations.bench.part import SPEED, batch, time_in_turn, training_step
+from simulations.bench.part import batch, time_in_turn, training_step
 from simulations.bench.steps import usable_precisions
 
 NEEDS_IMAGES = False
-PAGE = SPEED
 NETWORKS = ("resnet20", "resnet56")
 SIZES = (10, 20, 32, 128)
 _IMAGES = 1_000  # that an arm is timed on, at least

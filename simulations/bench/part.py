@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csg_core.evaluation import Precision, autocast
-from simulations.studies.pages import README
+from simulations.studies.pages import DOCS
 
 RESULTS = Path(__file__).parent / "results"
-SPEED = README.parent / "docs" / "speed.md"
+SPEED = DOCS / "speed.md"
 CLASSES = 10
 WARM_UP = 3
 
@@ -22,13 +22,12 @@ class Part(Protocol):
     """A module that measures something; what it finds is kept as JSON."""
 
     NEEDS_IMAGES: bool
-    PAGE: Path  # that shows its tables
 
     def measure(self, images: str | None) -> Any:
         """Figures, made of what JSON has; ``images`` is the folder of CIFAR-10. None: not here."""
 
     def tables(self, found: Any) -> Mapping[str, str]:
-        """Markdown by the name of its place in the page."""
+        """Markdown by the name of its place in the page on speed."""
 
 
 def batch(

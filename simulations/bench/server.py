@@ -26,13 +26,11 @@ from csg_core.payload import decode, encode
 from federation.recipe import recipe_of
 from server.aggregation import Aggregation, Update
 from server.downlink import Downlink
-from simulations.bench.part import SPEED
 from simulations.flower_cli import environment_of, script
 from simulations.flower_engine import free_port
 from simulations.studies.processes import listens, pss, wait_until
 
 NEEDS_IMAGES = False
-PAGE = SPEED
 NETWORK = "resnet56"
 WIRES: dict[str, dict[str, Any]] = {
     "fp32": {"uplink": "fp32", "downlink": "fp32"},

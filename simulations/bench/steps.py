@@ -22,10 +22,8 @@ from torch import Tensor, nn
 from csg_core import GeneratedConv2d, ModelSpec, build, fold
 from csg_core.evaluation import Precision, autocast, fastest_precision
 from simulations.bench.part import WARM_UP, batch, time_in_turn, training_step
-from simulations.studies.pages import README
 
 NEEDS_IMAGES = False
-PAGE = README
 ARMS = ("dense", "csg", "per-layer", "folded")
 NETWORKS = ("resnet20", "resnet56")
 _BATCH = 64

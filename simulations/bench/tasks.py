@@ -34,7 +34,6 @@ from simulations.recipe_names import recipe_from
 from simulations.studies.pages import fill
 
 FILE = RESULTS / "tasks.json"
-PAGE = SPEED
 TASKS = ("bench-pfl-cifar10", "bench-blazefl-cnn", "bench-blazefl-resnet18", "cifar10-resnet56")
 LARGE_BATCH = 1024
 _SECONDS = 2.0  # that bare steps are timed for, at least
@@ -139,7 +138,7 @@ def main() -> None:
         sys.exit("tasks: no results yet; name the images with --data")
     found = table({task: kept[task] for task in (*TASKS, *kept) if task in kept})
     print(found)
-    fill({"tasks": found}, PAGE)
+    fill({"tasks": found}, SPEED)
 
 
 def _timed(step: Callable[[], None], steps: int, device: torch.device) -> float:

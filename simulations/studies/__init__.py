@@ -1,1 +1,1 @@
-"""Studies: the commands behind the README's tables, and the small JSON files they wrote."""
+"""Studies: the commands behind the tables of the docs, and the small JSON files they wrote."""

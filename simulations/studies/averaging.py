@@ -43,10 +43,10 @@ from server.checkpoints import replace_file
 from server.downlink import Downlink
 from simulations.machine import environment
 from simulations.studies.arguments import positive
-from simulations.studies.pages import README, fill
+from simulations.studies.pages import DOCS, fill
 
 RESULTS = Path(__file__).parent / "averaging"
-PAGE = README.parent / "docs" / "codecs.md"
+PAGE = DOCS / "codecs.md"
 WAYS = ("parameters", "kernels")
 SHARDS: dict[str, dict[str, Any]] = {
     "iid": {"partition": "iid"},

@@ -32,9 +32,9 @@ from csg_core.payload import decode
 from federation.recipe import recipe_of
 from server.downlink import Downlink
 from simulations.machine import machine
-from simulations.studies.pages import README, fill
+from simulations.studies.pages import DOCS, fill
 
-PAGE = README.parent / "docs" / "codecs.md"
+PAGE = DOCS / "codecs.md"
 LINES = ("fp32", "fp32z", "fp16", "uniform:bits=8", "uniform:bits=4", "uniform:bits=2",
          "uniform:bits=1,rotate=true", "ternary", "topk:fraction=0.01",
          "topk:fraction=0.0025,ternary=true", "ecsq:dct=false", "ecsq:step=0.5,codes=0.5",

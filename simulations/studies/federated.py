@@ -2,11 +2,13 @@
 
 Networks are ResNet-20 where no depth is named, as in csg56; in arms called clip, the norm of each
 step's gradient is at most 1. The arms called frontier are dense and generated networks of many
-depths and widths, all clipped and with the same codec. What an arm or a kind of shards is cannot be
+depths and widths with the same codec, the generated ones clipped, the dense ones clipped and not,
+since clipping costs some of them accuracy. What an arm or a kind of shards is cannot be
 changed by --set, which only says how runs are run.
 
 Every run is a ``csg run``; what is kept of it is one JSON file, and a run whose file is there is
-not repeated. The README's table and the picture are made from the files. Example:
+not repeated. The tables in docs/results.md and the README, and the pictures, are made from the
+files. Example:
 
     python -m simulations.studies.federated --data cifar10/ --copy "JPEG copy of CIFAR-10" \\
       --arms csg csg-ecsq --partitions dirichlet
@@ -15,6 +17,7 @@ not repeated. The README's table and the picture are made from the files. Exampl
 import argparse
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -22,23 +25,30 @@ from pathlib import Path
 from server.checkpoints import replace_file
 from simulations.cli import main as csg
 from simulations.curves import RunData, read_run
-from simulations.studies.federated_tables import SMALL_TARGETS, Result, draw, table
-from simulations.studies.pages import README, fill
+from simulations.studies.federated_tables import (
+    SMALL_TARGETS,
+    Result,
+    by_payload,
+    draw,
+    draw_frontier,
+    short_table,
+    table,
+)
+from simulations.studies.pages import DOCS, README, fill
 
 RESULTS = Path(__file__).parent / "federated"
 RECIPE = Path(__file__).parent / "federated.toml"
-# Shards: of the recipe's ten clients; of fifty, of which ten train in a round; or of a tenth of the
-# images, where many methods can be compared in minutes each.
+PAGE = DOCS / "results.md"
+# A tenth of the images, with which many methods can be compared in minutes each.
+_SMALL = ("data.images=5000", "train.batch_size=32", "run.eval_every=2")
+# Shards: of the recipe's ten clients, or of fifty, of which ten train in a round.
 PARTITIONS: dict[str, tuple[str, ...]] = {
     "iid": ("data.partition=iid",),
     "dirichlet": ("data.partition=dirichlet",),
     "dirichlet50": ("data.partition=dirichlet", "data.clients=50", "train.clients_per_round=10"),
-    "small": (
-        "data.partition=dirichlet",
-        "data.images=5000",
-        "train.batch_size=32",
-        "run.eval_every=2",
-    ),
+    "small": ("data.partition=dirichlet", *_SMALL),
+    "small_iid": ("data.partition=iid", *_SMALL),
+    "small_skewed": ("data.partition=dirichlet", "data.alpha=0.1", *_SMALL),
 }
 
 _NETWORKS: dict[str, tuple[str, ...]] = {
@@ -57,7 +67,8 @@ _NETWORKS: dict[str, tuple[str, ...]] = {
     "csg56-slow": ("model.name=resnet56", "train.generator_lr=0.3"),
 }
 _CLIPPED = ("dense", "csg", "dense-narrow", "csg-small", "dense32", "dense56", "csg56")
-_NETWORKS |= {f"{name}-clip": (*_NETWORKS[name], "train.clip_norm=1") for name in _CLIPPED}
+_CLIP = ("train.clip_norm=1",)
+_NETWORKS |= {f"{name}-clip": _NETWORKS[name] + _CLIP for name in _CLIPPED}
 
 
 def _both(codec: str, *more: str) -> tuple[str, ...]:
@@ -91,16 +102,17 @@ _SCHEDULES: dict[str, tuple[str, ...]] = {  # of csg's generator
     "csg-ecsq-freeze": (*_CODECS["ecsq"], "wire.generator_until=5"),
 }
 _DEPTHS = (20, 32, 56)
-_SIZED: dict[str, tuple[str, ...]] = {
-    # by depth and channels of the first stage
+# Networks of the frontier, dense ones by depth and channels of the first stage, generated ones by
+# depth, channels of the first stage, slice and code.
+_SIZED_DENSE: dict[str, tuple[str, ...]] = {
     f"dense{depth}-{channels}": (
         "model.parametrization=dense",
         f"model.name=resnet{depth}",
         f"model.width={channels / 16}",
     )
     for depth, channels in product(_DEPTHS, (6, 8, 11, 16))
-} | {
-    # by depth, channels of the first stage, slice and code
+}
+_SIZED_CSG: dict[str, tuple[str, ...]] = {
     f"csg{depth}-{channels}-s{slice_size}-d{code}": (
         f"model.name=resnet{depth}",
         f"model.width={channels / 16}",
@@ -120,19 +132,21 @@ _KNOWN = {  # networks above, which have names
     "csg20-16-s12-d36": "csg-small",
     "csg56-16-s12-d72": "csg56",
 }
-FRONTIER = [f"{_KNOWN.get(network, network)}-clip-ecsq" for network in _SIZED]
-ARMS = (
-    {
-        f"{network}-{codec}".rstrip("-"): _NETWORKS[network] + _CODECS[codec]
-        for network, codec in product(_NETWORKS, _CODECS)
-    }
-    | _SCHEDULES
-    | {
-        f"{network}-clip-ecsq": (*settings, "train.clip_norm=1", *_CODECS["ecsq"])
-        for network, settings in _SIZED.items()
-        if network not in _KNOWN
-    }
-)
+_SIZED_ARMS = {
+    f"{_KNOWN.get(name, name)}-ecsq": values + _CODECS["ecsq"]
+    for name, values in _SIZED_DENSE.items()
+} | {
+    f"{_KNOWN.get(name, name)}-clip-ecsq": values + _CLIP + _CODECS["ecsq"]
+    for name, values in (_SIZED_DENSE | _SIZED_CSG).items()
+}
+FRONTIER = list(_SIZED_ARMS)
+_NAMED = {
+    f"{network}-{codec}".rstrip("-"): _NETWORKS[network] + _CODECS[codec]
+    for network, codec in product(_NETWORKS, _CODECS)
+} | _SCHEDULES
+ARMS = _NAMED | _SIZED_ARMS
+_SHORT = ("dense", "dense-narrow-ecsq", "csg", "csg-ecsq", "csg-ecsq-low")  # in the README
+_ENOUGH = 4  # networks on the same shards, for a table and a picture of the frontier
 _HOW = ("run.cohort", "run.workers", "run.device")  # what --set may change
 
 
@@ -146,12 +160,24 @@ def main() -> None:
     results = kept()
     if not results:
         sys.exit("federated: no results yet; name the images with --data")
-    small = [result for result in results if result.partition == "small"]
-    whole = [result for result in results if result not in small]
-    tables = {"federated": table(whole), "federated-small": table(small, SMALL_TARGETS)}
+    counts = Counter(result.partition for result in results if result.arm in FRONTIER)
+    shards = [partition for partition, count in counts.items() if count >= _ENOUGH]
+    sized = [r for r in results if r.arm in FRONTIER and r.partition in shards]
+    named = [result for result in results if result.arm in _NAMED]
+    small = [result for result in named if result.partition.startswith("small")]
+    whole = [result for result in named if result not in small]
+    short = [r for r in whole if r.partition == "dirichlet" and r.arm in _SHORT and r.seed == 0]
+    beside = [result for result in named if result.arm == "dense" and result.partition in shards]
+    tables = {
+        "federated-short": short_table(short),
+        "federated": table(whole),
+        "federated-small": table(small, SMALL_TARGETS),
+        "frontier": table(by_payload([*sized, *beside]), ()),
+    }
     print("\n\n".join(tables.values()))
-    fill(tables, README)
-    draw(results, RESULTS / "accuracy.svg")
+    fill(tables, PAGE, README)
+    draw(named, RESULTS / "accuracy.svg")
+    draw_frontier(sized, RESULTS / "frontier.svg")
 
 
 def kept() -> list[Result]:

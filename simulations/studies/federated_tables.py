@@ -1,6 +1,6 @@
-"""Table and picture of the federated study, from what was kept of its runs."""
+"""Tables and pictures of the federated study, from what was kept of its runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +11,7 @@ SMALL_TARGETS = (0.25, 0.3, 0.35, 0.4)  # of runs on a tenth of them
 DENSE = ("dense", "dense32", "dense56")  # what others are compared with
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Result:
     """One run: how images were shared out, its arm and its seed, and its JSON file's content."""
 
@@ -26,6 +26,24 @@ class Result:
         on = self.content["environment"]
         device = on["machine"]["cpu"] if on["device"] == "cpu" else on["device"]
         return f"{device}, {on['precision']}"
+
+    @property
+    def network(self) -> str:
+        """Depth, channels of the first stage and, of generated kernels, slice and code."""
+        model = self.content["recipe"]["model"]
+        name = f"{model['name'].removeprefix('resnet')}-{16 * model['width']:g}"
+        if self.kind == "csg":
+            name += f" s={model['slice_size']} d={model['code_size']}"
+        return name
+
+    @property
+    def kind(self) -> str:
+        """How kernels are made."""
+        return str(self.content["recipe"]["model"]["parametrization"])
+
+    @property
+    def clipped(self) -> bool:
+        return self.content["recipe"]["train"].get("clip_norm") is not None
 
     @property
     def curve(self) -> list[tuple[float, float]]:
@@ -71,12 +89,7 @@ def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
     ]
     for result in results:
         curve, (up, down) = result.curve, result.kilobytes_each
-        points = fewer = ""
-        dense = _dense_twin(result, results)
-        if dense is not None:
-            fewer = f"{sum(dense.kilobytes_each) / (up + down):.1f}"
-            if dense.machine == result.machine:
-                points = f"{100 * (result.accuracy - dense.accuracy):+.2f}"
+        points, fewer = _to_dense(result, results)
         cells = [result.partition, str(result.seed), result.machine, result.arm]
         cells += [f"{result.late_loss:.3f}", f"{100 * result.accuracy:.2f} %", points]
         cells += [f"{up:.1f} + {down:.1f}", fewer, f"{curve[-1][0]:.2f}"]
@@ -85,6 +98,25 @@ def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
             cells.append("–" if reached is None else f"{reached:.2f}")  # noqa: RUF001
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def short_table(results: Sequence[Result]) -> str:
+    """Markdown: accuracy at the end and payload, with ratios to dense float32 where it is there."""
+    lines = [
+        "| arm | accuracy | of dense | payload, kB a client and round | times fewer |",
+        "| --- | --: | --: | --: | --: |",
+    ]
+    for result in results:
+        points, fewer = _to_dense(result, results)
+        accuracy, payload = f"{100 * result.accuracy:.2f} %", f"{sum(result.kilobytes_each):,.1f}"
+        lines.append(f"| {result.arm} | {accuracy} | {points} | {payload} | {fewer} |")
+    return "\n".join(lines)
+
+
+def by_payload(results: Sequence[Result]) -> list[Result]:
+    """The same shards together, and in them those with the least payload first."""
+    shards = list(dict.fromkeys(result.partition for result in results))
+    return sorted(results, key=lambda r: (shards.index(r.partition), sum(r.kilobytes_each)))
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
@@ -114,8 +146,70 @@ def draw(results: Sequence[Result], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
+def draw_frontier(results: Sequence[Result], path: Path) -> None:
+    """Accuracy at the end against payload, one panel for each kind of shards, SVG.
+
+    A point is a network; a line joins those of a kind that no other of the kind beats in both.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    partitions = list(dict.fromkeys(result.partition for result in results))
+    kinds = {
+        ("dense", False): "dense",
+        ("dense", True): "dense, clipped",
+        ("csg", True): "csg, clipped",
+    }
+    markers = {"resnet20": "o", "resnet32": "s", "resnet56": "^"}
+    with mpl.rc_context({"svg.hashsalt": "csg-fl"}):
+        figure = Figure(figsize=(1 + 7 * max(len(partitions), 1), 5.5), layout="constrained")
+        panels = figure.subplots(1, max(len(partitions), 1), squeeze=False)[0]
+        for axes, partition in zip(panels, partitions, strict=False):
+            shown = [result for result in results if result.partition == partition]
+            for number, (kind, label) in enumerate(kinds.items()):
+                own = [result for result in shown if (result.kind, result.clipped) == kind]
+                places = {r: (sum(r.kilobytes_each), 100 * r.accuracy) for r in own}
+                for result, (payload, accuracy) in places.items():
+                    marker = markers[result.content["recipe"]["model"]["name"]]
+                    axes.plot(payload, accuracy, marker, color=f"C{number}")
+                    axes.annotate(
+                        result.network, (payload, accuracy), xytext=(5, -3), fontsize="x-small",
+                        textcoords="offset points", color=f"C{number}",
+                    )  # fmt: skip
+                if own:
+                    best = zip(*_best(places.values()), strict=True)
+                    axes.plot(*best, color=f"C{number}", label=label)
+            axes.set_xscale("log")
+            axes.set_title(f"{partition} shards")
+            axes.set_xlabel("payload a client and round, both directions, kB")
+            axes.set_ylabel(f"test accuracy at the end in %, {shown[0].content['data']}")
+            axes.grid(alpha=0.3, which="both")
+            axes.legend(title="ResNet-20 round, -32 square, -56 triangle", fontsize="small")
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _best(places: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """The places which no other beats in both, by payload."""
+    highest = float("-inf")
+    for payload, accuracy in sorted(places):
+        if accuracy > highest:
+            highest = accuracy
+            yield payload, accuracy
+
+
 def _line(number: int) -> str:
     return ("-", "--", ":")[number // 10 % 3]
+
+
+def _to_dense(result: Result, results: Sequence[Result]) -> tuple[str, str]:
+    """Points of accuracy, if it ran on the same machine, and how many times fewer bytes."""
+    dense = _dense_twin(result, results)
+    if dense is None:
+        return "", ""
+    fewer = f"{sum(dense.kilobytes_each) / sum(result.kilobytes_each):.1f}"
+    if dense.machine != result.machine:
+        return "", fewer
+    return f"{100 * (result.accuracy - dense.accuracy):+.2f}", fewer
 
 
 def _dense_twin(result: Result, results: Sequence[Result]) -> Result | None:

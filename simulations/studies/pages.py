@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 README = Path(__file__).parents[2] / "README.md"
+DOCS = README.parent / "docs"
 
 
 def fill(found: Mapping[str, str], *pages: Path) -> None:

@@ -3,7 +3,7 @@
 One server and two clients, each in a network namespace of its own, joined by a bridge; the kernel
 counts what crosses the interfaces of the server and of the clients, offloads switched off. All arms
 exchange ResNet-56, the trained ones on digits. With ``--link``, each client is behind a slow link
-of its own. The tables go into docs/wire.md and README.md. Needs root, iproute2 and ethtool.
+of its own. The tables go into docs/wire.md. Needs root, iproute2 and ethtool.
 Examples:
 
     python -m simulations.studies.wire
@@ -29,7 +29,7 @@ from simulations.studies import trace
 from simulations.studies.arguments import positive
 from simulations.studies.deployment import SERVER, SUPERLINK, Deployment
 from simulations.studies.network import Network
-from simulations.studies.pages import README, fill
+from simulations.studies.pages import fill
 from simulations.studies.slow_link import Link
 from simulations.studies.wire_runs import CLIENTS, SETTINGS, MeasureError, ours, plain
 from simulations.studies.wire_tables import PAGE, tables
@@ -141,7 +141,7 @@ def main() -> None:
     ordered = {name: kept[name] for name in ARMS if name in kept}
     found = tables({**content, "results": ordered}, link=link is not None)
     print("\n\n".join(found.values()))
-    fill(found, PAGE, README)
+    fill(found, PAGE)
 
 
 def _options() -> argparse.Namespace:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from simulations.studies.pages import README
+from simulations.studies.pages import DOCS
 
-PAGE = README.parent / "docs" / "wire.md"
+PAGE = DOCS / "wire.md"
 _TRACED = ("plain Flower", "csg s=12 d=72")  # whose requests are shown
 _REQUEST = ("up", "down", "packets", "http", "body")
 _PHASES = ("push", "wait", "pull", "work")

@@ -173,7 +173,7 @@ def test_what_many_clients_take_is_arithmetic_on_what_was_measured():
 
 
 def test_the_command_keeps_json_and_fills_its_page(tmp_path, monkeypatch, capsys):
-    page = tmp_path / "README.md"
+    page = tmp_path / "speed.md"
     places = ("steps", "steps-where")
     page.write_text("".join(f"<!-- {n} -->\n<!-- end of {n} -->\n" for n in places))
     found = [{"network": "tiny", "precision": "fp32", "peak_memory_mb": {"dense": 1.0, "csg": 2.0},
@@ -181,7 +181,7 @@ def test_the_command_keeps_json_and_fills_its_page(tmp_path, monkeypatch, capsys
               "evaluation_ratio": dict.fromkeys(steps.ARMS[1:], 1.5)}]  # fmt: skip
     monkeypatch.setattr(steps, "measure", lambda _images: found)
     monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(steps, "PAGE", page)
+    monkeypatch.setattr(bench, "SPEED", page)
     monkeypatch.setattr(sys, "argv", ["bench", "--parts", "steps", "engines"])
     bench.main()
     assert "engines: needs CIFAR-10; name its folder" in capsys.readouterr().out

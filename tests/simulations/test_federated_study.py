@@ -1,6 +1,7 @@
 """The table and the picture of the federated study, from the results in the repository."""
 
 import copy
+import re
 import shutil
 import sys
 
@@ -8,22 +9,40 @@ import pytest
 
 from federation.recipe import read_recipe
 from simulations.studies import federated
-from simulations.studies.federated_tables import table
+from simulations.studies.federated_tables import _best, draw_frontier, table
 from simulations.studies.pages import README
 
 
 def test_the_readme_shows_what_was_kept(tmp_path, monkeypatch, capsys):
-    readme, results = tmp_path / "README.md", tmp_path / "federated"
+    readme, page, results = (tmp_path / name for name in ("README.md", "results.md", "federated"))
     shutil.copy(README, readme)
+    shutil.copy(federated.PAGE, page)
     shutil.copytree(federated.RESULTS, results)
     monkeypatch.setattr(federated, "README", readme)
+    monkeypatch.setattr(federated, "PAGE", page)
     monkeypatch.setattr(federated, "RESULTS", results)
     monkeypatch.setattr(sys, "argv", ["federated"])
+    before = federated.PAGE.read_text()
     federated.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5 + len(list(results.glob("*.json")))
+    printed = capsys.readouterr().out
+    for run in results.glob("*.json"):
+        arm, shards, seed = run.stem.rsplit("-", 2)
+        assert re.search(rf"\| {shards} \| {seed[4:]} \| [^|]+ \| {arm} \|", printed), run.stem
     assert readme.read_text() == README.read_text(), "the README holds the table of these results"
-    assert (results / "accuracy.svg").stat().st_size > 1000
+    assert page.read_text() == before, "so does the page of all results"
+    for picture in ("accuracy.svg", "frontier.svg"):
+        assert (results / picture).stat().st_size > 1000
+
+
+def test_the_frontier_is_of_networks_that_none_of_a_kind_beats_in_both(tmp_path):
+    results = [r for r in federated.kept() if r.arm in federated.FRONTIER]
+    draw_frontier(results, tmp_path / "frontier.svg")
+    drawn = (tmp_path / "frontier.svg").read_text()
+    for result in results:
+        assert f"<!-- {result.network} -->" in drawn
+    assert list(_best([(3, 0.5), (1, 0.4), (2, 0.3), (4, 0.5), (5, 0.6)])) == [
+        (1, 0.4), (3, 0.5), (5, 0.6)
+    ]  # fmt: skip
 
 
 def test_ratios_are_to_the_dense_run_on_the_same_shards():
@@ -65,8 +84,13 @@ def test_frontier_names_what_it_runs(monkeypatch):
     monkeypatch.setattr(federated, "draw", lambda *_: None)
     federated.main()
     arms = [arm for arm, partition in ran if partition == "small"]
-    assert len(arms) == len(ran) == len(set(arms)) == 1 + 12 + 27
-    assert {"csg", "dense-narrow-clip-ecsq", "csg56-32-s16-d72-clip-ecsq"} < set(arms)
+    assert len(arms) == len(ran) == len(set(arms)) == 1 + 2 * 12 + 27
+    assert {
+        "csg",
+        "dense-narrow-ecsq",
+        "dense-narrow-clip-ecsq",
+        "csg56-32-s16-d72-clip-ecsq",
+    } < set(arms)
     recipe = read_recipe(federated.RECIPE, federated.ARMS["csg56-32-s16-d72-clip-ecsq"])
     assert recipe.train.clip_norm == 1
     model = recipe.model
