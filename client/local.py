@@ -15,7 +15,7 @@ from client.shard import Shard
 from client.training import Losses, train_epoch
 from csg_core import GROUPS, build, generators, manifest, pack, unpack
 from csg_core.broadcast import Channel, Held
-from csg_core.codecs import codec_named
+from csg_core.codecs import codec_in, codec_named
 from csg_core.codecs.base import Values
 from csg_core.evaluation import evaluate
 from csg_core.payload import decode, encode
@@ -40,7 +40,7 @@ class LocalClient:
         wire = recipe.wire
         self._uplink = codec_named(wire.uplink)
         self._channel = Channel(
-            sent.fingerprint, sent.parts, codec_named(wire.downlink), wire.deltas
+            sent.fingerprint, sent.parts, codec_named(wire.downlink), wire.deltas, recipe.finish
         )
         self._first = self._channel.first(pack(self.model, self._sent))
         self._first_kept = pack(self.model, self._kept)
@@ -150,10 +150,11 @@ class LocalClient:
         seed = derived_seed(self.recipe.run.seed, "uplink", round_, job.partition)
         rng = np.random.Generator(np.random.Philox(key=seed))
         label = self._channel.label("update", round_, held)
-        feedback = self.recipe.wire.feedback and not self._uplink.exact
-        if feedback and residual is not None:
+        codec = codec_in(round_, self._uplink, self._channel.finish)
+        feedback = self.recipe.wire.feedback and not codec.exact
+        if residual is not None:
             update = update + residual
-        codec = self.recipe.wire.schedule.codec(self._uplink, self._channel.parts, round_)
+        codec = self.recipe.wire.schedule.codec(codec, self._channel.parts, round_)
         payload = encode(update, label, codec, rng)
         return payload, update - decode(payload, label, codec) if feedback else None
 

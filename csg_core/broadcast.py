@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_core.codecs import Codec, CodecError, Float16, Parts, without_generator
+from csg_core.codecs import (
+    Codec,
+    CodecError,
+    Finish,
+    Float16,
+    Parts,
+    codec_in,
+    without_generator,
+)
 from csg_core.codecs.base import Values
 from csg_core.payload import (
     HEADER_BYTES,
@@ -66,23 +74,27 @@ class Channel:
         parts: every tensor, as codecs take it.
         codec: of whole models, or of deltas.
         deltas: whether deltas are sent.
+        finish: the codec of the last rounds, if it is another one.
     """
 
     fingerprint: str
     parts: Parts
     codec: Codec
     deltas: bool
+    finish: Finish | None = None
 
     @cached_property
-    def codecs(self) -> tuple[Codec, Codec]:
-        """Of deltas, and of those that leave the generator as it is."""
-        return self.codec, without_generator(self.codec, self.parts)
+    def codecs(self) -> tuple[Codec, ...]:
+        """All that deltas are written with."""
+        either = (self.codec,) if self.finish is None else (self.codec, self.finish.codec)
+        return *either, *(without_generator(codec, self.parts) for codec in either)
 
-    def codec_for(self, delta: Values) -> Codec:
+    def codec_for(self, delta: Values, round_: int) -> Codec:
         """What a delta is written with: a generator that does not change is left out."""
+        codec = codec_in(round_, self.codec, self.finish)
         of_values = np.repeat([part.group == "generator" for part in self.parts],
                               [part.size for part in self.parts])  # fmt: skip
-        return self.codecs[0 if delta[of_values].any() else 1]
+        return codec if delta[of_values].any() else without_generator(codec, self.parts)
 
     def first(self, model: Values, version: int = 0) -> Held:
         """What the chain begins with: version 0 is the model that the recipe's seed makes."""
@@ -91,7 +103,7 @@ class Channel:
     @property
     def most_bytes(self) -> int:
         """The most bytes of a message, to which receivers hold them: one frame, or many."""
-        whole = self.codec.most_bytes(self.parts)
+        whole = max(codec.most_bytes(self.parts) for codec in self.codecs)
         return HEADER_BYTES + (max(_KEY.most_bytes(self.parts), whole) if self.deltas else whole)
 
     def receive(self, message: bytes, round_: int, held: Held) -> Held:
@@ -108,7 +120,8 @@ class Channel:
         if len(message) > self.most_bytes:
             raise PayloadError(f"model of {len(message):,} bytes; {self.most_bytes:,} are taken")
         if not self.deltas:
-            return self._whole(memoryview(message), round_, held, self.codec)
+            codec = codec_in(round_, self.codec, self.finish)
+            return self._whole(memoryview(message), round_, held, codec)
         frames = self._frames(memoryview(message))
         last = frames[-1][0]
         if last.round != round_:
@@ -193,7 +206,10 @@ class Sender:
         """
         channel, version = self.channel, self.held.version + 1
         wanted = model - self.held.values if channel.deltas else model
-        codec = channel.codec_for(wanted) if channel.deltas else channel.codec
+        if channel.deltas:
+            codec = channel.codec_for(wanted, round_)
+        else:
+            codec = codec_in(round_, channel.codec, channel.finish)
         body = codec.encode(wanted, channel.parts, rng)
         decoded = codec.decode(body, channel.parts)
         values = _rounded(self.held.values + decoded) if channel.deltas else decoded

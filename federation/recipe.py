@@ -10,6 +10,7 @@ import tomli_w
 from pydantic import ValidationError, field_validator, model_validator
 
 from csg_core import NETWORKS, ModelSpec
+from csg_core.codecs import Finish, codec_named
 from csg_core.spec import parametrizations
 from federation.sections import (
     CLIENT_APP,
@@ -66,6 +67,11 @@ class Recipe(Section):
             raise ValueError(
                 f"server.min_clients {self.quorum} is more than the cohort of {self.cohort}; "
                 "no round could succeed"
+            )
+        if self.wire.finish is not None and self.wire.finish_rounds >= self.train.rounds:
+            raise ValueError(
+                f"wire.finish_rounds {self.wire.finish_rounds} of {self.train.rounds:,} rounds are "
+                "all; lower it, or leave wire.finish out and set wire.uplink and wire.downlink"
             )
         if self.server.start_with != "model" and self.server.start_from is None:
             raise ValueError(
@@ -124,6 +130,14 @@ class Recipe(Section):
     def quorum(self) -> int:
         """Good updates that a round needs."""
         return self.server.min_clients or max(1, self.cohort // 2)
+
+    @property
+    def finish(self) -> Finish | None:
+        """The codec of the last rounds, if it is another one."""
+        if self.wire.finish is None:
+            return None
+        first = self.train.rounds - self.wire.finish_rounds + 1
+        return Finish(codec_named(self.wire.finish), first)
 
     @property
     def clients_evaluate(self) -> bool:

@@ -161,19 +161,25 @@ class WireConfig(Section):
         description="the last round in which a learned generator trains, 0: it never does; needs "
         "deltas",
     )
+    finish: str | None = Field(
+        None, description="codec of both directions in the last rounds; none: the same throughout"
+    )
+    finish_rounds: Count = Field(4, description="how many last rounds that are")
 
-    @field_validator("uplink", "downlink")
+    @field_validator("uplink", "downlink", "finish")
     @classmethod
-    def _known(cls, line: str) -> str:
-        codec_named(line)
+    def _known(cls, line: str | None) -> str | None:
+        if line is not None:
+            codec_named(line)
         return line
 
     @model_validator(mode="after")
     def _meaningful(self) -> "WireConfig":
-        if not self.deltas and "none" in self.downlink:
-            raise ValueError(
-                f"downlink {self.downlink!r} would send zeros for a model; set wire.deltas=true"
-            )
+        for name, line in (("downlink", self.downlink), ("finish", self.finish or "")):
+            if not self.deltas and "none" in line:
+                raise ValueError(
+                    f"{name} {line!r} would send zeros for a model; set wire.deltas=true"
+                )
         if self.schedule != GeneratorSchedule() and not self.deltas:
             raise ValueError(
                 f"generator_every {self.generator_every}, generator_until {self.generator_until}: "

@@ -125,7 +125,8 @@ def dense_twin_bytes(recipe: Recipe) -> tuple[int, int]:
 def most_update_bytes(recipe: Recipe) -> int:
     """The most bytes of a client's update: of longer ones, nothing is read."""
     parts = manifest(build(recipe.model), recipe.train.travelling()).parts
-    return most_payload_bytes(parts, codec_named(recipe.wire.uplink))
+    lines = [line for line in (recipe.wire.uplink, recipe.wire.finish) if line is not None]
+    return max(most_payload_bytes(parts, codec_named(line)) for line in lines)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from functools import cache
 from typing import Any
 
 from csg_core import ModelSpec, build, count_trainable, manifest
@@ -84,11 +85,12 @@ def parameters(spec: ModelSpec) -> dict[str, int]:
 
 def _total_bytes(recipe: Recipe) -> int:
     rounds, every, schedule = recipe.train.rounds, recipe.run.eval_every, recipe.wire.schedule
-    whole, partial = _each_way(recipe), _each_way(recipe, generator=False)
+    each = cache(lambda last, generator: _each_way(recipe, last=last, generator=generator))
     total = 0
     for round_ in range(1, rounds + 1):
-        up, _ = whole if schedule.trains(round_) else partial
-        _, down = whole if schedule.trains(max(1, round_ - 1)) else partial  # what that one made
+        last = recipe.finish is not None and round_ >= recipe.finish.first
+        up, _ = each(last, schedule.trains(round_))
+        _, down = each(last, schedule.trains(max(1, round_ - 1)))  # what that one made
         if round_ == 1 and recipe.server.start_from is not None and recipe.wire.deltas:
             down = payload_bytes(_parts(recipe), codec_named("fp16"))
         evaluated = recipe.clients_evaluate and (round_ % every == 0 or round_ == rounds)
@@ -96,10 +98,12 @@ def _total_bytes(recipe: Recipe) -> int:
     return recipe.cohort * total
 
 
-def _each_way(recipe: Recipe, *, generator: bool = True) -> tuple[int, int]:
-    """Payload up and down of a round in which the generator travels, or does not."""
+def _each_way(recipe: Recipe, *, last: bool = False, generator: bool = True) -> tuple[int, int]:
+    """Payload up and down of a round: of the last ones, or one in which no generator travels."""
     parts, wire = _parts(recipe), recipe.wire
     codecs = [codec_named(line) for line in (wire.uplink, wire.downlink)]
+    if last and recipe.finish is not None:
+        codecs = [recipe.finish.codec] * 2
     if not generator:
         codecs = [without_generator(codec, parts) for codec in codecs]
     up, down = (payload_bytes(parts, codec) for codec in codecs)

@@ -147,6 +147,9 @@ def test_what_was_measured_is_what_was_estimated(tiny, run):
         "whole": {},
         "held out": {"train": {"batch_norm": "local"}, "data": {"holdout": 0.1}},
         "lossy": {"wire": {"uplink": "topk:fraction=0.02", "downlink": "uniform"}},
+        "finished": {
+            "wire": {"uplink": "fp16", "downlink": "fp16", "finish": "fp32", "finish_rounds": 1}
+        },
     }.items():
         recipe = tiny(**sections)
         summary, expected = run(recipe, name)[0].summary(), estimate(recipe)
@@ -309,6 +312,21 @@ def test_lossy_deltas_with_feedback_train_like_whole_floats(tiny, run):
     assert rows[0].payload_bytes_down < sent[0] / 20  # the seed says it all
 
 
+def test_finer_steps_at_the_end_take_more_bytes_then_only(tiny, run):
+    coarse = {"uplink": "ecsq:step=3", "downlink": "ecsq:step=3", "deltas": True}
+    sections = {"data": {"images": 1437}, "train": {"rounds": 6}}
+    usual, _ = run(tiny(**sections, wire=coarse), "usual")
+    finished, _ = run(
+        tiny(**sections, wire={**coarse, "finish": "ecsq:step=0.5", "finish_rounds": 2}), "finished"
+    )
+    for before, after in zip(usual.rows()[:4], finished.rows()[:4], strict=True):
+        assert before.payload_bytes_up == after.payload_bytes_up
+        assert before.payload_bytes_down == after.payload_bytes_down
+    for before, after in zip(usual.rows()[4:], finished.rows()[4:], strict=True):
+        assert after.payload_bytes_up > 1.5 * before.payload_bytes_up
+        assert after.payload_bytes_down > 1.5 * before.payload_bytes_down
+
+
 def test_a_client_that_failed_is_sent_a_whole_model_once(tiny, run, tmp_path, monkeypatch):
     (tmp_path / "once.py").write_text(
         "from flwr.clientapp import ClientApp\n"
@@ -359,7 +377,8 @@ def test_the_generator_trains_and_travels_when_the_schedule_says(tiny, run, serv
     assert estimate(recipe)["total_bytes"] < wider["total_bytes"]
 
 
-def test_what_feedback_left_out_comes_with_the_next_update(tiny):
+@pytest.mark.parametrize("finish", [None, "fp32"])
+def test_what_feedback_left_out_comes_with_the_next_update(tiny, finish):
     """Sent so far and still kept make up all that was trained, to the last float."""
     from client.local import LocalClient
     from client.shard import Shards
@@ -367,7 +386,10 @@ def test_what_feedback_left_out_comes_with_the_next_update(tiny):
     from csg_core.codecs import codec_named
     from csg_core.payload import decode
 
-    recipe = tiny(wire={"uplink": "topk:fraction=0.05"})
+    recipe = tiny(
+        train={"rounds": 3},
+        wire={"uplink": "topk:fraction=0.05", "finish": finish, "finish_rounds": 1},
+    )
     client = LocalClient(recipe)
     shard = Shards(recipe, client.device)[0]
     model = build(recipe.model, seed=0)
@@ -381,8 +403,13 @@ def test_what_feedback_left_out_comes_with_the_next_update(tiny):
         job = Job(payload=sender.message(None), shard=shard, round_=round_, partition=0, **more)
         answer = client.train(job)
         label = channel.label("update", round_, sender.held)
-        sent += decode(answer.payload, label, codec_named("topk:fraction=0.05"))
+        line = finish if finish and round_ == 3 else "topk:fraction=0.05"
+        sent += decode(answer.payload, label, codec_named(line))
         trained += pack(client.model) - sender.held.values
         memory = answer.memory
-    np.testing.assert_allclose(sent + memory.residual, trained, atol=1e-5)
-    assert np.abs(memory.residual).max() > 1e-3
+    if finish:
+        assert memory.residual is None, "all was sent"
+        np.testing.assert_allclose(sent, trained, atol=1e-5)
+    else:
+        np.testing.assert_allclose(sent + memory.residual, trained, atol=1e-5)
+        assert np.abs(memory.residual).max() > 1e-3
