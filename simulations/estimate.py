@@ -54,6 +54,10 @@ def run(options: argparse.Namespace) -> None:
     print(f"payload     {megabytes(found['payload_bytes_up'])} up ({recipe.wire.uplink}), "
           f"{megabytes(found['payload_bytes_down'])} down ({recipe.wire.downlink}) per client and "
           f"round; {megabytes(each * recipe.cohort)} per round")  # fmt: skip
+    if recipe.wire.finish is not None:
+        up, down = _each_way(recipe, last=True)
+        print(f"            {megabytes(up)} up, {megabytes(down)} down in the last "
+              f"{recipe.wire.finish_rounds} rounds ({recipe.wire.finish})")  # fmt: skip
     print(f"run         {megabytes(found['total_bytes'])} in all, {found['ratio_to_dense']:.2f} "
           "times fewer than the dense twin; Flower's own protocol comes on top")  # fmt: skip
 

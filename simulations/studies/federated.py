@@ -39,13 +39,14 @@ from simulations.studies.pages import DOCS, README, fill
 RESULTS = Path(__file__).parent / "federated"
 RECIPE = Path(__file__).parent / "federated.toml"
 PAGE = DOCS / "results.md"
-# A tenth of the images, with which many methods can be compared in minutes each.
+# A tenth of the images, with which many methods can be compared in minutes each, and three tenths.
 _SMALL = ("data.images=5000", "train.batch_size=32", "run.eval_every=2")
 # Shards: of the recipe's ten clients, or of fifty, of which ten train in a round.
 PARTITIONS: dict[str, tuple[str, ...]] = {
     "iid": ("data.partition=iid",),
     "dirichlet": ("data.partition=dirichlet",),
     "dirichlet50": ("data.partition=dirichlet", "data.clients=50", "train.clients_per_round=10"),
+    "middle": ("data.partition=dirichlet", "data.images=15000"),
     "small": ("data.partition=dirichlet", *_SMALL),
     "small_iid": ("data.partition=iid", *_SMALL),
     "small_skewed": ("data.partition=dirichlet", "data.alpha=0.1", *_SMALL),
@@ -58,6 +59,8 @@ _NETWORKS: dict[str, tuple[str, ...]] = {
     "dense-narrow": ("model.parametrization=dense", "model.width=0.6875"),
     "csg-slow": ("train.generator_lr=0.3",),
     "csg-small": ("model.code_size=36",),
+    # more channels with shorter codes, about as many parameters
+    "csg-wide": ("model.width=1.5", "model.code_size=36"),
     "csg-frozen": ("model.generator=frozen", "model.code_size=144"),
     "fedpara": ("model.parametrization=fedpara",),
     "flocora": ("model.parametrization=flocora", "model.options.rank=8"),
@@ -66,7 +69,8 @@ _NETWORKS: dict[str, tuple[str, ...]] = {
     "csg56": ("model.name=resnet56",),
     "csg56-slow": ("model.name=resnet56", "train.generator_lr=0.3"),
 }
-_CLIPPED = ("dense", "csg", "dense-narrow", "csg-small", "dense32", "dense56", "csg56")
+_CLIPPED = ("dense", "csg", "dense-narrow", "csg-small", "csg-wide", "dense32", "dense56",
+            "csg56")  # fmt: skip
 _CLIP = ("train.clip_norm=1",)
 _NETWORKS |= {f"{name}-clip": _NETWORKS[name] + _CLIP for name in _CLIPPED}
 
@@ -91,6 +95,10 @@ _CODECS: dict[str, tuple[str, ...]] = {
     "ecsq": _both("ecsq", _DELTAS),
     "ecsq-fine": _both("ecsq:step=1", _DELTAS),
     "ecsq-low": _both("ecsq:step=3,codes=4", _DELTAS),
+    # coarse steps, and what they left out in the last four rounds
+    "ecsq-finish": _both(
+        "ecsq:step=3,codes=4", _DELTAS, "wire.finish=ecsq:step=1,codes=2", "wire.finish_rounds=4"
+    ),
     # nearly all levels zero, as in sparse compression
     "ecsq-sparse": _both("ecsq:step=8,codes=8", _DELTAS),
     # codes in steps as fine as the generator's; kernels by place, not by frequency
@@ -130,6 +138,7 @@ _KNOWN = {  # networks above, which have names
     "dense56-16": "dense56",
     "csg20-16-s12-d72": "csg",
     "csg20-16-s12-d36": "csg-small",
+    "csg20-24-s12-d36": "csg-wide",
     "csg56-16-s12-d72": "csg56",
 }
 _SIZED_ARMS = {
@@ -164,7 +173,7 @@ def main() -> None:
     shards = [partition for partition, count in counts.items() if count >= _ENOUGH]
     sized = [r for r in results if r.arm in FRONTIER and r.partition in shards]
     named = [result for result in results if result.arm in _NAMED]
-    small = [result for result in named if result.partition.startswith("small")]
+    small = [r for r in named if r.content["recipe"]["data"].get("images") is not None]
     whole = [result for result in named if result not in small]
     short = [r for r in whole if r.partition == "dirichlet" and r.arm in _SHORT and r.seed == 0]
     beside = [result for result in named if result.arm == "dense" and result.partition in shards]
