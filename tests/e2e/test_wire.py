@@ -6,7 +6,6 @@ import shutil
 import pytest
 
 from simulations.studies import wire
-from simulations.studies.pages import README
 from simulations.studies.wire import Arm
 from simulations.studies.wire_tables import PAGE
 
@@ -44,16 +43,13 @@ def test_server_and_clients_count_the_same_and_more_than_the_payload(tmp_path, m
 
 @pytest.mark.parametrize("link", [[], ["--link", "1mbit"]])
 def test_the_page_shows_the_results(monkeypatch, capsys, tmp_path, link):
-    page, readme = tmp_path / "wire.md", tmp_path / "README.md"
+    page = tmp_path / "wire.md"
     shutil.copy(PAGE, page)
-    shutil.copy(README, readme)
     monkeypatch.setattr(wire, "PAGE", page)
-    monkeypatch.setattr(wire, "README", readme)
     monkeypatch.setattr("sys.argv", ["wire", *link, "--arms"])
     wire.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     shown = {line.split("|")[1].strip() for line in lines}
     assert shown >= {"plain Flower", "csg s=12 d=72"}
     assert page.read_text() == PAGE.read_text(), "docs/wire.md holds the tables of these results"
-    assert readme.read_text() == README.read_text()
     assert all(line in page.read_text() for line in lines)

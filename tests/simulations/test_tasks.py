@@ -103,7 +103,7 @@ def test_the_table_shows_seconds_speed_and_ratios():
 def test_a_task_is_measured_and_the_page_filled(tmp_path, monkeypatch, capsys):
     page = tmp_path / "speed.md"
     page.write_text("<!-- tasks -->\nNot yet.\n<!-- end of tasks -->\n")
-    monkeypatch.setattr(tasks, "PAGE", page)
+    monkeypatch.setattr(tasks, "SPEED", page)
     monkeypatch.setattr(tasks, "FILE", tmp_path / "tasks.json")
     monkeypatch.setattr(tasks, "LARGE_BATCH", 64)
     monkeypatch.setattr(tasks, "_SECONDS", 0.1)
