@@ -314,7 +314,7 @@ def test_lossy_deltas_with_feedback_train_like_whole_floats(tiny, run):
 
 def test_finer_steps_at_the_end_take_more_bytes_then_only(tiny, run):
     coarse = {"uplink": "ecsq:step=3", "downlink": "ecsq:step=3", "deltas": True}
-    sections = {"data": {"images": 1437}, "train": {"rounds": 6}}
+    sections = {"data": {"images": 320}, "train": {"rounds": 6}}
     usual, _ = run(tiny(**sections, wire=coarse), "usual")
     finished, _ = run(
         tiny(**sections, wire={**coarse, "finish": "ecsq:step=0.5", "finish_rounds": 2}), "finished"
