@@ -80,6 +80,8 @@ def read_checkpoint(path: Path) -> tuple[ModelSpec, nn.Module]:
     Raises:
         CheckpointError: if the file is missing, truncated, no checkpoint, or of no known network.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; give the file of a checkpoint")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give a checkpoint")
     try:

@@ -1,6 +1,7 @@
 """Train a recipe federatedly on this machine, with the bytes of every round counted."""
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -41,6 +42,9 @@ def run(options: argparse.Namespace) -> int:
     found = {"recipe": name, **environment(recipe)}
     if recipe.run.engine == "local":
         found["clients at once"] = clients_at_once(recipe)
+    if recipe.server.start_from is not None:
+        with Path(recipe.server.start_from).open("rb") as file:
+            found["start_from sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     folder.create(recipe, found, _spread(recipe))
     return follow(recipe, folder, "run", as_json=options.json)
 

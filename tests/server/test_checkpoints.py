@@ -149,6 +149,7 @@ def _nan(folder):
     ("make", "message"),
     [
         (lambda _: None, "no such file"),
+        (lambda f: (f / "a.t7").mkdir(), "is a folder; give the file of a checkpoint"),
         (lambda f: (f / "a.t7").write_bytes(b""), "truncated or no checkpoint"),
         (lambda f: (f / "a.t7").write_bytes(b"hello, world" * 99), "truncated or no checkpoint"),
         (lambda f: (f / "a.t7").write_bytes(b"\x80\x02garbage"), "none of it was executed"),

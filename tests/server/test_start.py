@@ -1,5 +1,6 @@
 """A run begins with another model, or with another network's generator."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from server.checkpoints import CheckpointError, write_checkpoint
 from server.record import RunFolder
 from server.start import started
 from server.state import load_state
+from simulations.cli import main
 from simulations.estimate import estimate
 from simulations.local_engine import run_local
 
@@ -43,6 +45,17 @@ def _ran(recipe, tmp_path):
     run_local(recipe, lambda _row: None)
     groups = recipe.train.travelling()
     return folder, load_state(folder.checkpoints, recipe.model, groups)
+
+
+def test_the_record_tells_which_file_it_was(tmp_path, checkpoint):
+    network = {"width": 0.25, "slice_size": 4, "code_size": 12}
+    path, _ = checkpoint(seed=0, model=network)
+    settings = [f"model.{key}={value}" for key, value in network.items()]
+    settings += [f"server.start_from={path}", f"run.dir={tmp_path / 'run'}"]
+    settings += ["data.clients=2", "data.images=40", "train.rounds=1"]
+    assert main(["run", "demo", *(part for value in settings for part in ("--set", value))]) == 0
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    assert RunFolder(tmp_path / "run").environment()["start_from sha256"] == digest
 
 
 @pytest.mark.parametrize("wire", [{}, DELTAS], ids=["whole models", "deltas"])
