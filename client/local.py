@@ -15,7 +15,7 @@ from client.shard import Shard
 from client.training import Losses, train_epoch
 from csg_core import GROUPS, build, generators, manifest, pack, unpack
 from csg_core.broadcast import Channel, Held
-from csg_core.codecs import codec_in, codec_named
+from csg_core.codecs import codec_named
 from csg_core.codecs.base import Values
 from csg_core.evaluation import evaluate
 from csg_core.payload import decode, encode
@@ -38,7 +38,6 @@ class LocalClient:
         self._kept = tuple(group for group in GROUPS if group not in self._sent)
         sent = manifest(self.model, self._sent)
         wire = recipe.wire
-        self._uplink = codec_named(wire.uplink)
         self._channel = Channel(
             sent.fingerprint, sent.parts, codec_named(wire.downlink), wire.deltas, recipe.finish
         )
@@ -150,13 +149,13 @@ class LocalClient:
         seed = derived_seed(self.recipe.run.seed, "uplink", round_, job.partition)
         rng = np.random.Generator(np.random.Philox(key=seed))
         label = self._channel.label("update", round_, held)
-        codec = codec_in(round_, self._uplink, self._channel.finish)
+        codec = self.recipe.update_codec(self._channel.parts, round_)
         feedback = self.recipe.wire.feedback and not codec.exact
         if residual is not None:
             update = update + residual
-        codec = self.recipe.wire.schedule.codec(codec, self._channel.parts, round_)
         payload = encode(update, label, codec, rng)
-        return payload, update - decode(payload, label, codec) if feedback else None
+        left = update - decode(payload, label, codec) if feedback else None
+        return payload, left if left is not None and left.any() else None
 
     def _fit(self, job: Job) -> Losses:
         """Local epochs of SGD; their losses without the proximal term, the mean of the last one."""

@@ -83,18 +83,19 @@ class Channel:
     deltas: bool
     finish: Finish | None = None
 
-    @cached_property
-    def codecs(self) -> tuple[Codec, ...]:
-        """All that deltas are written with."""
-        either = (self.codec,) if self.finish is None else (self.codec, self.finish.codec)
-        return *either, *(without_generator(codec, self.parts) for codec in either)
-
-    def codec_for(self, delta: Values, round_: int) -> Codec:
-        """What a delta is written with: a generator that does not change is left out."""
+    def codecs(self, round_: int) -> tuple[Codec, Codec]:
+        """Of a round's message, and of a delta that leaves the generator as it is."""
         codec = codec_in(round_, self.codec, self.finish)
+        return codec, without_generator(codec, self.parts)
+
+    def codec_for(self, values: Values, round_: int) -> Codec:
+        """What a message's values are written with: a delta leaves out an unchanged generator."""
+        codec, partial = self.codecs(round_)
+        if not self.deltas:
+            return codec
         of_values = np.repeat([part.group == "generator" for part in self.parts],
                               [part.size for part in self.parts])  # fmt: skip
-        return codec if delta[of_values].any() else without_generator(codec, self.parts)
+        return codec if values[of_values].any() else partial
 
     def first(self, model: Values, version: int = 0) -> Held:
         """What the chain begins with: version 0 is the model that the recipe's seed makes."""
@@ -103,7 +104,8 @@ class Channel:
     @property
     def most_bytes(self) -> int:
         """The most bytes of a message, to which receivers hold them: one frame, or many."""
-        whole = max(codec.most_bytes(self.parts) for codec in self.codecs)
+        codecs = [self.codec] if self.finish is None else [self.codec, self.finish.codec]
+        whole = max(codec.most_bytes(self.parts) for codec in codecs)
         return HEADER_BYTES + (max(_KEY.most_bytes(self.parts), whole) if self.deltas else whole)
 
     def receive(self, message: bytes, round_: int, held: Held) -> Held:
@@ -120,8 +122,7 @@ class Channel:
         if len(message) > self.most_bytes:
             raise PayloadError(f"model of {len(message):,} bytes; {self.most_bytes:,} are taken")
         if not self.deltas:
-            codec = codec_in(round_, self.codec, self.finish)
-            return self._whole(memoryview(message), round_, held, codec)
+            return self._whole(memoryview(message), round_, held, self.codecs(round_)[0])
         frames = self._frames(memoryview(message))
         last = frames[-1][0]
         if last.round != round_:
@@ -166,7 +167,7 @@ class Channel:
                 "held; a whole model is needed"
             )
         label = self.label("delta", header.round, Held(header.version, held.values), header.digest)
-        step = decode(frame, label, codec_of(frame, self.codecs))
+        step = decode(frame, label, codec_of(frame, self.codecs(header.round)))
         try:
             values = _rounded(held.values + step)
         except CodecError as error:
@@ -206,10 +207,7 @@ class Sender:
         """
         channel, version = self.channel, self.held.version + 1
         wanted = model - self.held.values if channel.deltas else model
-        if channel.deltas:
-            codec = channel.codec_for(wanted, round_)
-        else:
-            codec = codec_in(round_, channel.codec, channel.finish)
+        codec = channel.codec_for(wanted, round_)
         body = codec.encode(wanted, channel.parts, rng)
         decoded = codec.decode(body, channel.parts)
         values = _rounded(self.held.values + decoded) if channel.deltas else decoded

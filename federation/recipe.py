@@ -10,10 +10,11 @@ import tomli_w
 from pydantic import ValidationError, field_validator, model_validator
 
 from csg_core import NETWORKS, ModelSpec
-from csg_core.codecs import Finish, codec_named
+from csg_core.codecs import Codec, Finish, Parts, codec_in, codec_named
 from csg_core.spec import parametrizations
 from federation.sections import (
     CLIENT_APP,
+    FINISH_ROUNDS,
     DataConfig,
     RunConfig,
     Section,
@@ -68,11 +69,6 @@ class Recipe(Section):
                 f"server.min_clients {self.quorum} is more than the cohort of {self.cohort}; "
                 "no round could succeed"
             )
-        if self.wire.finish is not None and self.wire.finish_rounds >= self.train.rounds:
-            raise ValueError(
-                f"wire.finish_rounds {self.wire.finish_rounds} of {self.train.rounds:,} rounds are "
-                "all; lower it, or leave wire.finish out and set wire.uplink and wire.downlink"
-            )
         if self.server.start_with != "model" and self.server.start_from is None:
             raise ValueError(
                 f"server.start_with {self.server.start_with!r} goes with server.start_from; set "
@@ -97,6 +93,16 @@ class Recipe(Section):
             raise ValueError(
                 f"train.batch_norm {self.train.batch_norm} leaves the server no whole model to "
                 "evaluate; set data.holdout, as 0.1, so that clients evaluate"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _finishes(self) -> "Recipe":
+        if self.finish is not None and self.finish.first <= 1:
+            count = self.train.rounds - self.finish.first + 1
+            raise ValueError(
+                f"wire.finish_rounds {count} of {self.train.rounds:,} rounds are all; lower it, or "
+                "leave wire.finish out and set wire.uplink and wire.downlink"
             )
         return self
 
@@ -136,8 +142,13 @@ class Recipe(Section):
         """The codec of the last rounds, if it is another one."""
         if self.wire.finish is None:
             return None
-        first = self.train.rounds - self.wire.finish_rounds + 1
-        return Finish(codec_named(self.wire.finish), first)
+        count = self.wire.finish_rounds or FINISH_ROUNDS
+        return Finish(codec_named(self.wire.finish), self.train.rounds - count + 1)
+
+    def update_codec(self, parts: Parts, round_: int) -> Codec:
+        """What an update of a round is written with; ``parts`` are all tensors that travel."""
+        codec = codec_in(round_, codec_named(self.wire.uplink), self.finish)
+        return self.wire.schedule.codec(codec, parts, round_)
 
     @property
     def clients_evaluate(self) -> bool:

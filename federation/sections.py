@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from csg_core import GROUPS
-from csg_core.codecs import GeneratorSchedule, codec_named
+from csg_core.codecs import GeneratorSchedule, Nothing, codec_named
 from csg_core.exchange import Group
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -140,6 +140,9 @@ class ServerConfig(Section):
     )
 
 
+FINISH_ROUNDS = 4
+
+
 class WireConfig(Section):
     """Codecs by direction."""
 
@@ -162,9 +165,11 @@ class WireConfig(Section):
         "deltas",
     )
     finish: str | None = Field(
-        None, description="codec of both directions in the last rounds; none: the same throughout"
+        None, description="codec of both directions in the last rounds; left out: as before"
     )
-    finish_rounds: Count = Field(4, description="how many last rounds that are")
+    finish_rounds: Count | None = Field(
+        None, description=f"how many last rounds have it; left out: {FINISH_ROUNDS}"
+    )
 
     @field_validator("uplink", "downlink", "finish")
     @classmethod
@@ -175,6 +180,12 @@ class WireConfig(Section):
 
     @model_validator(mode="after")
     def _meaningful(self) -> "WireConfig":
+        if self.finish is None and self.finish_rounds is not None:
+            raise ValueError(f"finish_rounds {self.finish_rounds} goes with finish; set that too")
+        if self.finish is not None and codec_named(self.finish) == Nothing():
+            raise ValueError(
+                f"finish {self.finish!r} would send nothing; name another, or leave it out"
+            )
         for name, line in (("downlink", self.downlink), ("finish", self.finish or "")):
             if not self.deltas and "none" in line:
                 raise ValueError(

@@ -125,8 +125,10 @@ def dense_twin_bytes(recipe: Recipe) -> tuple[int, int]:
 def most_update_bytes(recipe: Recipe) -> int:
     """The most bytes of a client's update: of longer ones, nothing is read."""
     parts = manifest(build(recipe.model), recipe.train.travelling()).parts
-    lines = [line for line in (recipe.wire.uplink, recipe.wire.finish) if line is not None]
-    return max(most_payload_bytes(parts, codec_named(line)) for line in lines)
+    codecs = [codec_named(recipe.wire.uplink)]
+    if recipe.finish is not None:
+        codecs.append(recipe.finish.codec)
+    return max(most_payload_bytes(parts, codec) for codec in codecs)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Finish:
     """Another codec, of either direction, from round ``first`` to the end.
 
     When the learning rate falls, so do updates, and most of what there is to send is what earlier,
-    larger ones left out. Finer steps send it while there are rounds to learn from it.
+    larger ones left out: finer steps send it.
     """
 
     codec: Codec

@@ -6,7 +6,7 @@ import pytest
 from csg_core.broadcast import Channel, Sender
 from csg_core.codecs import Finish, GeneratorSchedule, codec_named, without_generator
 from csg_core.exchange import Part
-from csg_core.payload import PayloadError
+from csg_core.payload import PayloadError, header_of
 
 PARTS = (Part("generator", 300), Part("codes", 60), Part("norms", 8))
 SIZE = 368
@@ -94,6 +94,21 @@ def test_a_client_that_missed_rounds_is_sent_frames_of_both_codecs():
     for round_ in (1, 2):
         model = model + rng.normal(scale=1e-3, size=SIZE).astype(np.float32)
         sender.advance(model, round_, rng)
-    held = channel.receive(sender.message(0), 2, held)
-    assert held.version == 2
+    message = sender.message(0)
+    first = header_of(message, channel.fingerprint)
+    second = header_of(message[first.end :], channel.fingerprint)
+    assert (first.kind, second.kind, first.end + second.end) == ("delta", "delta", len(message))
+    held = channel.receive(message, 2, held)
     np.testing.assert_array_equal(held.values, sender.held.values)
+
+
+@pytest.mark.parametrize("round_", [1, 2])
+def test_each_round_takes_its_own_codec_only(round_):
+    usual, last = codec_named("fp32"), codec_named("fp16")
+    ours = Channel("ab" * 16, PARTS, usual, True, Finish(last, 2))
+    theirs = Channel("ab" * 16, PARTS, last if round_ == 1 else usual, True)
+    start = np.zeros(SIZE, np.float32)
+    sender = Sender(theirs, start)
+    sender.advance(start + 1, round_, np.random.default_rng(0))
+    with pytest.raises(PayloadError, match=r"another codec|this round takes"):
+        ours.receive(sender.message(0), round_, ours.first(start))

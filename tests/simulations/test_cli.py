@@ -50,7 +50,7 @@ def test_estimate_knows_what_the_last_rounds_take(capsys):
         settings = [part for value in [*lossy, *finish] for part in ("--set", value)]
         assert main(["estimate", "cifar10-resnet20", *settings]) == 0
         answers.append(capsys.readouterr().out)
-    assert "down in the last 5 rounds (ecsq:step=1)" in answers[1]
+    assert "down at the end (the last 5 rounds: ecsq:step=1)" in answers[1]
     usual, finished = (float(re.search(r"run +([\d.]+) MB", text)[1]) for text in answers)
     assert 1.2 * usual < finished < 2 * usual
 

@@ -1,5 +1,6 @@
 """The local engine: the same apps on a Grid in this process, bit for bit the same per seed."""
 
+import importlib
 import threading
 
 import numpy as np
@@ -310,6 +311,40 @@ def test_lossy_deltas_with_feedback_train_like_whole_floats(tiny, run):
     sent = [f.rows()[-1].payload_bytes_up + f.rows()[-1].payload_bytes_down for f in (plain, small)]
     assert sent[1] < sent[0] / 5
     assert rows[0].payload_bytes_down < sent[0] / 20  # the seed says it all
+
+
+def test_what_is_sent_whole_at_the_end_is_sent_once(tiny, run, tmp_path, monkeypatch):
+    """Three last rounds in float32; in the first of them a generator that does not train waits."""
+    (tmp_path / "watched.py").write_text(
+        "import numpy as np\n"
+        "from flwr.clientapp import ClientApp\n"
+        "from client.app import make_app\n"
+        "real, app, found = make_app(), ClientApp(), []\n"
+        "@app.train()\n"
+        "def train(message, context):\n"
+        "    reply = real(message, context)\n"
+        "    kept = context.state.array_records.get('residual')\n"
+        "    values = None if kept is None else kept['residual'].numpy()\n"
+        "    found.append(values)\n"
+        "    return reply\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = tiny(
+        data={"clients": 1},
+        train={"rounds": 6},
+        wire={"uplink": "topk:fraction=0.05", "downlink": "fp16", "deltas": True,
+              "generator_every": 4, "finish": "fp32", "finish_rounds": 3},
+        run={"client_app": "watched:app"},
+    )  # fmt: skip
+    run(recipe)
+    left = importlib.import_module("watched").found
+    size = manifest(build(recipe.model)).count("generator")
+    assert all(values[:size].any() and values[size:].any() for values in left[:3])
+    np.testing.assert_array_equal(left[3][:size], left[2][:size])
+    assert not left[3][size:].any(), "all others were sent"
+    assert left[4] is None, "and the generator, in the round in which it trains"
+    assert left[5] is None
 
 
 def test_finer_steps_at_the_end_take_more_bytes_then_only(tiny, run):
