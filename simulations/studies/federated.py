@@ -26,6 +26,7 @@ from server.checkpoints import replace_file
 from simulations.cli import main as csg
 from simulations.curves import RunData, read_run
 from simulations.studies.federated_tables import (
+    DENSE,
     SMALL_TARGETS,
     Result,
     by_payload,
@@ -154,7 +155,10 @@ _NAMED = {
     for network, codec in product(_NETWORKS, _CODECS)
 } | _SCHEDULES
 ARMS = _NAMED | _SIZED_ARMS
-_SHORT = ("dense", "dense-narrow-ecsq", "csg", "csg-ecsq", "csg-ecsq-low")  # in the README
+_SHORT = [  # in the README
+    *("dense", "dense-ecsq", "dense-narrow-ecsq", "dense-narrow-ecsq-low"),
+    *("csg", "csg-ecsq", "csg-ecsq-low"),
+]
 _ENOUGH = 4  # networks on the same shards, for a table and a picture of the frontier
 _HOW = ("run.cohort", "run.workers", "run.device")  # what --set may change
 
@@ -169,14 +173,15 @@ def main() -> None:
     results = kept()
     if not results:
         sys.exit("federated: no results yet; name the images with --data")
-    counts = Counter(result.partition for result in results if result.arm in FRONTIER)
+    networks = {(result.partition, result.arm) for result in results if result.arm in FRONTIER}
+    counts = Counter(partition for partition, _ in networks)
     shards = [partition for partition, count in counts.items() if count >= _ENOUGH]
     sized = [r for r in results if r.arm in FRONTIER and r.partition in shards]
     named = [result for result in results if result.arm in _NAMED]
     small = [r for r in named if r.content["recipe"]["data"].get("images") is not None]
     whole = [result for result in named if result not in small]
     short = [r for r in whole if r.partition == "dirichlet" and r.arm in _SHORT and r.seed == 0]
-    beside = [result for result in named if result.arm == "dense" and result.partition in shards]
+    beside = [result for result in named if result.arm in DENSE and result.partition in shards]
     tables = {
         "federated-short": short_table(short),
         "federated": table(whole),
@@ -240,7 +245,7 @@ def _options() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", metavar="DIR", help="CIFAR-10; none: only table and picture")
+    parser.add_argument("--data", metavar="DIR", help="CIFAR-10; none: only tables and pictures")
     parser.add_argument("--copy", default="CIFAR-10", help="which copy of the data this is")
     parser.add_argument("--runs", type=Path, default=Path("runs/federated"), metavar="DIR",
                         help="where the runs' folders go")  # fmt: skip

@@ -43,6 +43,7 @@ class Result:
 
     @property
     def clipped(self) -> bool:
+        """Whether the gradient of each step was."""
         return self.content["recipe"]["train"].get("clip_norm") is not None
 
     @property
@@ -180,6 +181,7 @@ def draw_frontier(results: Sequence[Result], path: Path) -> None:
                     best = zip(*_best(places.values()), strict=True)
                     axes.plot(*best, color=f"C{number}", label=label)
             axes.set_xscale("log")
+            axes.margins(x=0.15)
             axes.set_title(f"{partition} shards")
             axes.set_xlabel("payload a client and round, both directions, kB")
             axes.set_ylabel(f"test accuracy at the end in %, {shown[0].content['data']}")
@@ -198,7 +200,7 @@ def _best(places: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]
 
 
 def _line(number: int) -> str:
-    return ("-", "--", ":")[number // 10 % 3]
+    return ("-", "--", ":", "-.")[number // 10 % 4]
 
 
 def _to_dense(result: Result, results: Sequence[Result]) -> tuple[str, str]:

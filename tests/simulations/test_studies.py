@@ -1,4 +1,4 @@
-"""The commands behind the README's figures run, and say what they measured."""
+"""The commands behind the figures of the docs run, and say what they measured."""
 
 import json
 import sys
