@@ -27,7 +27,7 @@ from simulations.cli import main as csg
 from simulations.curves import RunData, read_run
 from simulations.studies.federated_tables import (
     DENSE,
-    SMALL_TARGETS,
+    SOME_TARGETS,
     Result,
     by_payload,
     draw,
@@ -178,14 +178,14 @@ def main() -> None:
     shards = [partition for partition, count in counts.items() if count >= _ENOUGH]
     sized = [r for r in results if r.arm in FRONTIER and r.partition in shards]
     named = [result for result in results if result.arm in _NAMED]
-    small = [r for r in named if r.content["recipe"]["data"].get("images") is not None]
-    whole = [result for result in named if result not in small]
+    some = [r for r in named if r.content["recipe"]["data"].get("images") is not None]
+    whole = [result for result in named if result not in some]
     short = [r for r in whole if r.partition == "dirichlet" and r.arm in _SHORT and r.seed == 0]
     beside = [result for result in named if result.arm in DENSE and result.partition in shards]
     tables = {
         "federated-short": short_table(short),
         "federated": table(whole),
-        "federated-small": table(small, SMALL_TARGETS),
+        "federated-some": table(some, SOME_TARGETS),
         "frontier": table(by_payload([*sized, *beside]), ()),
     }
     print("\n\n".join(tables.values()))
