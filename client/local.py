@@ -38,8 +38,9 @@ class LocalClient:
         self._kept = tuple(group for group in GROUPS if group not in self._sent)
         sent = manifest(self.model, self._sent)
         wire = recipe.wire
+        self._uplink = codec_named(wire.uplink)
         self._channel = Channel(
-            sent.fingerprint, sent.parts, codec_named(wire.downlink), wire.deltas, recipe.finish
+            sent.fingerprint, sent.parts, codec_named(wire.downlink), wire.deltas
         )
         self._first = self._channel.first(pack(self.model, self._sent))
         self._first_kept = pack(self.model, self._kept)
@@ -149,13 +150,12 @@ class LocalClient:
         seed = derived_seed(self.recipe.run.seed, "uplink", round_, job.partition)
         rng = np.random.Generator(np.random.Philox(key=seed))
         label = self._channel.label("update", round_, held)
-        codec = self.recipe.update_codec(self._channel.parts, round_)
-        feedback = self.recipe.wire.feedback and not codec.exact
-        if residual is not None:
+        feedback = self.recipe.wire.feedback and not self._uplink.exact
+        if feedback and residual is not None:
             update = update + residual
+        codec = self.recipe.wire.schedule.codec(self._uplink, self._channel.parts, round_)
         payload = encode(update, label, codec, rng)
-        left = update - decode(payload, label, codec) if feedback else None
-        return payload, left if left is not None and left.any() else None
+        return payload, update - decode(payload, label, codec) if feedback else None
 
     def _fit(self, job: Job) -> Losses:
         """Local epochs of SGD; their losses without the proximal term, the mean of the last one."""

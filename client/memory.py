@@ -70,23 +70,17 @@ def keep(context: Context, recipe: Recipe, partition: int, round_: int, memory: 
     """Keep the memory of a round. A file that cannot be written costs a warning, no more."""
     values = {_KEPT: memory.kept, _RESIDUAL: memory.residual}
     own = {name: array for name, array in values.items() if array is not None}
-    for name, array in values.items():
-        if array is not None:
-            context.state[name] = ArrayRecord({name: Array(array)})
-        elif name in context.state:  # sent whole since
-            del context.state[name]
+    for name, array in own.items():
+        context.state[name] = ArrayRecord({name: Array(array)})
     held = memory.held
     if held is not None:
         packed = Array(dtype="float16", shape=held.values.shape, stype="bytes", data=held.packed)
         context.state[_HELD] = ArrayRecord({_HELD: packed})
         context.state[_VERSION] = MetricRecord({"version": held.version})
-    if recipe.run.superlink is not None:
+    if own and recipe.run.superlink is not None:
         path = _file(recipe, partition)
         try:
-            if own:
-                _write(path, own, round_)
-            else:
-                path.unlink(missing_ok=True)
+            _write(path, own, round_)
         except (OSError, SafetensorError) as error:
             _log.warning("%s: what this client keeps is not written (%s)", path, error)
             with suppress(OSError):  # what it kept before has been sent

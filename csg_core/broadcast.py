@@ -16,15 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_core.codecs import (
-    Codec,
-    CodecError,
-    Finish,
-    Float16,
-    Parts,
-    codec_in,
-    without_generator,
-)
+from csg_core.codecs import Codec, CodecError, Float16, Parts, without_generator
 from csg_core.codecs.base import Values
 from csg_core.payload import (
     HEADER_BYTES,
@@ -74,28 +66,23 @@ class Channel:
         parts: every tensor, as codecs take it.
         codec: of whole models, or of deltas.
         deltas: whether deltas are sent.
-        finish: the codec of the last rounds, if it is another one.
     """
 
     fingerprint: str
     parts: Parts
     codec: Codec
     deltas: bool
-    finish: Finish | None = None
 
-    def codecs(self, round_: int) -> tuple[Codec, Codec]:
-        """Of a round's message, and of a delta that leaves the generator as it is."""
-        codec = codec_in(round_, self.codec, self.finish)
-        return codec, without_generator(codec, self.parts)
+    @cached_property
+    def codecs(self) -> tuple[Codec, Codec]:
+        """Of deltas, and of those that leave the generator as it is."""
+        return self.codec, without_generator(self.codec, self.parts)
 
-    def codec_for(self, values: Values, round_: int) -> Codec:
-        """What a message's values are written with: a delta leaves out an unchanged generator."""
-        codec, partial = self.codecs(round_)
-        if not self.deltas:
-            return codec
+    def codec_for(self, delta: Values) -> Codec:
+        """What a delta is written with: a generator that does not change is left out."""
         of_values = np.repeat([part.group == "generator" for part in self.parts],
                               [part.size for part in self.parts])  # fmt: skip
-        return codec if values[of_values].any() else partial
+        return self.codecs[0 if delta[of_values].any() else 1]
 
     def first(self, model: Values, version: int = 0) -> Held:
         """What the chain begins with: version 0 is the model that the recipe's seed makes."""
@@ -104,8 +91,7 @@ class Channel:
     @property
     def most_bytes(self) -> int:
         """The most bytes of a message, to which receivers hold them: one frame, or many."""
-        codecs = [self.codec] if self.finish is None else [self.codec, self.finish.codec]
-        whole = max(codec.most_bytes(self.parts) for codec in codecs)
+        whole = self.codec.most_bytes(self.parts)
         return HEADER_BYTES + (max(_KEY.most_bytes(self.parts), whole) if self.deltas else whole)
 
     def receive(self, message: bytes, round_: int, held: Held) -> Held:
@@ -122,7 +108,7 @@ class Channel:
         if len(message) > self.most_bytes:
             raise PayloadError(f"model of {len(message):,} bytes; {self.most_bytes:,} are taken")
         if not self.deltas:
-            return self._whole(memoryview(message), round_, held, self.codecs(round_)[0])
+            return self._whole(memoryview(message), round_, held, self.codec)
         frames = self._frames(memoryview(message))
         last = frames[-1][0]
         if last.round != round_:
@@ -167,7 +153,7 @@ class Channel:
                 "held; a whole model is needed"
             )
         label = self.label("delta", header.round, Held(header.version, held.values), header.digest)
-        step = decode(frame, label, codec_of(frame, self.codecs(header.round)))
+        step = decode(frame, label, codec_of(frame, self.codecs))
         try:
             values = _rounded(held.values + step)
         except CodecError as error:
@@ -207,7 +193,7 @@ class Sender:
         """
         channel, version = self.channel, self.held.version + 1
         wanted = model - self.held.values if channel.deltas else model
-        codec = channel.codec_for(wanted, round_)
+        codec = channel.codec_for(wanted) if channel.deltas else channel.codec
         body = codec.encode(wanted, channel.parts, rng)
         decoded = codec.decode(body, channel.parts)
         values = _rounded(self.held.values + decoded) if channel.deltas else decoded

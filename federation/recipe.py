@@ -10,11 +10,9 @@ import tomli_w
 from pydantic import ValidationError, field_validator, model_validator
 
 from csg_core import NETWORKS, ModelSpec
-from csg_core.codecs import Codec, Finish, Parts, codec_in, codec_named
 from csg_core.spec import parametrizations
 from federation.sections import (
     CLIENT_APP,
-    FINISH_ROUNDS,
     DataConfig,
     RunConfig,
     Section,
@@ -97,16 +95,6 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _finishes(self) -> "Recipe":
-        if self.finish is not None and self.finish.first <= 1:
-            count = self.train.rounds - self.finish.first + 1
-            raise ValueError(
-                f"wire.finish_rounds {count} of {self.train.rounds:,} rounds are all; lower it, or "
-                "leave wire.finish out and set wire.uplink and wire.downlink"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _trains_at_once(self) -> "Recipe":
         run = self.run
         if run.cohort in (None, 1):
@@ -136,19 +124,6 @@ class Recipe(Section):
     def quorum(self) -> int:
         """Good updates that a round needs."""
         return self.server.min_clients or max(1, self.cohort // 2)
-
-    @property
-    def finish(self) -> Finish | None:
-        """The codec of the last rounds, if it is another one."""
-        if self.wire.finish is None:
-            return None
-        count = self.wire.finish_rounds or FINISH_ROUNDS
-        return Finish(codec_named(self.wire.finish), self.train.rounds - count + 1)
-
-    def update_codec(self, parts: Parts, round_: int) -> Codec:
-        """What an update of a round is written with; ``parts`` are all tensors that travel."""
-        codec = codec_in(round_, codec_named(self.wire.uplink), self.finish)
-        return self.wire.schedule.codec(codec, parts, round_)
 
     @property
     def clients_evaluate(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from csg_core import GROUPS
-from csg_core.codecs import GeneratorSchedule, Nothing, codec_named
+from csg_core.codecs import GeneratorSchedule, codec_named
 from csg_core.exchange import Group
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -140,9 +140,6 @@ class ServerConfig(Section):
     )
 
 
-FINISH_ROUNDS = 4
-
-
 class WireConfig(Section):
     """Codecs by direction."""
 
@@ -164,33 +161,19 @@ class WireConfig(Section):
         description="the last round in which a learned generator trains, 0: it never does; needs "
         "deltas",
     )
-    finish: str | None = Field(
-        None, description="codec of both directions in the last rounds; left out: as before"
-    )
-    finish_rounds: Count | None = Field(
-        None, description=f"how many last rounds have it; left out: {FINISH_ROUNDS}"
-    )
 
-    @field_validator("uplink", "downlink", "finish")
+    @field_validator("uplink", "downlink")
     @classmethod
-    def _known(cls, line: str | None) -> str | None:
-        if line is not None:
-            codec_named(line)
+    def _known(cls, line: str) -> str:
+        codec_named(line)
         return line
 
     @model_validator(mode="after")
     def _meaningful(self) -> "WireConfig":
-        if self.finish is None and self.finish_rounds is not None:
-            raise ValueError(f"finish_rounds {self.finish_rounds} goes with finish; set that too")
-        if self.finish is not None and codec_named(self.finish) == Nothing():
+        if not self.deltas and "none" in self.downlink:
             raise ValueError(
-                f"finish {self.finish!r} would send nothing; name another, or leave it out"
+                f"downlink {self.downlink!r} would send zeros for a model; set wire.deltas=true"
             )
-        for name, line in (("downlink", self.downlink), ("finish", self.finish or "")):
-            if not self.deltas and "none" in line:
-                raise ValueError(
-                    f"{name} {line!r} would send zeros for a model; set wire.deltas=true"
-                )
         if self.schedule != GeneratorSchedule() and not self.deltas:
             raise ValueError(
                 f"generator_every {self.generator_every}, generator_until {self.generator_until}: "

@@ -125,10 +125,7 @@ def dense_twin_bytes(recipe: Recipe) -> tuple[int, int]:
 def most_update_bytes(recipe: Recipe) -> int:
     """The most bytes of a client's update: of longer ones, nothing is read."""
     parts = manifest(build(recipe.model), recipe.train.travelling()).parts
-    codecs = [codec_named(recipe.wire.uplink)]
-    if recipe.finish is not None:
-        codecs.append(recipe.finish.codec)
-    return max(most_payload_bytes(parts, codec) for codec in codecs)
+    return most_payload_bytes(parts, codec_named(recipe.wire.uplink))
 
 
 @contextmanager

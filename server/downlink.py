@@ -33,7 +33,7 @@ class Downlink:
     ) -> None:
         wire = recipe.wire
         codec = codec_named(wire.downlink)
-        channel = Channel(manifest.fingerprint, manifest.parts, codec, wire.deltas, recipe.finish)
+        channel = Channel(manifest.fingerprint, manifest.parts, codec, wire.deltas)
         self._seed = recipe.run.seed
         self._sender = Sender(channel, first if start is None else start, int(start is not None))
         self._versions: dict[int, int | None] = {}  # None: a whole model is needed

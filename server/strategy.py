@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from csg_core import Manifest
-from csg_core.codecs import CodecError
+from csg_core.codecs import CodecError, codec_named
 from csg_core.payload import PayloadError, decode
 from federation.messages import (
     EvaluationReport,
@@ -73,6 +73,7 @@ class CsgStrategy(Strategy):
         )
         self.outcome = RoundOutcome(0)
         self._counters = ClientCounters()
+        self._uplink = codec_named(recipe.wire.uplink)
         self.downlink = Downlink(recipe, manifest, first, start)
         self._current: Values = np.zeros(0, np.float32)
         self.cohort = Cohort(recipe, partitions)
@@ -218,7 +219,7 @@ class CsgStrategy(Strategy):
         self.outcome.updates += 1
         report = train_report_in(reply.content, most_examples=self.recipe.most_examples)
         label = self.downlink.update_label(round_)
-        codec = self.recipe.update_codec(self.manifest.parts, round_)
+        codec = self.recipe.wire.schedule.codec(self._uplink, self.manifest.parts, round_)
         values = decode(payload_in(reply.content), label, codec)
         moved = self._current + values
         largest = max(moved.max(initial=0), -moved.min(initial=0))

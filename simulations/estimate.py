@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from csg_core import ModelSpec, build, count_trainable, manifest
-from csg_core.codecs import Codec, Float16, codec_in, codec_named
+from csg_core.codecs import Parts, codec_named, without_generator
 from csg_core.payload import payload_bytes
 from federation.recipe import Recipe
 from simulations.progress import megabytes
@@ -53,36 +53,19 @@ def run(options: argparse.Namespace) -> None:
     print(f"payload     {megabytes(found['payload_bytes_up'])} up ({recipe.wire.uplink}), "
           f"{megabytes(found['payload_bytes_down'])} down ({recipe.wire.downlink}) per client and "
           f"round; {megabytes(each * recipe.cohort)} per round")  # fmt: skip
-    if (finish := found["finish"]) is not None:
-        count = finish["rounds"]
-        which = "round" if count == 1 else f"{count:,} rounds"
-        print(f"            {megabytes(finish['payload_bytes_up'])} up, "
-              f"{megabytes(finish['payload_bytes_down'])} down at the end (the last "
-              f"{which}: {recipe.wire.finish})")  # fmt: skip
     print(f"run         {megabytes(found['total_bytes'])} in all, {found['ratio_to_dense']:.2f} "
           "times fewer than the dense twin; Flower's own protocol comes on top")  # fmt: skip
 
 
 def estimate(recipe: Recipe) -> dict[str, Any]:
-    """Trainable parameters, and payload bytes if every client of every round answers.
-
-    ``payload_bytes_up`` and ``payload_bytes_down`` are of a client in the first round, and
-    ``finish`` has those of the last one, if it has a codec of its own.
-    """
-    each = _Each(recipe)
-    (up, down), last = each.of(1), each.of(recipe.train.rounds)
-    finish = None
-    if recipe.finish is not None:
-        rounds = recipe.train.rounds - recipe.finish.first + 1
-        finish = {"rounds": rounds, "payload_bytes_up": last[0], "payload_bytes_down": last[1]}
-    total = each.total()
+    """Trainable parameters, and payload bytes if every client of every round answers."""
+    total, (up, down) = _total_bytes(recipe), _each_way(recipe)
     return {
         "parameters": parameters(recipe.model),
         "payload_bytes_up": up,
         "payload_bytes_down": down,
-        "finish": finish,
         "total_bytes": total,
-        "ratio_to_dense": _Each(recipe.dense_twin()).total() / total,
+        "ratio_to_dense": _total_bytes(recipe.dense_twin()) / total,
     }
 
 
@@ -99,38 +82,32 @@ def parameters(spec: ModelSpec) -> dict[str, int]:
     }
 
 
-class _Each:
-    """Payload bytes of one client by round, as if the seed did not know the first model."""
+def _total_bytes(recipe: Recipe) -> int:
+    rounds, every, schedule = recipe.train.rounds, recipe.run.eval_every, recipe.wire.schedule
+    whole, partial = _each_way(recipe), _each_way(recipe, generator=False)
+    total = 0
+    for round_ in range(1, rounds + 1):
+        up, _ = whole if schedule.trains(round_) else partial
+        _, down = whole if schedule.trains(max(1, round_ - 1)) else partial  # what that one made
+        if round_ == 1 and recipe.server.start_from is not None and recipe.wire.deltas:
+            down = payload_bytes(_parts(recipe), codec_named("fp16"))
+        evaluated = recipe.clients_evaluate and (round_ % every == 0 or round_ == rounds)
+        total += up + down * (2 if evaluated else 1)
+    return recipe.cohort * total
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe, self._finish = recipe, recipe.finish
-        self._parts = manifest(build(recipe.model), recipe.train.travelling()).parts
-        self._downlink = codec_named(recipe.wire.downlink)
-        self._bytes: dict[Codec, int] = {}
 
-    def of(self, round_: int) -> tuple[int, int]:
-        """Up and down."""
-        recipe = self._recipe
-        down = codec_in(round_, self._downlink, self._finish)
-        down = recipe.wire.schedule.codec(down, self._parts, max(1, round_ - 1))  # what it made
-        return self._of(recipe.update_codec(self._parts, round_)), self._of(down)
+def _each_way(recipe: Recipe, *, generator: bool = True) -> tuple[int, int]:
+    """Payload up and down of a round in which the generator travels, or does not."""
+    parts, wire = _parts(recipe), recipe.wire
+    codecs = [codec_named(line) for line in (wire.uplink, wire.downlink)]
+    if not generator:
+        codecs = [without_generator(codec, parts) for codec in codecs]
+    up, down = (payload_bytes(parts, codec) for codec in codecs)
+    return up, down
 
-    def total(self) -> int:
-        """Of a run, evaluation included."""
-        recipe, total = self._recipe, 0
-        rounds, every = recipe.train.rounds, recipe.run.eval_every
-        for round_ in range(1, rounds + 1):
-            up, down = self.of(round_)
-            if round_ == 1 and recipe.server.start_from is not None and recipe.wire.deltas:
-                down = self._of(Float16())
-            evaluated = recipe.clients_evaluate and (round_ % every == 0 or round_ == rounds)
-            total += up + down * (2 if evaluated else 1)
-        return recipe.cohort * total
 
-    def _of(self, codec: Codec) -> int:
-        if codec not in self._bytes:
-            self._bytes[codec] = payload_bytes(self._parts, codec)
-        return self._bytes[codec]
+def _parts(recipe: Recipe) -> Parts:
+    return manifest(build(recipe.model), recipe.train.travelling()).parts
 
 
 def _print_table(*, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from csg_core.codecs.grouped import Grouped
 from csg_core.codecs.lossless import Float32Lossless
 from csg_core.codecs.named import CODECS, codec_named
 from csg_core.codecs.plain import Float16, Float32, Nothing
-from csg_core.codecs.schedule import Finish, GeneratorSchedule, codec_in, without_generator
+from csg_core.codecs.schedule import GeneratorSchedule, without_generator
 from csg_core.codecs.sparse import Ternary, TopK
 from csg_core.exchange import Part, Parts
 
@@ -20,7 +20,6 @@ __all__ = [
     "Codec",
     "CodecError",
     "Ecsq",
-    "Finish",
     "Float16",
     "Float32",
     "Float32Lossless",
@@ -32,7 +31,6 @@ __all__ = [
     "Ternary",
     "TopK",
     "Uniform",
-    "codec_in",
     "codec_named",
     "total",
     "without_generator",

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import fields
-from functools import lru_cache
 from typing import get_type_hints
 
 from csg_core.codecs.base import Codec
@@ -20,7 +19,6 @@ CODECS: dict[str, type[Codec]] = {
 }
 
 
-@lru_cache(64)
 def codec_named(line: str) -> Codec:
     """The codec of a line such as ``uniform:bits=4,rotate=true; norms=fp16``.
 

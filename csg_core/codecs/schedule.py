@@ -1,4 +1,4 @@
-"""What travels in which rounds: the generator or not, by the usual codec or by that of the end."""
+"""In which rounds the generator travels."""
 
 from dataclasses import dataclass
 
@@ -27,23 +27,6 @@ class GeneratorSchedule:
     def codec(self, codec: Codec, parts: Parts, round_: int) -> Codec:
         """What an update's ``codec`` becomes in a round: without a generator that did not train."""
         return codec if self.trains(round_) else without_generator(codec, parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Another codec, of either direction, from round ``first`` to the end.
-
-    When the learning rate falls, so do updates, and most of what there is to send is what earlier,
-    larger ones left out: finer steps send it.
-    """
-
-    codec: Codec
-    first: int
-
-
-def codec_in(round_: int, codec: Codec, finish: Finish | None) -> Codec:
-    """The codec of a round: ``codec``, but for the last ones."""
-    return codec if finish is None or round_ < finish.first else finish.codec
 
 
 def without_generator(codec: Codec, parts: Parts) -> Codec:

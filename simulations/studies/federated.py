@@ -96,10 +96,6 @@ _CODECS: dict[str, tuple[str, ...]] = {
     "ecsq": _both("ecsq", _DELTAS),
     "ecsq-fine": _both("ecsq:step=1", _DELTAS),
     "ecsq-low": _both("ecsq:step=3,codes=4", _DELTAS),
-    # coarse steps, and what they left out in the last four rounds
-    "ecsq-finish": _both(
-        "ecsq:step=3,codes=4", _DELTAS, "wire.finish=ecsq:step=1,codes=2", "wire.finish_rounds=4"
-    ),
     # nearly all levels zero, as in sparse compression
     "ecsq-sparse": _both("ecsq:step=8,codes=8", _DELTAS),
     # codes in steps as fine as the generator's; kernels by place, not by frequency

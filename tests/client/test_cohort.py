@@ -66,7 +66,6 @@ class _Round:
             self.manifest.parts,
             codec_named(recipe.wire.downlink),
             recipe.wire.deltas,
-            recipe.finish,
         )
         self.images = before.images if before else Shards(recipe, self.client.device)[0].images
         ends = np.cumsum(sizes)
@@ -97,7 +96,8 @@ class _Round:
 
     def updates(self, answers):
         label = self.channel.label("update", self.round, self.sender.held)
-        codec = self.recipe.update_codec(self.channel.parts, self.round)
+        wire = self.recipe.wire
+        codec = wire.schedule.codec(codec_named(wire.uplink), self.channel.parts, self.round)
         return [decode(answer.payload, label, codec) for answer in answers]
 
 

@@ -38,19 +38,6 @@ def test_a_context_gives_back_what_it_was_given(tiny):
     assert (found.held.version, found.held.digest) == (3, MEMORY.held.digest)
 
 
-def test_what_was_sent_whole_is_not_kept_any_longer(deployed, tmp_path):
-    context, recipe = _context(), deployed()
-    keep(context, recipe, 0, 1, Memory(residual=RESIDUAL))
-    keep(context, recipe, 0, 2, Memory())
-    assert recall(context, recipe, 0, 3) == Memory()
-    assert recall(_context(), recipe, 0, 3) == Memory(), "nor by another process"
-    keep(context, recipe, 0, 4, MEMORY)
-    keep(context, recipe, 0, 5, Memory(kept=RESIDUAL))
-    for found in (recall(context, recipe, 0, 6), recall(_context(), recipe, 0, 6)):
-        assert found.residual is None
-        np.testing.assert_array_equal(found.kept, RESIDUAL)
-
-
 def test_a_new_process_takes_up_what_the_last_one_kept(deployed):
     keep(_context(), deployed(), 0, 4, MEMORY)
     found = recall(_context(), deployed(), 0, 5)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from csg_core.broadcast import Channel, Sender
-from csg_core.codecs import Finish, GeneratorSchedule, codec_named, without_generator
+from csg_core.codecs import GeneratorSchedule, codec_named, without_generator
 from csg_core.exchange import Part
-from csg_core.payload import PayloadError, header_of
+from csg_core.payload import PayloadError
 
 PARTS = (Part("generator", 300), Part("codes", 60), Part("norms", 8))
 SIZE = 368
@@ -65,50 +65,3 @@ def test_a_frame_of_any_other_codec_is_refused():
     theirs.advance(start + 1, 1, np.random.default_rng(0))
     with pytest.raises(PayloadError, match="another codec"):
         ours.receive(theirs.message(0), 1, ours.first(start))
-
-
-@pytest.mark.parametrize("deltas", [True, False])
-def test_the_last_rounds_have_a_codec_of_their_own(deltas):
-    usual, last = codec_named("uniform:bits=2"), codec_named("fp16")
-    channel = Channel("ab" * 16, PARTS, usual, deltas, Finish(last, 3))
-    rng, model = np.random.default_rng(0), np.zeros(SIZE, np.float32)
-    sender, held, sizes, errors = Sender(channel, model), channel.first(model), [], []
-    for round_ in (1, 2, 3, 4):
-        model = model + rng.normal(size=SIZE).astype(np.float32)
-        sender.advance(model, round_, rng)
-        message = sender.message(round_ - 1)
-        assert len(message) <= channel.most_bytes
-        held = channel.receive(message, round_, held)
-        np.testing.assert_array_equal(held.values, sender.held.values)
-        sizes.append(len(message))
-        errors.append(np.abs(held.values - model).max())
-    assert max(sizes[:2]) < min(sizes[2:])
-    assert max(errors[2:]) < 0.01 < min(errors[:2])
-
-
-def test_a_client_that_missed_rounds_is_sent_frames_of_both_codecs():
-    codecs = codec_named("ecsq:step=3"), Finish(codec_named("ecsq:step=0.1"), 2)
-    channel = Channel("ab" * 16, PARTS, codecs[0], True, codecs[1])
-    rng, model = np.random.default_rng(0), np.zeros(SIZE, np.float32)
-    sender, held = Sender(channel, model), channel.first(model)
-    for round_ in (1, 2):
-        model = model + rng.normal(scale=1e-3, size=SIZE).astype(np.float32)
-        sender.advance(model, round_, rng)
-    message = sender.message(0)
-    first = header_of(message, channel.fingerprint)
-    second = header_of(message[first.end :], channel.fingerprint)
-    assert (first.kind, second.kind, first.end + second.end) == ("delta", "delta", len(message))
-    held = channel.receive(message, 2, held)
-    np.testing.assert_array_equal(held.values, sender.held.values)
-
-
-@pytest.mark.parametrize("round_", [1, 2])
-def test_each_round_takes_its_own_codec_only(round_):
-    usual, last = codec_named("fp32"), codec_named("fp16")
-    ours = Channel("ab" * 16, PARTS, usual, True, Finish(last, 2))
-    theirs = Channel("ab" * 16, PARTS, last if round_ == 1 else usual, True)
-    start = np.zeros(SIZE, np.float32)
-    sender = Sender(theirs, start)
-    sender.advance(start + 1, round_, np.random.default_rng(0))
-    with pytest.raises(PayloadError, match=r"another codec|this round takes"):
-        ours.receive(sender.message(0), round_, ours.first(start))

@@ -1,7 +1,6 @@
 """The command surface, as a user meets it: answers on stdout, mistakes in one line."""
 
 import json
-import re
 import subprocess
 import sys
 
@@ -41,18 +40,6 @@ def test_bytes_are_compared_with_those_of_plain_fedavg(capsys):
     assert plain["ratio_to_dense"] == 1
     assert ours["ratio_to_dense"] == pytest.approx(plain["total_bytes"] / ours["total_bytes"])
     assert ours["ratio_to_dense"] > 50
-
-
-def test_estimate_knows_what_the_last_rounds_take(capsys):
-    lossy = ["wire.deltas=true", "wire.uplink=ecsq:step=3", "wire.downlink=ecsq:step=3"]
-    answers = []
-    for finish in ([], ["wire.finish=ecsq:step=1", "wire.finish_rounds=5"]):
-        settings = [part for value in [*lossy, *finish] for part in ("--set", value)]
-        assert main(["estimate", "cifar10-resnet20", *settings]) == 0
-        answers.append(capsys.readouterr().out)
-    assert "down at the end (the last 5 rounds: ecsq:step=1)" in answers[1]
-    usual, finished = (float(re.search(r"run +([\d.]+) MB", text)[1]) for text in answers)
-    assert 1.2 * usual < finished < 2 * usual
 
 
 def test_a_command_starts_without_flowers_superlink():

@@ -1,6 +1,5 @@
 """The local engine: the same apps on a Grid in this process, bit for bit the same per seed."""
 
-import importlib
 import threading
 
 import numpy as np
@@ -148,9 +147,6 @@ def test_what_was_measured_is_what_was_estimated(tiny, run):
         "whole": {},
         "held out": {"train": {"batch_norm": "local"}, "data": {"holdout": 0.1}},
         "lossy": {"wire": {"uplink": "topk:fraction=0.02", "downlink": "uniform"}},
-        "finished": {
-            "wire": {"uplink": "fp16", "downlink": "fp16", "finish": "fp32", "finish_rounds": 1}
-        },
     }.items():
         recipe = tiny(**sections)
         summary, expected = run(recipe, name)[0].summary(), estimate(recipe)
@@ -313,55 +309,6 @@ def test_lossy_deltas_with_feedback_train_like_whole_floats(tiny, run):
     assert rows[0].payload_bytes_down < sent[0] / 20  # the seed says it all
 
 
-def test_what_is_sent_whole_at_the_end_is_sent_once(tiny, run, tmp_path, monkeypatch):
-    """Three last rounds in float32; in the first of them a generator that does not train waits."""
-    (tmp_path / "watched.py").write_text(
-        "import numpy as np\n"
-        "from flwr.clientapp import ClientApp\n"
-        "from client.app import make_app\n"
-        "real, app, found = make_app(), ClientApp(), []\n"
-        "@app.train()\n"
-        "def train(message, context):\n"
-        "    reply = real(message, context)\n"
-        "    kept = context.state.array_records.get('residual')\n"
-        "    values = None if kept is None else kept['residual'].numpy()\n"
-        "    found.append(values)\n"
-        "    return reply\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    recipe = tiny(
-        data={"clients": 1},
-        train={"rounds": 6},
-        wire={"uplink": "topk:fraction=0.05", "downlink": "fp16", "deltas": True,
-              "generator_every": 4, "finish": "fp32", "finish_rounds": 3},
-        run={"client_app": "watched:app"},
-    )  # fmt: skip
-    run(recipe)
-    left = importlib.import_module("watched").found
-    size = manifest(build(recipe.model)).count("generator")
-    assert all(values[:size].any() and values[size:].any() for values in left[:3])
-    np.testing.assert_array_equal(left[3][:size], left[2][:size])
-    assert not left[3][size:].any(), "all others were sent"
-    assert left[4] is None, "and the generator, in the round in which it trains"
-    assert left[5] is None
-
-
-def test_finer_steps_at_the_end_take_more_bytes_then_only(tiny, run):
-    coarse = {"uplink": "ecsq:step=3", "downlink": "ecsq:step=3", "deltas": True}
-    sections = {"data": {"images": 320}, "train": {"rounds": 6}}
-    usual, _ = run(tiny(**sections, wire=coarse), "usual")
-    finished, _ = run(
-        tiny(**sections, wire={**coarse, "finish": "ecsq:step=0.5", "finish_rounds": 2}), "finished"
-    )
-    for before, after in zip(usual.rows()[:4], finished.rows()[:4], strict=True):
-        assert before.payload_bytes_up == after.payload_bytes_up
-        assert before.payload_bytes_down == after.payload_bytes_down
-    for before, after in zip(usual.rows()[4:], finished.rows()[4:], strict=True):
-        assert after.payload_bytes_up > 1.5 * before.payload_bytes_up
-        assert after.payload_bytes_down > 1.5 * before.payload_bytes_down
-
-
 def test_a_client_that_failed_is_sent_a_whole_model_once(tiny, run, tmp_path, monkeypatch):
     (tmp_path / "once.py").write_text(
         "from flwr.clientapp import ClientApp\n"
@@ -412,8 +359,7 @@ def test_the_generator_trains_and_travels_when_the_schedule_says(tiny, run, serv
     assert estimate(recipe)["total_bytes"] < wider["total_bytes"]
 
 
-@pytest.mark.parametrize("finish", [None, "fp32"])
-def test_what_feedback_left_out_comes_with_the_next_update(tiny, finish):
+def test_what_feedback_left_out_comes_with_the_next_update(tiny):
     """Sent so far and still kept make up all that was trained, to the last float."""
     from client.local import LocalClient
     from client.shard import Shards
@@ -421,10 +367,7 @@ def test_what_feedback_left_out_comes_with_the_next_update(tiny, finish):
     from csg_core.codecs import codec_named
     from csg_core.payload import decode
 
-    recipe = tiny(
-        train={"rounds": 3},
-        wire={"uplink": "topk:fraction=0.05", "finish": finish, "finish_rounds": 1},
-    )
+    recipe = tiny(wire={"uplink": "topk:fraction=0.05"})
     client = LocalClient(recipe)
     shard = Shards(recipe, client.device)[0]
     model = build(recipe.model, seed=0)
@@ -438,13 +381,8 @@ def test_what_feedback_left_out_comes_with_the_next_update(tiny, finish):
         job = Job(payload=sender.message(None), shard=shard, round_=round_, partition=0, **more)
         answer = client.train(job)
         label = channel.label("update", round_, sender.held)
-        line = finish if finish and round_ == 3 else "topk:fraction=0.05"
-        sent += decode(answer.payload, label, codec_named(line))
+        sent += decode(answer.payload, label, codec_named("topk:fraction=0.05"))
         trained += pack(client.model) - sender.held.values
         memory = answer.memory
-    if finish:
-        assert memory.residual is None, "all was sent"
-        np.testing.assert_allclose(sent, trained, atol=1e-5)
-    else:
-        np.testing.assert_allclose(sent + memory.residual, trained, atol=1e-5)
-        assert np.abs(memory.residual).max() > 1e-3
+    np.testing.assert_allclose(sent + memory.residual, trained, atol=1e-5)
+    assert np.abs(memory.residual).max() > 1e-3
