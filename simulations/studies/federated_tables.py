@@ -181,6 +181,8 @@ def draw_frontier(results: Sequence[Result], path: Path) -> None:
                     best = zip(*_best(places.values()), strict=True)
                     axes.plot(*best, color=f"C{number}", label=label)
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("{x:g}")
             axes.margins(x=0.15)
             axes.set_title(f"{partition} shards")
             axes.set_xlabel("payload a client and round, both directions, kB")
