@@ -187,7 +187,8 @@ def main() -> None:
     print("\n\n".join(tables.values()))
     fill(tables, PAGE, README)
     draw(named, RESULTS / "accuracy.svg")
-    draw_frontier(sized, RESULTS / "frontier.svg")
+    if sized:
+        draw_frontier(sized, RESULTS / "frontier.svg")
 
 
 def kept() -> list[Result]:

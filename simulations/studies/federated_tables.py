@@ -163,9 +163,9 @@ def draw_frontier(results: Sequence[Result], path: Path) -> None:
     }
     markers = {"resnet20": "o", "resnet32": "s", "resnet56": "^"}
     with mpl.rc_context({"svg.hashsalt": "csg-fl"}):
-        figure = Figure(figsize=(1 + 7 * max(len(partitions), 1), 5.5), layout="constrained")
-        panels = figure.subplots(1, max(len(partitions), 1), squeeze=False)[0]
-        for axes, partition in zip(panels, partitions, strict=False):
+        figure = Figure(figsize=(1 + 7 * len(partitions), 5.5), layout="constrained")
+        panels = figure.subplots(1, len(partitions), squeeze=False)[0]
+        for axes, partition in zip(panels, partitions, strict=True):
             shown = [result for result in results if result.partition == partition]
             for number, (kind, label) in enumerate(kinds.items()):
                 own = [result for result in shown if (result.kind, result.clipped) == kind]

@@ -82,6 +82,7 @@ def test_frontier_names_what_it_runs(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["federated", *arguments])
     monkeypatch.setattr(federated, "fill", lambda *_: None)
     monkeypatch.setattr(federated, "draw", lambda *_: None)
+    monkeypatch.setattr(federated, "draw_frontier", lambda *_: None)
     federated.main()
     arms = [arm for arm, partition in ran if partition == "small"]
     assert len(arms) == len(ran) == len(set(arms)) == 1 + 2 * 12 + 27
