@@ -1,8 +1,7 @@
-"""Tables and pictures of the federated study, from what was kept of its runs."""
+"""Tables of the federated study, from what was kept of its runs."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -118,91 +117,6 @@ def by_payload(results: Sequence[Result]) -> list[Result]:
     """The same shards together, and in them those with the least payload first."""
     shards = list(dict.fromkeys(result.partition for result in results))
     return sorted(results, key=lambda r: (shards.index(r.partition), sum(r.kilobytes_each)))
-
-
-def draw(results: Sequence[Result], path: Path) -> None:
-    """Accuracy against cumulative payload, one panel for each kind of shards, SVG."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    partitions = list(dict.fromkeys(result.partition for result in results))
-    arms = list(dict.fromkeys(result.arm for result in results))
-    with mpl.rc_context({"svg.hashsalt": "csg-fl"}):
-        figure = Figure(figsize=(1.5 + 4.5 * len(partitions), 5), layout="constrained")
-        panels = figure.subplots(1, len(partitions), sharey=True, sharex=True, squeeze=False)[0]
-        for axes, partition in zip(panels, partitions, strict=True):
-            for result in results:
-                if result.partition == partition:
-                    number = arms.index(result.arm)
-                    style = {"color": f"C{number % 10}", "linestyle": _line(number)}
-                    sent, accuracy = zip(*result.curve, strict=True)
-                    axes.plot(sent, [100 * at for at in accuracy], label=result.arm, **style)
-            axes.set_xscale("log")
-            axes.set_title(f"{partition} shards")
-            axes.set_xlabel("payload so far, MB, all clients, both directions")
-            axes.grid(alpha=0.3)
-        panels[0].set_ylabel(f"test accuracy in %\n{results[0].content['data']}")
-        lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}
-        figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize="small")
-        figure.savefig(path, metadata={"Date": None})
-
-
-def draw_frontier(results: Sequence[Result], path: Path) -> None:
-    """Accuracy at the end against payload, one panel for each kind of shards, SVG.
-
-    A point is a network; a line joins those of a kind that no other of the kind beats in both.
-    """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    partitions = list(dict.fromkeys(result.partition for result in results))
-    kinds = {
-        ("dense", False): "dense",
-        ("dense", True): "dense, clipped",
-        ("csg", True): "csg, clipped",
-    }
-    markers = {"resnet20": "o", "resnet32": "s", "resnet56": "^"}
-    with mpl.rc_context({"svg.hashsalt": "csg-fl"}):
-        figure = Figure(figsize=(1 + 7 * len(partitions), 5.5), layout="constrained")
-        panels = figure.subplots(1, len(partitions), squeeze=False)[0]
-        for axes, partition in zip(panels, partitions, strict=True):
-            shown = [result for result in results if result.partition == partition]
-            for number, (kind, label) in enumerate(kinds.items()):
-                own = [result for result in shown if (result.kind, result.clipped) == kind]
-                places = {r: (sum(r.kilobytes_each), 100 * r.accuracy) for r in own}
-                for result, (payload, accuracy) in places.items():
-                    marker = markers[result.content["recipe"]["model"]["name"]]
-                    axes.plot(payload, accuracy, marker, color=f"C{number}")
-                    axes.annotate(
-                        result.network, (payload, accuracy), xytext=(5, -3), fontsize="x-small",
-                        textcoords="offset points", color=f"C{number}",
-                    )  # fmt: skip
-                if own:
-                    best = zip(*_best(places.values()), strict=True)
-                    axes.plot(*best, color=f"C{number}", label=label)
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("{x:g}")
-            axes.margins(x=0.15)
-            axes.set_title(f"{partition} shards")
-            axes.set_xlabel("payload a client and round, both directions, kB")
-            axes.set_ylabel(f"test accuracy at the end in %, {shown[0].content['data']}")
-            axes.grid(alpha=0.3, which="both")
-            axes.legend(title="ResNet-20 round, -32 square, -56 triangle", fontsize="small")
-        figure.savefig(path, metadata={"Date": None})
-
-
-def _best(places: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]]:
-    """The places which no other beats in both, by payload."""
-    highest = float("-inf")
-    for payload, accuracy in sorted(places):
-        if accuracy > highest:
-            highest = accuracy
-            yield payload, accuracy
-
-
-def _line(number: int) -> str:
-    return ("-", "--", ":", "-.")[number // 10 % 4]
 
 
 def _to_dense(result: Result, results: Sequence[Result]) -> tuple[str, str]:

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from federation.recipe import read_recipe
-from simulations.studies import federated
-from simulations.studies.federated_tables import _best, draw_frontier, table
+from simulations.studies import federated, federated_arms
+from simulations.studies.federated_pictures import best, draw_frontier
+from simulations.studies.federated_tables import table
 from simulations.studies.pages import README
 
 
@@ -35,12 +36,12 @@ def test_the_readme_shows_what_was_kept(tmp_path, monkeypatch, capsys):
 
 
 def test_the_frontier_is_of_networks_that_none_of_a_kind_beats_in_both(tmp_path):
-    results = [r for r in federated.kept() if r.arm in federated.FRONTIER]
+    results = [r for r in federated.kept() if r.arm in federated_arms.FRONTIER]
     draw_frontier(results, tmp_path / "frontier.svg")
     drawn = (tmp_path / "frontier.svg").read_text()
     for result in results:
         assert f"<!-- {result.network} -->" in drawn
-    assert list(_best([(3, 0.5), (1, 0.4), (2, 0.3), (4, 0.5), (5, 0.6)])) == [
+    assert list(best([(3, 0.5), (1, 0.4), (2, 0.3), (4, 0.5), (5, 0.6)])) == [
         (1, 0.4), (3, 0.5), (5, 0.6)
     ]  # fmt: skip
 
@@ -68,7 +69,7 @@ def test_rounds_without_an_evaluation_have_no_place_on_the_curve():
 
 def test_every_arm_is_a_recipe():
     recipes = {}
-    for arm, settings in federated.ARMS.items():
+    for arm, settings in federated_arms.ARMS.items():
         recipe = read_recipe(federated.RECIPE, settings)
         assert recipe.train.rounds == 20, arm
         other = recipes.setdefault(recipe.model_dump_json(), arm)
@@ -92,7 +93,7 @@ def test_frontier_names_what_it_runs(monkeypatch):
         "dense-narrow-clip-ecsq",
         "csg56-32-s16-d72-clip-ecsq",
     } < set(arms)
-    recipe = read_recipe(federated.RECIPE, federated.ARMS["csg56-32-s16-d72-clip-ecsq"])
+    recipe = read_recipe(federated.RECIPE, federated_arms.ARMS["csg56-32-s16-d72-clip-ecsq"])
     assert recipe.train.clip_norm == 1
     model = recipe.model
     assert (model.name, model.width, model.slice_size, model.code_size) == ("resnet56", 2, 16, 72)

@@ -1,0 +1,127 @@
+"""What the federated study compares, as settings of recipes: shards, networks and codecs."""
+
+from itertools import product
+
+# A tenth of the images, with which many methods can be compared in minutes each, and three tenths.
+_SMALL = ("data.images=5000", "train.batch_size=32", "run.eval_every=2")
+_THREE_TENTHS = "data.images=15000"
+# Shards: of the recipe's ten clients, or of fifty, of which ten train in a round.
+PARTITIONS: dict[str, tuple[str, ...]] = {
+    "iid": ("data.partition=iid",),
+    "dirichlet": ("data.partition=dirichlet",),
+    "dirichlet50": ("data.partition=dirichlet", "data.clients=50", "train.clients_per_round=10"),
+    "middle": ("data.partition=dirichlet", _THREE_TENTHS),
+    "middle_b16": ("data.partition=dirichlet", _THREE_TENTHS, "train.batch_size=16"),
+    "small": ("data.partition=dirichlet", *_SMALL),
+    "small_iid": ("data.partition=iid", *_SMALL),
+    "small_skewed": ("data.partition=dirichlet", "data.alpha=0.1", *_SMALL),
+}
+
+NETWORKS: dict[str, tuple[str, ...]] = {
+    "dense": ("model.parametrization=dense",),
+    "csg": (),
+    # a dense network of about as many parameters as csg has
+    "dense-narrow": ("model.parametrization=dense", "model.width=0.6875"),
+    "csg-slow": ("train.generator_lr=0.3",),
+    "csg-small": ("model.code_size=36",),
+    # more channels with shorter codes, about as many parameters
+    "csg-wide": ("model.width=1.5", "model.code_size=36"),
+    "csg-frozen": ("model.generator=frozen", "model.code_size=144"),
+    "fedpara": ("model.parametrization=fedpara",),
+    "flocora": ("model.parametrization=flocora", "model.options.rank=8"),
+    "dense32": ("model.parametrization=dense", "model.name=resnet32"),
+    "dense56": ("model.parametrization=dense", "model.name=resnet56"),
+    "csg56": ("model.name=resnet56",),
+    "csg56-slow": ("model.name=resnet56", "train.generator_lr=0.3"),
+}
+_CLIPPED = ("dense", "csg", "dense-narrow", "csg-small", "csg-wide", "dense32", "dense56",
+            "csg56")  # fmt: skip
+_CLIP = ("train.clip_norm=1",)
+NETWORKS |= {f"{name}-clip": NETWORKS[name] + _CLIP for name in _CLIPPED}
+
+
+def _both(codec: str, *more: str) -> tuple[str, ...]:
+    """The same codec up and down; running statistics need finer steps than the rest, whoever's."""
+    line = codec if codec.startswith("ecsq") else f"{codec}; statistics=ecsq"
+    return (f"wire.uplink={line}", f"wire.downlink={line}", *more)
+
+
+def _each(uplink: str, downlink: str, *more: str) -> tuple[str, ...]:
+    return (f"wire.uplink={uplink}", f"wire.downlink={downlink}", *more)
+
+
+_DELTAS = "wire.deltas=true"
+# whole models: in one scale with others, small variances would come to zero
+_INT8 = "uniform:bits=8; norms=fp16; statistics=fp16"
+CODECS: dict[str, tuple[str, ...]] = {
+    "": (),
+    "fp16": ("wire.uplink=fp16", "wire.downlink=fp16"),
+    "int8": (f"wire.uplink={_INT8}", f"wire.downlink={_INT8}"),
+    "int4": _both("uniform:bits=4", _DELTAS),
+    "ternary": _both("ternary", _DELTAS),
+    # sparse ternary compression with the authors' 1/400 in both directions
+    "stc": _both("topk:fraction=0.0025,ternary=true", _DELTAS),
+    "ecsq": _both("ecsq", _DELTAS),
+    "ecsq-fine": _both("ecsq:step=1", _DELTAS),
+    "ecsq-low": _both("ecsq:step=3,codes=4", _DELTAS),
+    # nearly all levels zero, as in sparse compression
+    "ecsq-sparse": _both("ecsq:step=8,codes=8", _DELTAS),
+    # coarser steps up than down, as the mean of ten clients' errors is smaller than each
+    "ecsq-up": _each("ecsq:step=5,codes=6", "ecsq", _DELTAS),
+    "ecsq-up-low": _each("ecsq:step=5,codes=6", "ecsq:step=2.5,codes=4", _DELTAS),
+    # codes in steps as fine as the generator's; kernels by place, not by frequency
+    "ecsq-even": _both("ecsq:codes=1.5", _DELTAS),
+    "ecsq-places": _both("ecsq:dct=false", _DELTAS),
+}
+SCHEDULES: dict[str, tuple[str, ...]] = {  # of the generator, for csg alone
+    "ecsq-seldom": (*CODECS["ecsq"], "wire.generator_every=4"),
+    "ecsq-freeze": (*CODECS["ecsq"], "wire.generator_until=5"),
+}
+_DEPTHS = (20, 32, 56)
+# Networks of the frontier, dense ones by depth and channels of the first stage, generated ones by
+# depth, channels of the first stage, slice and code.
+_SIZED_DENSE: dict[str, tuple[str, ...]] = {
+    f"dense{depth}-{channels}": (
+        "model.parametrization=dense",
+        f"model.name=resnet{depth}",
+        f"model.width={channels / 16}",
+    )
+    for depth, channels in product(_DEPTHS, (6, 8, 11, 16))
+}
+_SIZED_CSG: dict[str, tuple[str, ...]] = {
+    f"csg{depth}-{channels}-s{slice_size}-d{code}": (
+        f"model.name=resnet{depth}",
+        f"model.width={channels / 16}",
+        f"model.slice_size={slice_size}",
+        f"model.code_size={code}",
+    )
+    for depth, channels, (slice_size, code) in product(
+        _DEPTHS, (16, 24, 32), ((12, 36), (12, 72), (16, 72))
+    )
+}
+_KNOWN = {  # networks above, which have names
+    "dense20-16": "dense",
+    "dense20-11": "dense-narrow",
+    "dense32-16": "dense32",
+    "dense56-16": "dense56",
+    "csg20-16-s12-d72": "csg",
+    "csg20-16-s12-d36": "csg-small",
+    "csg20-24-s12-d36": "csg-wide",
+    "csg56-16-s12-d72": "csg56",
+}
+_SIZED_ARMS = {
+    f"{_KNOWN.get(name, name)}-ecsq": values + CODECS["ecsq"]
+    for name, values in _SIZED_DENSE.items()
+} | {
+    f"{_KNOWN.get(name, name)}-clip-ecsq": values + _CLIP + CODECS["ecsq"]
+    for name, values in (_SIZED_DENSE | _SIZED_CSG).items()
+}
+FRONTIER = list(_SIZED_ARMS)
+# arms by name, with their network and their codec
+NAMED = {
+    f"{network}-{codec}".rstrip("-"): (network, codec)
+    for network, codec in [*product(NETWORKS, CODECS), *product(["csg"], SCHEDULES)]
+}
+ARMS = {
+    arm: NETWORKS[network] + (CODECS | SCHEDULES)[codec] for arm, (network, codec) in NAMED.items()
+} | _SIZED_ARMS
