@@ -46,10 +46,6 @@ def _both(codec: str, *more: str) -> tuple[str, ...]:
     return (f"wire.uplink={line}", f"wire.downlink={line}", *more)
 
 
-def _each(uplink: str, downlink: str, *more: str) -> tuple[str, ...]:
-    return (f"wire.uplink={uplink}", f"wire.downlink={downlink}", *more)
-
-
 _DELTAS = "wire.deltas=true"
 # whole models: in one scale with others, small variances would come to zero
 _INT8 = "uniform:bits=8; norms=fp16; statistics=fp16"
@@ -66,9 +62,6 @@ CODECS: dict[str, tuple[str, ...]] = {
     "ecsq-low": _both("ecsq:step=3,codes=4", _DELTAS),
     # nearly all levels zero, as in sparse compression
     "ecsq-sparse": _both("ecsq:step=8,codes=8", _DELTAS),
-    # coarser steps up than down, as the mean of ten clients' errors is smaller than each
-    "ecsq-up": _each("ecsq:step=5,codes=6", "ecsq", _DELTAS),
-    "ecsq-up-low": _each("ecsq:step=5,codes=6", "ecsq:step=2.5,codes=4", _DELTAS),
     # codes in steps as fine as the generator's; kernels by place, not by frequency
     "ecsq-even": _both("ecsq:codes=1.5", _DELTAS),
     "ecsq-places": _both("ecsq:dct=false", _DELTAS),
