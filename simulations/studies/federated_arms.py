@@ -10,6 +10,7 @@ PARTITIONS: dict[str, tuple[str, ...]] = {
     "iid": ("data.partition=iid",),
     "dirichlet": ("data.partition=dirichlet",),
     "dirichlet50": ("data.partition=dirichlet", "data.clients=50", "train.clients_per_round=10"),
+    "iid_b16": ("data.partition=iid", "train.batch_size=16"),
     "middle": ("data.partition=dirichlet", _THREE_TENTHS),
     "middle_b16": ("data.partition=dirichlet", _THREE_TENTHS, "train.batch_size=16"),
     "small": ("data.partition=dirichlet", *_SMALL),
@@ -81,6 +82,7 @@ _SIZED_DENSE: dict[str, tuple[str, ...]] = {
     )
     for depth, channels in product(_DEPTHS, (6, 8, 11, 16))
 }
+_SLICES = ((8, 18), (8, 36), (12, 18), (12, 36), (12, 72), (16, 72))
 _SIZED_CSG: dict[str, tuple[str, ...]] = {
     f"csg{depth}-{channels}-s{slice_size}-d{code}": (
         f"model.name=resnet{depth}",
@@ -88,9 +90,7 @@ _SIZED_CSG: dict[str, tuple[str, ...]] = {
         f"model.slice_size={slice_size}",
         f"model.code_size={code}",
     )
-    for depth, channels, (slice_size, code) in product(
-        _DEPTHS, (16, 24, 32), ((12, 36), (12, 72), (16, 72))
-    )
+    for depth, channels, (slice_size, code) in product(_DEPTHS, (16, 24, 32), _SLICES)
 }
 _KNOWN = {  # networks above, which have names
     "dense20-16": "dense",

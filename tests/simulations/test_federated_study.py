@@ -86,7 +86,7 @@ def test_frontier_names_what_it_runs(monkeypatch):
     monkeypatch.setattr(federated, "draw_frontier", lambda *_: None)
     federated.main()
     arms = [arm for arm, partition in ran if partition == "small"]
-    assert len(arms) == len(ran) == len(set(arms)) == 1 + 2 * 12 + 27
+    assert len(arms) == len(ran) == len(set(arms)) == 1 + 2 * 12 + 54
     assert {
         "csg",
         "dense-narrow-ecsq",
