@@ -6,6 +6,7 @@ failure or as an operator ends it. Needs root, iproute2 and ethtool.
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,11 +21,12 @@ from simulations.flower_cli import connect, environment_of, flwr, script
 from simulations.studies.network import Network
 from simulations.studies.processes import listens, pss, read, sessions, wait_until
 
-SUPERLINK, SERVER = "superlink", "server"
-PORT = 8000
+SUPERLINK, SERVER, PROXY = "superlink", "server", "proxy"
+PORT, PROXY_PORT = 8000, 8443
 _READY_S = 120.0
 _GONE_S = 30.0
-_KEYS = Path(__file__).parents[2] / "docker" / "keys.py"
+_DOCKER = Path(__file__).parents[2] / "docker"
+_KEYS = _DOCKER / "keys.py"
 _NODE_ID = re.compile(rb"SuperNode ID: (\d+)")
 
 
@@ -47,7 +49,9 @@ class Deployment:
     ``folder`` takes keys, logs and the SuperLink's database; it is also on the Python path of all,
     so that a ClientApp of one's own can lie there. ``secure`` is TLS with node authentication.
     ``lasting`` keeps the SuperLink's database in a file, so that it may be killed.
-    ``environments`` adds variables for some components.
+    ``environments`` adds variables for some components. ``proxied`` puts the proxy of
+    docker/compose.yml before the SuperLink (nginx is needed), and clients ask it over HTTP/2 if
+    ``http2``, else over HTTP/1.1, as Flower does.
     """
 
     def __init__(
@@ -56,14 +60,17 @@ class Deployment:
         *,
         clients: int = 2,
         secure: bool = False,
+        proxied: bool = False,
+        http2: bool = True,
         network: Network | None = None,
         lasting: bool = True,
         environments: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
-        self.folder, self.secure, self._lasting = folder, secure, lasting
+        self.folder, self.secure, self._lasting = folder, secure or proxied, lasting
+        self.proxied, self._http2 = proxied, http2
         self.network = network or Network(clients)
         self.clients = self.network.hosts[1:]
-        self.components = [SUPERLINK, SERVER, *self.clients]
+        self.components = [SUPERLINK, *([PROXY] if proxied else []), SERVER, *self.clients]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.node_ids: dict[str, int] = {}
         self._environments = dict(environments or {})
@@ -85,6 +92,8 @@ class Deployment:
             self.start(SUPERLINK)
             if self.secure:
                 self._keys("register")
+            if self.proxied:
+                self.start(PROXY)
             self.start(SERVER)
             for name in self.clients:
                 self.start(name, wait=False)
@@ -249,15 +258,18 @@ class Deployment:
         return {**base, "FLWR_HOME": str(home), "OMP_NUM_THREADS": "1", **own}
 
     def _host(self, name: str) -> str:
-        return "server" if name in (SUPERLINK, SERVER) else name
+        return "server" if name in (SUPERLINK, PROXY, SERVER) else name
 
     def _command(self, name: str) -> list[str]:
         keys, ca = self.folder / "keys", self.ca
         proof = ["--root-certificates", ca] if ca else ["--insecure"]
+        if name == PROXY:
+            nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or "nginx"
+            return [nginx, "-e", "stderr", "-c", str(self._proxy_settings()), "-g", "daemon off;"]
         if name == SUPERLINK:
             shown = ["--insecure"]
             if ca:
-                own = keys / "proxy"
+                own = keys / ("server" if self.proxied else "proxy")
                 shown = ["--ssl-ca-certfile", ca, "--ssl-certfile", str(own / "tls.crt"),
                          "--ssl-keyfile", str(own / "tls.key"),
                          "--enable-supernode-auth"]  # fmt: skip
@@ -269,16 +281,39 @@ class Deployment:
             return ["flower-superexec", *proof, "--runtime-api-address", f"127.0.0.1:{PORT}"]
         key = keys / "clients" / self.identities[name] / "key"
         place = f"partition-id={self._numbers[name]} num-partitions={len(self.clients)}"
-        return ["flower-supernode", *self.proofs.get(name, proof),
+        port = PROXY_PORT if self.proxied else PORT
+        node = ["flower-supernode"]
+        if self.proxied and self._http2:
+            node = [sys.executable, "-m", "client.supernode"]
+        return [*node, *self.proofs.get(name, proof),
                 *(["--auth-supernode-private-key", str(key)] if ca else []),
-                "--superlink", f"{self.network.address('server')}:{PORT}",
+                "--superlink", f"{self.network.address('server')}:{port}",
                 "--node-config", place]  # fmt: skip
+
+    def _proxy_settings(self) -> Path:
+        """The proxy's configuration for this host, written."""
+        text = (_DOCKER / "proxy.conf").read_text()
+        here = {
+            "worker_processes": "user root;\nworker_processes",
+            "/tmp/": f"{self.folder}/proxy-",
+            " /keys/": f" {self.folder}/keys/proxy/",
+            "set $superlink server": "set $superlink 127.0.0.1",
+            "/dev/stderr": "stderr",
+        }
+        for there, own in here.items():
+            assert there in text, f"proxy.conf without {there}"
+            text = text.replace(there, own)
+        path = self.folder / "proxy.conf"
+        path.write_text(text)
+        return path
 
     def _ready(self, name: str) -> bool:
         if not self.up(name):
             return False
         if name == SUPERLINK:
             return listens(self.processes[name].pid, PORT)
+        if name == PROXY:
+            return listens(self.processes[name].pid, PROXY_PORT)
         if name == SERVER:
             return True
         found = _NODE_ID.search(self.log(name).read_bytes(), self._read[name])

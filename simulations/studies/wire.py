@@ -18,10 +18,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from server.checkpoints import replace_file
 from simulations.machine import machine
@@ -46,6 +46,7 @@ class Arm:
     timestamps: bool = True  # of TCP
     merging: bool = False  # of received segments, by hosts
     slow: bool = False  # also on a slow link
+    over: Literal["HTTP/1.1", "TLS", "HTTP/2"] = "HTTP/1.1"  # HTTP/2 is over TLS as well
 
 
 def _lossy(line: str) -> list[str]:
@@ -66,6 +67,10 @@ ARMS = {
     "dense, ecsq": Arm([_DENSE, *_lossy("ecsq")]),
     "csg s=12 d=72, ecsq": Arm(_lossy("ecsq"), slow=True),
     "csg s=12 d=72, ecsq steps 3, 4": Arm(_lossy("ecsq:step=3,codes=4")),
+    "plain Flower, TLS": Arm(None, over="TLS"),
+    "csg s=12 d=72, ecsq, TLS": Arm(_lossy("ecsq"), over="TLS"),
+    "csg s=12 d=72, ecsq, HTTP/2": Arm(_lossy("ecsq"), over="HTTP/2"),
+    "csg s=12 d=72, ecsq steps 3, 4, HTTP/2": Arm(_lossy("ecsq:step=3,codes=4"), over="HTTP/2"),
 }
 
 
@@ -77,18 +82,22 @@ def measure(arm: Arm, rounds: int, link: Link | None) -> dict[str, Any]:
     """
     network = Network(CLIENTS, link=link, timestamps=arm.timestamps, merging=arm.merging)
     parts = [SUPERLINK, SERVER, *network.hosts[1:]]
+    traced = arm.over == "HTTP/1.1"  # no requests can be read in TLS
     settings = {} if arm.settings is None else SETTINGS
     with tempfile.TemporaryDirectory(prefix="wire-csg-") as place:
         scratch = Path(place)
         deployment = Deployment(
             scratch,
             clients=CLIENTS,
+            proxied=arm.over != "HTTP/1.1",
+            http2=arm.over == "HTTP/2",
             network=network,
             lasting=False,
             environments=dict.fromkeys(parts, settings),
         )
         try:
-            with deployment, _traced(network, scratch / "trace"):
+            tracing = _traced(network, scratch / "trace") if traced else nullcontext()
+            with deployment, tracing:
                 if arm.settings is None:
                     found = plain(deployment, rounds)
                 else:
@@ -97,7 +106,8 @@ def measure(arm: Arm, rounds: int, link: Link | None) -> dict[str, Any]:
             shutil.rmtree(_FAILED, ignore_errors=True)
             shutil.copytree(scratch, _FAILED)
             raise MeasureError(f"{error}; see {_FAILED}/logs") from error
-        return {**found, "round": trace.by_round(trace.read(scratch / "trace"))}
+        by_round = trace.by_round(trace.read(scratch / "trace")) if traced else {}
+        return {**found, "round": by_round}
 
 
 @contextmanager
