@@ -54,9 +54,7 @@ class Connection(httpx.Client):
     httpx's HTTP/2 is not safe among threads.
     """
 
-    def __init__(self, verify: ssl.SSLContext | bool | str, timeout: float) -> None:
-        context = httpx.create_ssl_context(verify=verify)
-        context.sslsocket_class = GatheringSocket
+    def __init__(self, context: ssl.SSLContext, timeout: float) -> None:
         super().__init__(
             verify=context, http2=True, limits=_KEPT, timeout=timeout, follow_redirects=True
         )
@@ -79,9 +77,10 @@ class FleetConnection(FleetHttpClient):
         timeout: float = 30.0,
         **options: Any,
     ) -> None:
-        super().__init__(base_url, verify=verify, timeout=timeout, **options)
+        context = _context(verify)
+        super().__init__(base_url, verify=context, timeout=timeout, **options)
         self._client.close()
-        self._client = Connection(verify, timeout)
+        self._client = Connection(context, timeout)
 
 
 class FleetClient(FleetConnection):
@@ -99,6 +98,16 @@ class FleetClient(FleetConnection):
     def close(self) -> None:
         self._heartbeats.close()
         super().close()
+
+
+def _context(verify: ssl.SSLContext | bool | str) -> ssl.SSLContext:
+    """What Flower verifies a server with: a context, a file of certificates, or whether at all."""
+    if isinstance(verify, str):
+        context = ssl.create_default_context(cafile=verify)
+    else:
+        context = httpx.create_ssl_context(verify=verify)
+    context.sslsocket_class = GatheringSocket
+    return context
 
 
 def main() -> None:

@@ -18,6 +18,6 @@ place="partition-id=$(cat "$folder/partition") interface=\"${CSG_INTERFACE:-auto
 [ -z "${CSG_DATA_DIR:-}" ] || place="$place data-dir=\"$CSG_DATA_DIR\""
 [ -z "${CSG_DATA_FOLDER:-}" ] || place="$place data-folder=\"$CSG_DATA_FOLDER\""
 echo "start-client: $folder"
-exec flower-supernode --superlink "$CSG_SERVER" --root-certificates "$folder/ca.crt" \
+exec python -m client.supernode --superlink "$CSG_SERVER" --root-certificates "$folder/ca.crt" \
   --auth-supernode-private-key "$folder/key" --node-config "$place" \
   --health-server-address 127.0.0.1:8081 "$@"

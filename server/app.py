@@ -1,12 +1,9 @@
 """The ServerApp, the same in simulation and deployment."""
 
 import logging
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -22,6 +19,7 @@ from federation.sources import load_images
 from server.outcome import RunError
 from server.record import RoundRow, RunFolder
 from server.rounds import Rounds, summary_of
+from server.signals import terminate_as_interrupt, undisturbed
 from server.start import started
 from server.strategy import CsgStrategy
 from server.wire import server_interface
@@ -87,7 +85,9 @@ def serve(recipe: Recipe, grid: Grid, on_round: Callable[[RoundRow], None]) -> N
             outcome = f"failed: {type(error).__name__}: {error}"
             raise
         finally:
-            _conclude(recipe, folder, outcome)
+            # Flower sends a SIGINT of its own when the process that began this one is gone
+            with undisturbed():
+                _conclude(recipe, folder, outcome)
 
 
 def _conclude(recipe: Recipe, folder: RunFolder, outcome: str) -> None:
@@ -146,23 +146,6 @@ def _logged(recipe: Recipe) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         handler.close()
-
-
-@contextmanager
-def terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does, with a checkpoint."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _log_row(row: RoundRow) -> None:

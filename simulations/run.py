@@ -13,10 +13,11 @@ from federation.devices import device_of, precision_of
 from federation.recipe import Recipe, recipe_of
 from federation.shards import class_spread, shard_rows
 from federation.sources import load_images
-from server.app import LOCK_S, check, terminate_as_interrupt
+from server.app import LOCK_S, check
 from server.checkpoints import CheckpointError
 from server.outcome import RunError
 from server.record import RunFolder
+from server.signals import terminate_as_interrupt
 from simulations.clients import client_app
 from simulations.local_engine import clients_at_once, run_local
 from simulations.machine import environment

@@ -47,11 +47,11 @@ class Deployment:
     """A context manager; in it, the components are up, and known as in ``components``.
 
     ``folder`` takes keys, logs and the SuperLink's database; it is also on the Python path of all,
-    so that a ClientApp of one's own can lie there. ``secure`` is TLS with node authentication.
+    so that a ClientApp of one's own can lie there. ``secure`` is as docker/compose.yml has it: TLS,
+    which its proxy ends (nginx is needed), node authentication, and clients that speak HTTP/2, or
+    without ``http2`` HTTP/1.1.
     ``lasting`` keeps the SuperLink's database in a file, so that it may be killed.
-    ``environments`` adds variables for some components. ``proxied`` puts the proxy of
-    docker/compose.yml before the SuperLink (nginx is needed), and clients ask it over HTTP/2 if
-    ``http2``, else over HTTP/1.1, as Flower does.
+    ``environments`` adds variables for some components.
     """
 
     def __init__(
@@ -60,17 +60,16 @@ class Deployment:
         *,
         clients: int = 2,
         secure: bool = False,
-        proxied: bool = False,
         http2: bool = True,
         network: Network | None = None,
         lasting: bool = True,
         environments: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
-        self.folder, self.secure, self._lasting = folder, secure or proxied, lasting
-        self.proxied, self._http2 = proxied, http2
+        self.folder, self.secure, self._lasting = folder, secure, lasting
+        self._http2 = http2
         self.network = network or Network(clients)
         self.clients = self.network.hosts[1:]
-        self.components = [SUPERLINK, *([PROXY] if proxied else []), SERVER, *self.clients]
+        self.components = [SUPERLINK, *([PROXY] if secure else []), SERVER, *self.clients]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.node_ids: dict[str, int] = {}
         self._environments = dict(environments or {})
@@ -92,7 +91,7 @@ class Deployment:
             self.start(SUPERLINK)
             if self.secure:
                 self._keys("register")
-            if self.proxied:
+            if self.secure:
                 self.start(PROXY)
             self.start(SERVER)
             for name in self.clients:
@@ -269,7 +268,7 @@ class Deployment:
         if name == SUPERLINK:
             shown = ["--insecure"]
             if ca:
-                own = keys / ("server" if self.proxied else "proxy")
+                own = keys / "server"
                 shown = ["--ssl-ca-certfile", ca, "--ssl-certfile", str(own / "tls.crt"),
                          "--ssl-keyfile", str(own / "tls.key"),
                          "--enable-supernode-auth"]  # fmt: skip
@@ -281,10 +280,9 @@ class Deployment:
             return ["flower-superexec", *proof, "--runtime-api-address", f"127.0.0.1:{PORT}"]
         key = keys / "clients" / self.identities[name] / "key"
         place = f"partition-id={self._numbers[name]} num-partitions={len(self.clients)}"
-        port = PROXY_PORT if self.proxied else PORT
-        node = ["flower-supernode"]
-        if self.proxied and self._http2:
-            node = [sys.executable, "-m", "client.supernode"]
+        port = PROXY_PORT if ca else PORT
+        over_http2 = [sys.executable, "-m", "client.supernode"]
+        node = over_http2 if ca and self._http2 else ["flower-supernode"]
         return [*node, *self.proofs.get(name, proof),
                 *(["--auth-supernode-private-key", str(key)] if ca else []),
                 "--superlink", f"{self.network.address('server')}:{port}",
@@ -299,6 +297,7 @@ class Deployment:
             " /keys/": f" {self.folder}/keys/proxy/",
             "set $superlink server": "set $superlink 127.0.0.1",
             "/dev/stderr": "stderr",
+            "access_log off": f"access_log {self.log('requests')}",
         }
         for there, own in here.items():
             assert there in text, f"proxy.conf without {there}"

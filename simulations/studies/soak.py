@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from server.app import terminate_as_interrupt
 from server.checkpoints import replace_file
 from server.record import RunFolder
+from server.signals import terminate_as_interrupt
 from simulations.machine import machine
 from simulations.studies.deployment import SERVER, SUPERLINK, Deployment
 

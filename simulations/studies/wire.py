@@ -89,7 +89,7 @@ def measure(arm: Arm, rounds: int, link: Link | None) -> dict[str, Any]:
         deployment = Deployment(
             scratch,
             clients=CLIENTS,
-            proxied=arm.over != "HTTP/1.1",
+            secure=arm.over != "HTTP/1.1",
             http2=arm.over == "HTTP/2",
             network=network,
             lasting=False,

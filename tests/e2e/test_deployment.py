@@ -5,6 +5,7 @@ happened, and nothing is lost.
 """
 
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from server.nodes import PROBE_S
 from server.record import RoundRow, RunFolder
 from server.state import load_state
-from simulations.studies.deployment import SERVER, SUPERLINK, Deployment
+from simulations.studies.deployment import PROXY, SERVER, SUPERLINK, Deployment
 
 pytestmark = [
     pytest.mark.deployment,
@@ -176,6 +177,9 @@ def test_a_client_that_keeps_its_key_is_the_same_node_again(deploy):
     deployment.restart("client-1")
     assert deployment.node_ids["client-1"] == before
     rows = run.completed()
+    requests = deployment.log("requests").read_text().splitlines()
+    assert all(re.search(r"POST /v1/fleet/[a-z-]+ HTTP/2.0", line) for line in requests)
+    assert len(requests) > 50
     assert list(rows[1].failed) == ["client 1"]
     assert rows[1].seconds < 100
     assert not rows[3].failed, "a client that holds nothing is sent a whole model"
@@ -317,7 +321,7 @@ def test_everything_stopped_and_started_again_is_resumed(deploy):
     deployment = deploy(secure=True)
     run = Run(deployment, rounds=4)
     run.await_round(2)
-    for name in [SERVER, *deployment.clients, SUPERLINK]:
+    for name in [SERVER, *deployment.clients, PROXY, SUPERLINK]:
         deployment.terminate(name)
     assert "interrupted after round" in run.stopped()
     before = run.folder.rows()

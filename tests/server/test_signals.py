@@ -1,0 +1,43 @@
+"""What a run does with signals that ask it to end."""
+
+import signal
+
+import pytest
+
+import server.app
+from server.record import RunFolder
+from server.signals import terminate_as_interrupt, undisturbed
+from simulations.local_engine import run_local
+
+
+def test_sigterm_interrupts():
+    with pytest.raises(KeyboardInterrupt), terminate_as_interrupt():
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_what_is_undisturbed_hears_nothing_and_what_follows_does():
+    with undisturbed():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_signal_does_not_lose_the_summary(tiny, tmp_path, monkeypatch):
+    """Flower's apps interrupt themselves when the process that began them is gone."""
+    twin = server.app.dense_twin_bytes
+
+    def while_it_concludes(recipe):
+        signal.raise_signal(signal.SIGINT)
+        return twin(recipe)
+
+    def interrupted(_row):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server.app, "dense_twin_bytes", while_it_concludes)
+    recipe = tiny(run={"dir": str(tmp_path / "run")})
+    folder = RunFolder(tmp_path / "run")
+    folder.create(recipe, {}, [])
+    with pytest.raises(KeyboardInterrupt):
+        run_local(recipe, interrupted)
+    assert folder.summary()["outcome"] == "interrupted after round 1"
