@@ -3,17 +3,24 @@
 A SuperNode signs every request, polls included: about a kilobyte of headers, nearly the same each
 time, and more than a round's payload in all. HTTP/2 sends of headers what is new (HPACK, RFC 7541),
 and its connections are kept, so that a heartbeat takes no TLS handshake. It is agreed upon in TLS
-(ALPN): a server that speaks HTTP/1.1 only, and one without TLS, is spoken to as Flower does.
-The arguments are those of ``flower-supernode``:
+(ALPN): a server that speaks HTTP/1.1 only, and one without TLS, is spoken to as Flower does. Who
+has waited long asks less often (``Pace``). The arguments are those of ``flower-supernode``:
 
     python -m client.supernode --superlink HOST:8443 --root-certificates ca.crt ...
 """
 
 import ssl
+import time
 from threading import Lock
 from typing import Any
 
 import httpx
+from flwr.proto.fleet_pb2 import (
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.cli import flower_supernode
@@ -21,6 +28,31 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 # seconds; longer than from one heartbeat to the next, shorter than the proxy's keepalive_timeout
 _KEPT = httpx.Limits(keepalive_expiry=60.0)
+
+_FLOWERS_PAUSE_S = 3.0  # between two polls
+_MOST_PAUSE_S = 15.0  # a server's question whether a client is idle expires after 30 s
+
+
+class Pace:
+    """Pauses between polls: a quarter of the time for which nothing has come, 3 to 15 s.
+
+    A client that waits for slower ones sees the next message a quarter of that wait late at most,
+    and so goes on waiting for them: rounds become no longer.
+    """
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """From now on, nothing has come."""
+        self._since = time.monotonic()
+
+    def pause(self) -> None:
+        """Wait for what the pause has more than Flower's own."""
+        waited = time.monotonic() - self._since - _FLOWERS_PAUSE_S  # when it asked last
+        more = min(waited / 4, _MOST_PAUSE_S) - _FLOWERS_PAUSE_S
+        if more > 0:
+            time.sleep(more)
 
 
 class GatheringSocket(ssl.SSLSocket):
@@ -84,11 +116,28 @@ class FleetConnection(FleetHttpClient):
 
 
 class FleetClient(FleetConnection):
-    """The same, with a connection more for heartbeats, so that no upload holds them up."""
+    """The same, with a connection more for heartbeats, which no upload holds up, and a ``Pace``."""
 
     def __init__(self, base_url: str, **options: Any) -> None:
         super().__init__(base_url, **options)
         self._heartbeats = FleetConnection(base_url, **options)
+        self._pace = Pace()
+
+    def PullMessages(self, request: PullMessagesRequest) -> PullMessagesResponse:  # noqa: N802
+        self._pace.pause()
+        try:
+            response = super().PullMessages(request)
+        except httpx.HTTPError:
+            self._pace.begin()  # asked again soon
+            raise
+        if response.messages_list:
+            self._pace.begin()
+        return response
+
+    def PushMessages(self, request: PushMessagesRequest) -> PushMessagesResponse:  # noqa: N802
+        response = super().PushMessages(request)
+        self._pace.begin()
+        return response
 
     def SendNodeHeartbeat(  # noqa: N802
         self, request: SendNodeHeartbeatRequest

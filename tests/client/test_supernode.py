@@ -8,14 +8,18 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from threading import Event, Thread
 
+import httpx
 import pytest
-from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
 from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
+from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from client import supernode
 from client.supernode import FleetClient
 from simulations.studies.processes import listens, wait_until
 
@@ -171,6 +175,55 @@ def test_a_server_of_http_1_is_spoken_to(proxied):
         assert client.PushObject(_object(5 << 20)).stored
         assert client.SendNodeHeartbeat(SendNodeHeartbeatRequest()).success
     assert {protocol for _, protocol, _, _ in proxied.requests()} == {"HTTP/1.1"}
+
+
+def test_who_waits_long_asks_less_often_and_is_late_by_a_quarter(monkeypatch):
+    now, asked = 0.0, []
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return now
+
+        @staticmethod
+        def sleep(seconds: float) -> None:
+            nonlocal now
+            now += seconds
+
+    answers = {"fail": False}
+
+    def exchange(self, *, path, response_type, **_):
+        if answers["fail"]:
+            raise httpx.ConnectError("gone")
+        asked.append(now)
+        found = now > 600 and "pull" in path
+        return response_type(messages_list=[{}]) if found else response_type()
+
+    monkeypatch.setattr(supernode, "time", Clock)
+    monkeypatch.setattr(FleetHttpClient, "_unary_unary", exchange)
+    with FleetClient("https://localhost:1") as client:
+        while not client.PullMessages(PullMessagesRequest()).messages_list:
+            Clock.sleep(3)  # as Flower's loop does
+        assert asked[:4] == [0, 3, 6, 9]
+        assert now < 616
+        assert len(asked) < 50, "of 200"
+        assert all(
+            later == pytest.approx(earlier + min(max(3, earlier / 4), 15))
+            for earlier, later in pairwise(asked)
+        )
+        began = now = now + 500  # it trains
+        client.PushMessages(PushMessagesRequest())
+        asked.clear()
+        client.PullMessages(PullMessagesRequest())
+        assert asked == [began]
+
+        now += 500
+        answers["fail"] = True
+        with pytest.raises(httpx.ConnectError):
+            client.PullMessages(PullMessagesRequest())
+        answers["fail"], before = False, now
+        client.PullMessages(PullMessagesRequest())
+        assert now == before, "a server that comes back is asked at once"
 
 
 def test_a_connection_outlasts_the_pause_between_heartbeats(proxied):
