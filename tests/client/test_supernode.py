@@ -2,11 +2,13 @@
 
 import hashlib
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +28,6 @@ from simulations.studies.processes import listens, wait_until
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is needed, as in .ci/run")
 KEYS = Path(__file__).parents[2] / "docker" / "keys.py"
-PORT, OLD_PORT = 18443, 18444
 CONF = """
 pid {folder}/pid;
 user root;
@@ -88,16 +89,17 @@ class Proxied:
         make = ["make", "--host", "127.0.0.1", "--clients", "1"]
         subprocess.run([sys.executable, str(KEYS), "--dir", str(folder / "keys"), *make],
                        check=True, capture_output=True)  # fmt: skip
-        text = CONF.format(folder=folder, kept=kept, port=PORT, old_port=OLD_PORT,
+        self.port, self.old_port = _free_ports(2)
+        text = CONF.format(folder=folder, kept=kept, port=self.port, old_port=self.old_port,
                            behind=self.server.server_port)  # fmt: skip
         (folder / "nginx.conf").write_text(text)
         command = [NGINX, "-e", "stderr", "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
         self.nginx = subprocess.Popen(command)
-        wait_until(lambda: listens(self.nginx.pid, OLD_PORT), "nginx does not listen")
+        wait_until(lambda: listens(self.nginx.pid, self.old_port), "nginx does not listen")
 
-    def client(self, port: int = PORT) -> FleetClient:
+    def client(self, port: int | None = None) -> FleetClient:
         ca = str(self.folder / "keys" / "proxy" / "ca.crt")
-        return FleetClient.from_server_address(f"127.0.0.1:{port}", False, ca, [])
+        return FleetClient.from_server_address(f"127.0.0.1:{port or self.port}", False, ca, [])
 
     def requests(self) -> list[list[str]]:
         """Connection, protocol, status and path of each request."""
@@ -108,6 +110,13 @@ class Proxied:
         self.nginx.wait()
         self.server.shutdown()
         self.server.server_close()
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+                   for _ in range(count)]  # fmt: skip
+        return [each.getsockname()[1] for each in sockets]
 
 
 @pytest.fixture
@@ -171,7 +180,7 @@ def test_a_request_leaves_at_once_in_one_piece(proxied, monkeypatch):
 
 
 def test_a_server_of_http_1_is_spoken_to(proxied):
-    with proxied.client(OLD_PORT) as client:
+    with proxied.client(proxied.old_port) as client:
         assert client.PushObject(_object(5 << 20)).stored
         assert client.SendNodeHeartbeat(SendNodeHeartbeatRequest()).success
     assert {protocol for _, protocol, _, _ in proxied.requests()} == {"HTTP/1.1"}
