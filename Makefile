@@ -27,7 +27,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations 20
 
-# Parts of a deployed run are killed, cut off and restarted: root, iproute2 and ethtool are needed.
+# Parts of a deployed run are killed, cut off and restarted: root, iproute2, ethtool and nginx are needed.
 # These tests wait more than they work, so that two run at once; 25 minutes on two cores.
 # Some of them: make fault-test FAULTS="quorum or superlink".
 FAULTS ?=

@@ -1,7 +1,7 @@
 """A deployed run on one machine: SuperLink, server side and SuperNodes, each to be killed and cut.
 
 Every host is a network namespace; what a host runs is one session of processes, ended as a power
-failure or as an operator ends it. Needs root, iproute2 and ethtool.
+failure or as an operator ends it. Needs root, iproute2, ethtool and nginx.
 """
 
 import os

@@ -3,7 +3,7 @@
 Three clients, TLS, node authentication, a tiny model. Every few rounds, drawn from the seed, a
 client is killed or its cable pulled, or the server side or the SuperLink is killed; what ends is
 started again, and the run resumed. At the end every round has to be recorded once, and no part's
-memory may have grown by 10 MB in 100 rounds. Needs root, iproute2 and ethtool. Example:
+memory may have grown by 10 MB in 100 rounds. Needs root, iproute2, ethtool and nginx. Example:
 
     python -m simulations.studies.soak --rounds 200 --seed 0
 """

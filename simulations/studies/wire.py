@@ -3,7 +3,7 @@
 One server and two clients, each in a network namespace of its own, joined by a bridge; the kernel
 counts what crosses the interfaces of the server and of the clients, offloads switched off. All arms
 exchange ResNet-56, the trained ones on digits. With ``--link``, each client is behind a slow link
-of its own. The tables go into docs/wire.md. Needs root, iproute2 and ethtool.
+of its own. The tables go into docs/wire.md. Needs root, iproute2, ethtool and nginx.
 Examples:
 
     python -m simulations.studies.wire
