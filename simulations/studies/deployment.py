@@ -91,7 +91,6 @@ class Deployment:
             self.start(SUPERLINK)
             if self.secure:
                 self._keys("register")
-            if self.secure:
                 self.start(PROXY)
             self.start(SERVER)
             for name in self.clients:
@@ -147,7 +146,7 @@ class Deployment:
             self.await_ready(name)
 
     def await_ready(self, name: str, seconds: float = _READY_S) -> None:
-        """Wait until the SuperLink listens, or a client has its node id.
+        """Wait until SuperLink or proxy listens, or a client has its node id.
 
         Flower refuses a node that it takes to be connected still, so a client that was killed is
         turned away until its last heartbeat is a minute old. As a restart policy would, this starts
@@ -264,7 +263,9 @@ class Deployment:
         proof = ["--root-certificates", ca] if ca else ["--insecure"]
         if name == PROXY:
             nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or "nginx"
-            return [nginx, "-e", "stderr", "-c", str(self._proxy_settings()), "-g", "daemon off;"]
+            settings = self.folder / "proxy.conf"
+            settings.write_text(proxy_settings(self.folder, self.log("requests")))
+            return [nginx, "-e", "stderr", "-c", str(settings), "-g", "daemon off;"]
         if name == SUPERLINK:
             shown = ["--insecure"]
             if ca:
@@ -288,24 +289,6 @@ class Deployment:
                 "--superlink", f"{self.network.address('server')}:{port}",
                 "--node-config", place]  # fmt: skip
 
-    def _proxy_settings(self) -> Path:
-        """The proxy's configuration for this host, written."""
-        text = (_DOCKER / "proxy.conf").read_text()
-        here = {
-            "worker_processes": "user root;\nworker_processes",
-            "/tmp/": f"{self.folder}/proxy-",
-            " /keys/": f" {self.folder}/keys/proxy/",
-            "set $superlink server": "set $superlink 127.0.0.1",
-            "/dev/stderr": "stderr",
-            "access_log off": f"access_log {self.log('requests')}",
-        }
-        for there, own in here.items():
-            assert there in text, f"proxy.conf without {there}"
-            text = text.replace(there, own)
-        path = self.folder / "proxy.conf"
-        path.write_text(text)
-        return path
-
     def _ready(self, name: str) -> bool:
         if not self.up(name):
             return False
@@ -328,3 +311,21 @@ class Deployment:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         wait_until(lambda: not any(s == process.pid for _, s in sessions()), f"{name} goes on")
+
+
+def proxy_settings(folder: Path, log: Path) -> str:
+    """docker/proxy.conf for this host, with ``folder/keys``; requests are noted in ``log``."""
+    text = (_DOCKER / "proxy.conf").read_text()
+    here = {
+        "worker_processes": "user root;\nworker_processes",
+        "/tmp/": f"{folder}/proxy-",
+        " /keys/": f" {folder}/keys/proxy/",
+        "set $superlink server": "set $superlink 127.0.0.1",
+        "/dev/stderr": "stderr",
+        "access_log off": f"access_log {log}",
+    }
+    for there, own in here.items():
+        if there not in text:
+            raise ValueError(f"proxy.conf without {there}")
+        text = text.replace(there, own)
+    return text

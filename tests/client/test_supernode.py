@@ -1,12 +1,14 @@
 """The connections of a SuperNode, through nginx over TLS, with a server behind it."""
 
 import hashlib
+import re
 import shutil
 import socket
 import ssl
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,58 +25,40 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from client import supernode
 from client.supernode import FleetClient
+from simulations.studies.deployment import proxy_settings
 from simulations.studies.processes import listens, wait_until
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is needed, as in .ci/run")
+needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is needed, as in .ci/run")
 KEYS = Path(__file__).parents[2] / "docker" / "keys.py"
-CONF = """
-pid {folder}/pid;
-user root;
-events {{}}
-http {{
-  log_format requests '$connection $server_protocol $status $uri';
-  access_log {folder}/requests requests;
-  client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi;
-  scgi_temp_path {folder}/scgi;
-  client_max_body_size 6m;
-  keepalive_timeout {kept}s;
-  ssl_certificate {folder}/keys/proxy/tls.crt;
-  ssl_certificate_key {folder}/keys/proxy/tls.key;
-  server {{
-    listen 127.0.0.1:{port} ssl http2;
-    location / {{ proxy_pass http://127.0.0.1:{behind}; }}
-  }}
-  server {{
-    listen 127.0.0.1:{old_port} ssl;
-    location / {{ proxy_pass http://127.0.0.1:{behind}; }}
-  }}
-}}
-"""
+PROXY_CONF = (KEYS.parent / "proxy.conf").read_text()
+LINE = "$connection $server_protocol $status $uri"
 
 
 class Proxied:
-    """A server behind nginx; objects pushed to it wait for ``free``, if it is cleared."""
+    """A server behind nginx with docker/proxy.conf, in which ``changes`` are made.
 
-    def __init__(self, folder: Path, kept: int) -> None:
+    Objects pushed to it wait for ``free``, if that is cleared.
+    """
+
+    def __init__(self, folder: Path, changes: dict[str, str]) -> None:
         self.folder, self.digests, self.free, self.pushing = folder, [], Event(), Event()
+        self.served = Counter()
         self.free.set()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
-                answer = b""
-                if self.path.endswith("push-object"):
+                name, answer = self.path.rpartition("/")[2], b""
+                outer.served[name] += 1
+                if name == "push-object":
                     content = PushObjectRequest.FromString(body).object_content
                     outer.digests.append(hashlib.sha256(content).hexdigest())
                     outer.pushing.set()
                     outer.free.wait(30)
                     answer = PushObjectResponse(stored=True).SerializeToString()
-                if self.path.endswith("heartbeat"):
+                if name == "send-node-heartbeat":
                     answer = SendNodeHeartbeatResponse(success=True).SerializeToString()
                 self.send_response(200)
                 self.send_header("content-length", str(len(answer)))
@@ -84,25 +68,37 @@ class Proxied:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        Thread(target=self.server.serve_forever, daemon=True).start()
         make = ["make", "--host", "127.0.0.1", "--clients", "1"]
         subprocess.run([sys.executable, str(KEYS), "--dir", str(folder / "keys"), *make],
                        check=True, capture_output=True)  # fmt: skip
-        self.port, self.old_port = _free_ports(2)
-        text = CONF.format(folder=folder, kept=kept, port=self.port, old_port=self.old_port,
-                           behind=self.server.server_port)  # fmt: skip
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        own = folder / "keys" / "server"
+        context.load_cert_chain(own / "tls.crt", own / "tls.key")
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        Thread(target=self.server.serve_forever, daemon=True).start()
+        self.port, health = _free_ports(2)
+        changes |= {"8000": f"{self.server.server_port}", "8443": f"{self.port}",
+                    "8080": f"{health}"}  # fmt: skip
+        text = proxy_settings(folder, folder / "requests")
+        text = text.replace("http {", f"http {{\n  log_format brief '{LINE}';", 1)
+        text = text.replace("requests;", "requests brief;", 1)
+        for there, other in changes.items():
+            assert there in text
+            text = text.replace(there, other)
         (folder / "nginx.conf").write_text(text)
-        command = [NGINX, "-e", "stderr", "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
-        self.nginx = subprocess.Popen(command)
-        wait_until(lambda: listens(self.nginx.pid, self.old_port), "nginx does not listen")
 
-    def client(self, port: int | None = None) -> FleetClient:
+    def start(self) -> None:
+        command = [NGINX, "-e", "stderr", "-c", self.folder / "nginx.conf", "-g", "daemon off;"]
+        self.nginx = subprocess.Popen(command)
+        wait_until(lambda: listens(self.nginx.pid, self.port), "nginx does not listen")
+
+    def client(self) -> FleetClient:
         ca = str(self.folder / "keys" / "proxy" / "ca.crt")
-        return FleetClient.from_server_address(f"127.0.0.1:{port or self.port}", False, ca, [])
+        return FleetClient.from_server_address(f"127.0.0.1:{self.port}", False, ca, [])
 
     def requests(self) -> list[list[str]]:
-        """Connection, protocol, status and path of each request."""
+        """Connection, protocol, status and name of each request."""
         return [line.split() for line in (self.folder / "requests").read_text().splitlines()]
 
     def close(self) -> None:
@@ -121,18 +117,28 @@ def _free_ports(count: int) -> list[int]:
 
 @pytest.fixture
 def proxied(tmp_path, request):
-    kept = getattr(request, "param", 75)
-    proxied = Proxied(tmp_path, kept)
-    yield proxied
-    proxied.close()
+    proxied = Proxied(tmp_path, dict(getattr(request, "param", {})))
+    try:
+        proxied.start()
+        yield proxied
+    finally:
+        proxied.close()
+
+
+def changed(**changes: str):
+    """Settings of the proxy which are other than usual."""
+    new = {re.search(rf"{key} [^;]*;", PROXY_CONF)[0]: f"{key} {value};"
+           for key, value in changes.items()}  # fmt: skip
+    return pytest.mark.parametrize("proxied", [new], indirect=True)
 
 
 def _object(size: int) -> PushObjectRequest:
     return PushObjectRequest(object_id="x", object_content=bytes(range(256)) * (size // 256))
 
 
-def test_many_threads_share_one_connection_and_heartbeats_have_their_own(proxied):
-    with proxied.client() as client, ThreadPoolExecutor(8) as threads:
+@needs_nginx
+def test_many_threads_at_once_over_few_connections(proxied):
+    with proxied.client() as client, ThreadPoolExecutor(4) as threads:
         jobs = [threads.submit(client.PullMessages, PullMessagesRequest()) for _ in range(100)]
         jobs += [threads.submit(client.PushObject, _object(1 << 18)) for _ in range(20)]
         beats = [threads.submit(client.SendNodeHeartbeat, SendNodeHeartbeatRequest())
@@ -142,13 +148,11 @@ def test_many_threads_share_one_connection_and_heartbeats_have_their_own(proxied
         assert all(job.result().stored for job in jobs[100:])
     rows = proxied.requests()
     assert {(protocol, status) for _, protocol, status, _ in rows} == {("HTTP/2.0", "200")}
-    beating = {number for number, *_, path in rows if path.endswith("heartbeat")}
-    others = {number for number, *_, path in rows if not path.endswith("heartbeat")}
     assert len(rows) == 140
-    assert len(beating) == len(others) == 1
-    assert beating != others
+    assert len({number for number, *_ in rows}) <= 4
 
 
+@needs_nginx
 def test_no_upload_holds_up_a_heartbeat(proxied):
     proxied.free.clear()
     with proxied.client() as client, ThreadPoolExecutor(1) as threads:
@@ -160,6 +164,7 @@ def test_no_upload_holds_up_a_heartbeat(proxied):
         assert push.result().stored
 
 
+@needs_nginx
 def test_the_largest_piece_arrives_whole(proxied):
     piece = _object(5 << 20)  # more than HTTP/2's windows: the server's word is waited for
     with proxied.client() as client:
@@ -167,23 +172,85 @@ def test_the_largest_piece_arrives_whole(proxied):
     assert proxied.digests == [hashlib.sha256(piece.object_content).hexdigest()]
 
 
-def test_a_request_leaves_at_once_in_one_piece(proxied, monkeypatch):
+@needs_nginx
+def test_what_the_proxy_refuses_is_refused_at_once(proxied):
+    with proxied.client() as client:
+        for request in (PushObjectRequest(object_content=bytes(7 << 20)),):
+            began = time.monotonic()
+            with pytest.raises(httpx.HTTPStatusError, match="413"):
+                client.PushObject(request)
+            assert time.monotonic() - began < 5
+        assert client.PushObject(_object(256)).stored
+
+
+@needs_nginx
+@changed(keepalive_requests="5")
+def test_a_connection_that_has_served_its_time_is_followed_by_another(proxied):
+    with proxied.client() as client:
+        for _ in range(30):
+            client.PullMessages(PullMessagesRequest())
+    assert proxied.served == {"pull-messages": 30}
+    assert 6 <= len({number for number, *_ in proxied.requests()}) <= 12
+
+
+@needs_nginx
+@changed(keepalive_time="1s")
+def test_so_is_one_that_has_lived_long(proxied):
+    with proxied.client() as client:
+        for _ in range(12):
+            time.sleep(0.3)
+            client.PullMessages(PullMessagesRequest())
+    assert proxied.served == {"pull-messages": 12}
+
+
+@needs_nginx
+def test_a_proxy_that_was_started_again_is_asked_at_once(proxied):
     with proxied.client() as client:
         client.PullMessages(PullMessagesRequest())
-        sizes, send = [], ssl.SSLSocket.send
-        monkeypatch.setattr(
-            ssl.SSLSocket, "send", lambda self, data: sizes.append(len(data)) or send(self, data)
-        )
+        proxied.nginx.terminate()
+        proxied.nginx.wait()
+        proxied.start()
+        time.sleep(2)  # polls are 3 s apart
         client.PullMessages(PullMessagesRequest())
-        assert len(sizes) == 1
-        assert sizes[0] < 100, "the headers that are as before are a byte each"
+    assert proxied.served == {"pull-messages": 2}
 
 
+@needs_nginx
+@changed(listen="8443 ssl")
 def test_a_server_of_http_1_is_spoken_to(proxied):
-    with proxied.client(proxied.old_port) as client:
+    with proxied.client() as client:
         assert client.PushObject(_object(5 << 20)).stored
         assert client.SendNodeHeartbeat(SendNodeHeartbeatRequest()).success
     assert {protocol for _, protocol, _, _ in proxied.requests()} == {"HTTP/1.1"}
+
+
+@needs_nginx
+def test_a_connection_outlasts_the_pause_between_heartbeats(proxied):
+    with proxied.client() as client:
+        for pause in (0, 6):  # httpx's own would be closed after 5 s
+            time.sleep(pause)
+            assert client.SendNodeHeartbeat(SendNodeHeartbeatRequest()).success
+    assert len({number for number, *_ in proxied.requests()}) == 1
+
+
+@needs_nginx
+def test_a_server_that_cannot_be_had_is_named_so_that_flower_knows_what_to_do(proxied, tmp_path):
+    other = tmp_path / "other"
+    make = ["make", "--host", "127.0.0.1", "--clients", "1"]
+    subprocess.run([sys.executable, str(KEYS), "--dir", str(other), *make], check=True)
+    place = f"127.0.0.1:{proxied.port}"
+    stranger = FleetClient.from_server_address(place, False, str(other / "proxy" / "ca.crt"), [])
+    with stranger, pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        stranger.PullMessages(PullMessagesRequest())
+    trusted = (proxied.folder / "keys" / "proxy" / "ca.crt").read_bytes()
+    with FleetClient.from_server_address(place, False, trusted, []) as client:
+        client.PullMessages(PullMessagesRequest())
+        proxied.nginx.terminate()
+        proxied.nginx.wait()
+        for error in (httpx.RemoteProtocolError, httpx.ConnectError):  # both are tried again
+            with pytest.raises(error) as refused:
+                client.PullMessages(PullMessagesRequest())
+            assert not re.search("certificate|ssl|tls", str(refused.value), re.I), "unless"
 
 
 def test_who_waits_long_asks_less_often_and_is_late_by_a_quarter(monkeypatch):
@@ -235,18 +302,8 @@ def test_who_waits_long_asks_less_often_and_is_late_by_a_quarter(monkeypatch):
         assert now == before, "a server that comes back is asked at once"
 
 
-def test_a_connection_outlasts_the_pause_between_heartbeats(proxied):
-    with proxied.client() as client:
-        for pause in (0, 6):  # httpx's own would be closed after 5 s
-            time.sleep(pause)
-            assert client.SendNodeHeartbeat(SendNodeHeartbeatRequest()).success
-    assert len({number for number, *_ in proxied.requests()}) == 1
-
-
-@pytest.mark.parametrize("proxied", [1], indirect=True)
-def test_a_connection_that_the_server_closed_is_made_anew(proxied):
-    with proxied.client() as client:
-        for pause in (0, 2):
-            time.sleep(pause)
-            assert client.SendNodeHeartbeat(SendNodeHeartbeatRequest()).success
-    assert len({number for number, *_ in proxied.requests()}) == 2
+@pytest.mark.parametrize("value", ["2", "16", "soon", "nan"])
+def test_pauses_that_cannot_be_are_refused(monkeypatch, value):
+    monkeypatch.setenv("CSG_POLL_SECONDS", value)
+    with pytest.raises(SystemExit, match=f"CSG_POLL_SECONDS={value}: give 3 to 15"):
+        supernode.main()
