@@ -227,3 +227,7 @@ def _in_httpx(code: int, text: str, request: httpx.Request) -> httpx.TransportEr
     return httpx.RemoteProtocolError(
         f"the connection broke (libcurl's error {code})", request=request
     )
+
+
+if __name__ == "__main__":
+    main()

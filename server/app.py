@@ -66,15 +66,15 @@ def serve(recipe: Recipe, grid: Grid, on_round: Callable[[RoundRow], None]) -> N
     if recipe.run.dir is None:
         raise RecipeError("run.dir is not set; name the folder of the run")
     folder = RunFolder(Path(recipe.run.dir))
-    with folder.locked(LOCK_S if recipe.run.engine == "flower" else 0.0):
+    locked = folder.locked(LOCK_S if recipe.run.engine == "flower" else 0.0)
+    with locked, terminate_as_interrupt():
         folder.begin()
         outcome = "completed"
         try:
             test = load_images(recipe.data.name, recipe.data.dir, "test")
             rounds = Rounds(recipe, grid, folder, test)
             rounds.resume()
-            with terminate_as_interrupt():
-                rounds.run(on_round)
+            rounds.run(on_round)
         except (KeyboardInterrupt, SystemExit):  # the latter is Flower's, when a run is stopped
             outcome = "interrupted"
             raise

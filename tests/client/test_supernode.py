@@ -1,6 +1,7 @@
 """The connections of a SuperNode, through nginx over TLS, with a server behind it."""
 
 import hashlib
+import os
 import re
 import shutil
 import socket
@@ -21,6 +22,7 @@ import pytest
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
 from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
+from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from client import supernode
@@ -303,7 +305,23 @@ def test_who_waits_long_asks_less_often_and_is_late_by_a_quarter(monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["2", "16", "soon", "nan"])
-def test_pauses_that_cannot_be_are_refused(monkeypatch, value):
-    monkeypatch.setenv("CSG_POLL_SECONDS", value)
-    with pytest.raises(SystemExit, match=f"CSG_POLL_SECONDS={value}: give 3 to 15"):
-        supernode.main()
+def test_pauses_that_cannot_be_are_refused(value):
+    command = [sys.executable, "-m", "client.supernode", "--insecure"]
+    environment = {**os.environ, "CSG_POLL_SECONDS": value}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [
+        f"CSG_POLL_SECONDS={value}: give 3 to 15, seconds between two polls at most"
+    ]
+
+
+def test_a_supernode_that_loses_its_connection_ends(monkeypatch):
+    """Flower's own stays up then, and no restart policy helps it."""
+    ended = []
+    monkeypatch.setattr(fleet_http_connection, "FleetHttpClient", FleetHttpClient)
+    monkeypatch.setattr(supernode, "flower_supernode", lambda: None)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    supernode.main()
+    assert ended == [1]
+    with fleet_http_connection.FleetHttpClient("https://localhost:1") as client:
+        assert isinstance(client, FleetClient)

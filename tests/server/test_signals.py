@@ -23,16 +23,17 @@ def test_what_is_undisturbed_hears_nothing_and_what_follows_does():
         signal.raise_signal(signal.SIGINT)
 
 
-def test_a_second_signal_does_not_lose_the_summary(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_lose_the_summary(tiny, tmp_path, monkeypatch, second):
     """Flower's apps interrupt themselves when the process that began them is gone."""
     twin = server.app.dense_twin_bytes
 
     def while_it_concludes(recipe):
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(second)
         return twin(recipe)
 
     def interrupted(_row):
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(server.app, "dense_twin_bytes", while_it_concludes)
     recipe = tiny(run={"dir": str(tmp_path / "run")})
