@@ -8,8 +8,8 @@ has waited long asks less often (``Pace``). The arguments are those of ``flower-
 
     python -m client.supernode --superlink HOST:8443 --root-certificates ca.crt ...
 
-``CSG_POLL_SECONDS`` is the longest pause between two polls, 3 to 15. Where its connection ends by an
-error, the process ends with status 1, so that a restart policy can help.
+``CSG_POLL_SECONDS`` is the longest pause between two polls, 3 to 15. Where its connection ends by
+an error, the process ends with status 1, so that a restart policy can help.
 """
 
 import logging
