@@ -10,6 +10,14 @@ from server.signals import terminate_as_interrupt, undisturbed
 from simulations.local_engine import run_local
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """SIGINT interrupts, also where the tests were begun in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_sigterm_interrupts():
     with pytest.raises(KeyboardInterrupt), terminate_as_interrupt():
         signal.raise_signal(signal.SIGTERM)
