@@ -191,6 +191,8 @@ class _Headers:
 class FleetClient(FleetHttpClient):
     """Flower's client of the Fleet API, over ``CurlTransport`` and with a ``Pace``."""
 
+    _pace: Pace
+
     @classmethod
     def from_server_address(
         cls,
@@ -215,21 +217,17 @@ class FleetClient(FleetHttpClient):
         client._pace = Pace(_most_pause())
         return client
 
-    _pace: Pace
-
     def _unary_unary(self, *, path: str, **options: Any) -> Any:
-        waiting = path in (_POLL, _HEARTBEAT)
         if path == _POLL:
             self._pace.pause()
         try:
             response = super()._unary_unary(path=path, **options)
-            waiting = waiting and not getattr(response, "messages_list", None)
         except httpx.HTTPError:
-            waiting = path == _HEARTBEAT  # what failed is asked again soon
+            if path != _HEARTBEAT:
+                self._pace.begin()  # what failed is asked again soon
             raise
-        finally:
-            if not waiting:
-                self._pace.begin()
+        if path not in (_POLL, _HEARTBEAT) or getattr(response, "messages_list", None):
+            self._pace.begin()
         return response
 
 
