@@ -262,7 +262,9 @@ class Deployment:
         keys, ca = self.folder / "keys", self.ca
         proof = ["--root-certificates", ca] if ca else ["--insecure"]
         if name == PROXY:
-            nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or "nginx"
+            nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+            if nginx is None:
+                raise FileNotFoundError("nginx is not installed; Debian has it as nginx-light")
             settings = self.folder / "proxy.conf"
             settings.write_text(proxy_settings(self.folder, self.log("requests")))
             return [nginx, "-e", "stderr", "-c", str(settings), "-g", "daemon off;"]

@@ -102,7 +102,7 @@ def measure(arm: Arm, rounds: int, link: Link | None) -> dict[str, Any]:
                     found = plain(deployment, rounds)
                 else:
                     found = ours(deployment, rounds, arm.settings)
-        except MeasureError as error:
+        except (MeasureError, TimeoutError) as error:
             shutil.rmtree(_FAILED, ignore_errors=True)
             shutil.copytree(scratch, _FAILED)
             raise MeasureError(f"{error}; see {_FAILED}/logs") from error

@@ -24,8 +24,9 @@ from simulations.studies.deployment import PROXY, SERVER, SUPERLINK, Deployment
 pytestmark = [
     pytest.mark.deployment,
     pytest.mark.skipif(
-        os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("ethtool"),
-        reason="network namespaces need root, iproute2 and ethtool, as in .ci/run",
+        os.geteuid() != 0
+        or not all(shutil.which(name) for name in ("ip", "ethtool", "/usr/sbin/nginx")),
+        reason="network namespaces and proxy need root, iproute2, ethtool and nginx, as in .ci/run",
     ),
 ]
 
