@@ -14,7 +14,7 @@ import torch
 
 from client.job import Job, Received, Trained
 from client.local import LocalClient
-from client.replicas import Batch, Replicas
+from client.replicas import Batch, Replicas, values_of
 from client.training import CROP_PADDING, Losses, drawing_as, epoch_batches
 from csg_core import generators
 from csg_core.images import crop_and_flip, draw_crops
@@ -44,7 +44,7 @@ class Cohort:
         """
         answers: dict[int, Trained | Exception] = {}
         begun: list[_Begun] = []
-        replicas = self._prepared(jobs)
+        replicas, values = self._prepared(jobs), values_of(self._client.model)
         # those with most images first, so that the ones that still have a batch are the first ones
         places = sorted(range(len(jobs)), key=lambda place: -len(jobs[place].shard.train_rows))
         for place in places:
@@ -53,13 +53,13 @@ class Cohort:
             except Exception as error:  # of this client alone
                 answers[place] = error
                 continue
-            replicas[len(begun)].begin(self._client.model)
+            replicas[len(begun)].begin(values)
             begun.append(_Begun(place, jobs[place], received))
         started = time.perf_counter()
         losses = self._fit(begun, replicas) if begun else []
         seconds = (time.perf_counter() - started) / max(len(begun), 1)
         for client, own, replica in zip(begun, losses, replicas, strict=False):
-            replica.hand_over(self._client.model)
+            replica.hand_over(values)
             try:
                 answer = self._client.answer(client.job, client.received, own, seconds)
                 answers[client.place] = answer

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from client.memory import NOTHING, Memory
 from client.shard import Shard
 from csg_core.broadcast import Held
+from csg_core.payload import Payload
 from federation.messages import TrainReport
 
 
@@ -16,7 +17,7 @@ class TrainingError(RuntimeError):
 class Trained:
     """A client's answer, and what it keeps for its next round."""
 
-    payload: bytes
+    payload: Payload
     report: TrainReport
     memory: Memory
 
@@ -25,7 +26,7 @@ class Trained:
 class Job:
     """What a client is to do in a round; ``memory`` is what it kept from its last one."""
 
-    payload: bytes
+    payload: Payload
     shard: Shard
     round_: int
     partition: int

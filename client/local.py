@@ -13,12 +13,13 @@ from client.job import Job, Received, Trained, TrainingError
 from client.memory import NOTHING, Memory
 from client.shard import Shard
 from client.training import Losses, train_epoch
-from csg_core import GROUPS, build, generators, manifest, pack, unpack
+from csg_core import GROUPS, build, generators, manifest
 from csg_core.broadcast import Channel, Held
 from csg_core.codecs import codec_named
 from csg_core.codecs.base import Values
 from csg_core.evaluation import evaluate
-from csg_core.payload import decode, encode
+from csg_core.exchange import Exchanged, all_finite
+from csg_core.payload import Passed, Payload, decode, encode, payload_bytes
 from federation.devices import device_of, precision_of
 from federation.messages import EvaluationReport, TrainReport
 from federation.recipe import Recipe
@@ -34,17 +35,19 @@ class LocalClient:
         self.precision = precision_of(recipe)
         self.model = build(recipe.model, seed=recipe.run.seed).to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._sent = recipe.train.travelling()
-        self._kept = tuple(group for group in GROUPS if group not in self._sent)
-        sent = manifest(self.model, self._sent)
+        travelling = recipe.train.travelling()
+        self._sent = Exchanged(self.model, travelling)
+        self._kept = Exchanged(self.model, [g for g in GROUPS if g not in travelling])
+        sent = manifest(self.model, travelling)
         wire = recipe.wire
         self._uplink = codec_named(wire.uplink)
         self._channel = Channel(
             sent.fingerprint, sent.parts, codec_named(wire.downlink), wire.deltas
         )
-        self._first = self._channel.first(pack(self.model, self._sent))
-        self._first_kept = pack(self.model, self._kept)
-        self._received: tuple[int, bytes, Held] | None = None
+        self._first = self._channel.first(self._sent.flat().cpu().numpy())
+        self._first_kept = self._kept.flat()
+        self._received: tuple[int, int, Payload, Held] | None = None
+        self._given: tuple[Held, Tensor] | None = None
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.generators = list(generators(self.model).values())
 
@@ -80,8 +83,8 @@ class LocalClient:
             TrainingError: if the loss, or a value of the model, is no number.
         """
         recipe, held, started = self.recipe, received.held, time.perf_counter()
-        trained = pack(self.model, self._sent)
-        if not math.isfinite(losses.mean) or not np.isfinite(trained).all():
+        trained = self._sent.flat()
+        if not math.isfinite(losses.mean) or not all_finite(trained):
             raise TrainingError(
                 f"client {job.partition}: the loss is {losses.mean} in round {job.round_}; "
                 f"lower train.lr {recipe.train.lr}"
@@ -94,14 +97,17 @@ class LocalClient:
             loss_after=losses.last,
             seconds=received.seconds + seconds + time.perf_counter() - started,
         )
-        update, residual = self._encode(trained - held.values, held, job)
-        kept = pack(self.model, self._kept) if self._kept else None
+        kept = self._kept.flat().cpu().numpy() if self._kept.size else None
+        if isinstance(job.payload, Passed):
+            update = trained.sub_(self._on_device(held))
+            return Trained(self._passed(update, held, job), report, Memory(kept=kept))
+        payload, residual = self._encode(trained.cpu().numpy() - held.values, held, job)
         held_next = held if recipe.wire.deltas else None
-        return Trained(update, report, Memory(kept=kept, residual=residual, held=held_next))
+        return Trained(payload, report, Memory(kept=kept, residual=residual, held=held_next))
 
     def evaluate(
         self,
-        payload: bytes,
+        payload: Payload,
         shard: Shard,
         *,
         round_: int,
@@ -128,18 +134,30 @@ class LocalClient:
         )
         return report, replace(memory, held=held if self.recipe.wire.deltas else None)
 
-    def _receive(self, payload: bytes, round_: int, memory: Memory) -> Held:
+    def _receive(self, payload: Payload, round_: int, memory: Memory) -> Held:
         before = memory.held or self._first
         last = self._received  # of the client before, who often was sent the same
-        if last is not None and last[:2] == (before.digest, payload):
-            held = last[2]
+        if last is not None and last[:3] == (round_, before.digest, payload):
+            held = last[3]
         else:
             held = self._channel.receive(payload, round_, before)
-            self._received = (before.digest, payload, held)
-        unpack(self.model, held.values, self._sent)
-        kept = self._first_kept if memory.kept is None else memory.kept
-        unpack(self.model, kept, self._kept)
+            self._received = (round_, before.digest, payload, held)
+        self._sent.write(self._on_device(held))
+        kept = memory.kept
+        self._kept.write(self._first_kept if kept is None else self._kept.checked(kept))
         return held
+
+    def _on_device(self, held: Held) -> Tensor:
+        """The values of a version, checked; the clients of a round often hold the same."""
+        if self._given is None or self._given[0] is not held:
+            self._given = held, self._sent.checked(held.values)
+        return self._given[1]
+
+    def _passed(self, update: Tensor, held: Held, job: Job) -> Passed:
+        """An update as it is, for a server of this process."""
+        length = payload_bytes(self._channel.parts, self._uplink)
+        return Passed(values=update, kind="update", round=job.round_, version=held.version,
+                      length=length)  # fmt: skip
 
     def _encode(self, update: Values, held: Held, job: Job) -> tuple[bytes, Values | None]:
         """The payload of an update, and what the codec left out of it (error feedback).

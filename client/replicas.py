@@ -49,21 +49,24 @@ class Replica:
         self._momentum = [torch.zeros_like(p) for p in self._parameters]
         self._anchors = [torch.zeros_like(p) for p in self._parameters] if mu else []
         self._train, self._mu, self._lr = train, mu, lr
+        self._values = values_of(model)
 
     def hold(self, still: Collection[str]) -> None:
         """Leave the parameters of these names as they are from now on, and only these."""
         self._places = [place for place, name in enumerate(self._names) if name not in still]
 
-    def begin(self, model: nn.Module) -> None:
+    @torch.no_grad()
+    def begin(self, values: list[Tensor]) -> None:
         """Take over a model's values, with no momentum yet."""
-        _copy(model, self.model)
+        torch._foreach_copy_(self._values, values)
         torch._foreach_zero_(self._momentum)
         if self._anchors:
             torch._foreach_copy_(self._anchors, [p.detach() for p in self._parameters])
 
-    def hand_over(self, model: nn.Module) -> None:
-        """Give a model the values that training came to."""
-        _copy(self.model, model)
+    @torch.no_grad()
+    def hand_over(self, values: list[Tensor]) -> None:
+        """Give a model's values those that training came to."""
+        torch._foreach_copy_(values, self._values)
 
     def step(self, data: ImageSet, batch: Batch, precision: Precision) -> Tensor:
         """One step of SGD; the loss before it."""
@@ -183,12 +186,9 @@ class Replicas:
             yield
 
 
-@torch.no_grad()
-def _copy(source: nn.Module, target: nn.Module) -> None:
-    """Parameters and buffers of one model into another like it."""
-    torch._foreach_copy_(
-        [*target.parameters(), *target.buffers()], [*source.parameters(), *source.buffers()]
-    )
+def values_of(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers of a model, in an order that is the same for all like it."""
+    return [*model.parameters(), *model.buffers()]
 
 
 class _Capture:

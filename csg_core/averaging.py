@@ -1,22 +1,25 @@
 """Federated averaging of flat arrays (McMahan et al., 2017, algorithm 1)."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 
 class WeightedMean:
     """The weighted mean of arrays given one after another, in the memory of two.
 
     Sums are float64, so the mean depends on the order only in its last bits; add in a fixed order
-    (by partition) where runs shall be bit-identical.
+    (by partition) where runs shall be bit-identical. They are where the first array is, and the
+    same to the last bit on every device.
     """
 
     def __init__(self, size: int) -> None:
-        self._sum = np.zeros(size, np.float64)
-        self._weighted = np.empty(size, np.float64)
+        self._sum = torch.zeros(size, dtype=torch.float64)
+        self._weighted = torch.empty(0, dtype=torch.float64)
         self.weight = 0.0
 
-    def add(self, values: NDArray[np.float32], weight: float) -> None:
+    def add(self, values: NDArray[np.float32] | Tensor, weight: float) -> None:
         """Take in an array, float32 [size], with a positive weight.
 
         Raises:
@@ -26,7 +29,12 @@ class WeightedMean:
             raise ValueError(f"array of shape {values.shape}; need {self._sum.shape}")
         if not 0 < weight < float("inf"):
             raise ValueError(f"weight {weight} is not a positive number")
-        self._sum += np.multiply(values, weight, out=self._weighted, dtype=np.float64)
+        values = _tensor(values)
+        if not self.weight:
+            self._sum = self._sum.to(values.device)
+            self._weighted = torch.empty_like(self._sum)
+        # not one operation, which a GPU would round but once
+        self._sum += self._weighted.copy_(values).mul_(weight)
         self.weight += weight
 
     def mean(self) -> NDArray[np.float32]:
@@ -37,5 +45,11 @@ class WeightedMean:
         """
         if not self.weight:
             raise ValueError("the mean of no arrays does not exist")
-        mean: NDArray[np.float32] = (self._sum / self.weight).astype(np.float32)
+        mean: NDArray[np.float32] = (self._sum / self.weight).float().cpu().numpy()
         return mean
+
+
+def _tensor(values: NDArray[np.float32] | Tensor) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
+    return torch.from_numpy(values if values.flags.writeable else values.copy())

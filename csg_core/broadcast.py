@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from csg_core.codecs import Codec, CodecError, Float16, Parts, without_generator
@@ -22,11 +23,14 @@ from csg_core.payload import (
     HEADER_BYTES,
     Header,
     Label,
+    Passed,
+    Payload,
     PayloadError,
     codec_of,
     decode,
     digest_of,
     header_of,
+    payload_bytes,
     seal,
 )
 
@@ -94,7 +98,7 @@ class Channel:
         whole = self.codec.most_bytes(self.parts)
         return HEADER_BYTES + (max(_KEY.most_bytes(self.parts), whole) if self.deltas else whole)
 
-    def receive(self, message: bytes, round_: int, held: Held) -> Held:
+    def receive(self, message: Payload, round_: int, held: Held) -> Held:
         """The version that a message of a round leads to, from the one held.
 
         Frames of versions that are held already are passed over, so that a message may be repeated.
@@ -105,6 +109,8 @@ class Channel:
             PayloadError: if the message is not this round's, is damaged, or builds on a version
                 that is not held; the sender then has to send a whole model.
         """
+        if isinstance(message, Passed):
+            return Held(message.version, message.opened("model", round_).numpy())
         if len(message) > self.most_bytes:
             raise PayloadError(f"model of {len(message):,} bytes; {self.most_bytes:,} are taken")
         if not self.deltas:
@@ -207,6 +213,13 @@ class Sender:
             sum(map(len, self._frames)) > most or len(self._frames) > MOST_FRAMES
         ):
             self._frames.popleft()
+
+    def pass_on(self, model: Values, round_: int) -> Passed:
+        """Make the next version, of whole models by an exact codec, for clients of this process."""
+        self.held, self._round = Held(self.held.version + 1, model), round_
+        length = payload_bytes(self.channel.parts, self.channel.codec)
+        return Passed(values=torch.from_numpy(model), kind="model", round=round_,
+                      version=self.held.version, length=length)  # fmt: skip
 
     def message(self, version: int | None) -> bytes:
         """The newest version for a client that holds ``version``, or none of which is known."""

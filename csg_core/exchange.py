@@ -145,14 +145,7 @@ def exchanged(model: nn.Module, groups: Collection[Group] = GROUPS) -> dict[Entr
 
     ``groups`` narrows the exchange, as to leave norms with the clients (FedBN).
     """
-    found = list(_walk(unwrap(model)))
-    return {
-        entry: tensor
-        for wanted in GROUPS
-        if wanted in groups
-        for entry, tensor in found
-        if entry.group == wanted
-    }
+    return {entry: getattr(module, name) for entry, module, name in _ordered(model, groups)}
 
 
 def manifest(model: nn.Module, groups: Collection[Group] = GROUPS) -> Manifest:
@@ -170,15 +163,69 @@ def manifest(model: nn.Module, groups: Collection[Group] = GROUPS) -> Manifest:
     return Manifest(tuple(exchanged(model, groups)), tuple(grounds))
 
 
+class Exchanged:
+    """What a model exchanges, found once, for a model that is packed time and again."""
+
+    def __init__(self, model: nn.Module, groups: Collection[Group] = GROUPS) -> None:
+        found = _ordered(model, groups)
+        self._entries = [entry for entry, _, _ in found]
+        self._sizes = [entry.size for entry in self._entries]
+        self._places = [(module, name) for _, module, name in found]
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return sum(self._sizes)
+
+    def _tensors(self) -> list[Tensor]:
+        """As they are now: models may be moved, or put into another format."""
+        return [getattr(module, name).detach() for module, name in self._places]
+
+    def flat(self) -> Tensor:
+        """All values, float32 [size]; a copy, where the model is, or on the CPU if it is apart."""
+        tensors = self._tensors()
+        device = _device_of(tensors)
+        flat = [t.reshape(-1).to(device, torch.float32) for t in tensors]
+        return torch.cat(flat) if flat else torch.zeros(0)
+
+    def checked(self, packed: NDArray[np.float32]) -> Tensor:
+        """A packed array as ``write`` takes it, float32 [size], where the model is.
+
+        Raises:
+            ValueError: as ``unpack`` does.
+        """
+        if packed.dtype != np.float32 or packed.shape != (self.size,):
+            raise ValueError(
+                f"packed array is {packed.dtype} {packed.shape}; "
+                f"this model needs float32 ({self.size},)"
+            )
+        source = torch.tensor(packed)
+        tensors, parts = self._tensors(), source.split(self._sizes)
+        for entry, tensor, values in zip(self._entries, tensors, parts, strict=True):
+            if not _fits(values, tensor.dtype):
+                raise ValueError(f"{entry.name} holds NaN or infinity; nothing was written")
+        return source.to(_device_of(tensors))  # in one transfer
+
+    def write(self, values: Tensor) -> None:
+        """Write what ``checked`` gave; running variances below zero become zero."""
+        tensors = self._tensors()
+        if tensors:  # torch takes no empty lists
+            parts = zip(self._entries, values.split(self._sizes), strict=True)
+            torch._foreach_copy_(tensors, [part.view(entry.shape) for entry, part in parts])
+        for entry, tensor in zip(self._entries, tensors, strict=True):
+            if _is_variance(entry):
+                tensor.clamp_(min=0)
+
+
 def pack(model: nn.Module, groups: Collection[Group] = GROUPS) -> NDArray[np.float32]:
     """All values to exchange as one flat array, float32 [manifest(model, groups).size]."""
-    flat = [t.detach().reshape(-1).float() for t in exchanged(model, groups).values()]
-    if not flat:
-        return np.zeros(0, np.float32)
-    if len({t.device for t in flat}) > 1:
-        flat = [t.cpu() for t in flat]
-    packed: NDArray[np.float32] = torch.cat(flat).cpu().numpy()
+    packed: NDArray[np.float32] = Exchanged(model, groups).flat().cpu().numpy()
     return packed
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinity; takes no memory, and waits for a device but once."""
+    return not values.numel() or bool(torch.stack(values.aminmax()).isfinite().all())
 
 
 def split(packed: NDArray[np.float32], entries: Sequence[Entry]) -> dict[Entry, NDArray[Any]]:
@@ -201,33 +248,35 @@ def unpack(
         ValueError: if the size or the type is not this model's, or a value is NaN or infinite; the
             tensor is named.
     """
-    tensors = exchanged(model, groups)
-    size = sum(entry.size for entry in tensors)
-    if packed.dtype != np.float32 or packed.shape != (size,):
-        raise ValueError(
-            f"packed array is {packed.dtype} {packed.shape}; this model needs float32 ({size},)"
-        )
-    sizes = [entry.size for entry in tensors]
-    source = torch.tensor(packed)
-    for (entry, tensor), values in zip(tensors.items(), source.split(sizes), strict=True):
-        if not _fits(values, tensor.dtype):
-            raise ValueError(f"{entry.name} holds NaN or infinity; nothing was written")
-    devices = {tensor.device for tensor in tensors.values()}
-    if len(devices) == 1:
-        source = source.to(devices.pop())  # in one transfer
-    with torch.no_grad():
-        for (entry, tensor), values in zip(tensors.items(), source.split(sizes), strict=True):
-            tensor.copy_(values.view(entry.shape))
-            if entry.group == "statistics" and entry.name.endswith("running_var"):
-                tensor.clamp_(min=0)
+    tensors = Exchanged(model, groups)
+    tensors.write(tensors.checked(packed))
+
+
+def _is_variance(entry: Entry) -> bool:
+    return entry.group == "statistics" and entry.name.endswith("running_var")
 
 
 def _fits(values: Tensor, dtype: torch.dtype) -> bool:
     """Whether all of them are finite, as they are and in a model's type."""
-    return bool(np.isfinite(values.to(dtype).float().numpy()).all())
+    return all_finite(values.to(dtype).float())
 
 
-def _walk(model: nn.Module) -> Iterator[tuple[Entry, Tensor]]:
+_Place = tuple[Entry, nn.Module, str]  # a tensor, its module, and its name there
+
+
+def _device_of(tensors: Sequence[Tensor]) -> torch.device:
+    """Where they are together, else the CPU."""
+    devices = {tensor.device for tensor in tensors}
+    return devices.pop() if len(devices) == 1 else torch.device("cpu")
+
+
+def _ordered(model: nn.Module, groups: Collection[Group]) -> list[_Place]:
+    """Every tensor to exchange, in the order of a manifest."""
+    found = list(_walk(unwrap(model)))
+    return [p for wanted in GROUPS if wanted in groups for p in found if p[0].group == wanted]
+
+
+def _walk(model: nn.Module) -> Iterator[_Place]:
     """Every tensor to exchange, once, in the order of the modules."""
     seen: set[int] = set()
     head = next((m for m in reversed([*model.modules()]) if isinstance(m, nn.Linear)), None)
@@ -238,11 +287,11 @@ def _walk(model: nn.Module) -> Iterator[tuple[Entry, Tensor]]:
                 seen.add(id(parameter))
                 group = "head" if module is head else _group(module, name)
                 grid = _grid(module, parameter)
-                yield Entry(prefix + name, group, tuple(parameter.shape), grid), parameter
+                yield Entry(prefix + name, group, tuple(parameter.shape), grid), module, name
         if isinstance(module, _NORMS):
             for name, buffer in module.named_buffers(recurse=False):
                 if buffer.is_floating_point():
-                    yield Entry(prefix + name, "statistics", tuple(buffer.shape)), buffer
+                    yield Entry(prefix + name, "statistics", tuple(buffer.shape)), module, name
 
 
 def _group(module: nn.Module, name: str) -> Group:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+from torch import Tensor
 
 from csg_core.codecs import Codec, CodecError, Parts, total
 from csg_core.codecs.base import Values
@@ -68,6 +69,46 @@ class Header:
     version: int
     digest: int
     end: int  # of the payload, in bytes from its beginning
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Passed:
+    """A payload between parties of one process: the values, and never bytes.
+
+    It stands for a payload of an exact codec, and is as long.
+
+    Attributes:
+        values: float32 [size], on any device; to be left as they are.
+        kind, round, version: as in a ``Label``.
+        length: bytes that the payload would take.
+    """
+
+    values: Tensor
+    kind: Kind
+    round: int
+    version: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def opened(self, kind: Kind, round_: int, version: int | None = None) -> Tensor:
+        """The values, if they are what is expected; None takes any version.
+
+        Raises:
+            PayloadError: if not.
+        """
+        wanted = (kind, round_, self.version if version is None else version)
+        found = (self.kind, self.round, self.version)
+        if found != wanted:
+            raise PayloadError(
+                "{} of round {}, version {}".format(*found)
+                + "; expected {} of round {}, version {}".format(*wanted)
+            )
+        return self.values
+
+
+Payload = bytes | Passed
 
 
 def digest_of(model: Values) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 
-from csg_core.payload import PayloadError
+from csg_core.payload import Passed, Payload, PayloadError
 from federation.interface import Interface
 
 PIECE_BYTES = 5 << 20  # as Flower cuts arrays
@@ -28,6 +28,12 @@ RECIPE = "recipe"  # key of the run config: the recipe as JSON
 
 class ReplyError(ValueError):
     """A message that is not what the round asks for; the message says why."""
+
+
+class _Passing(RecordDict):
+    """The content of a message within this process, beside whose records the payload stays."""
+
+    payload: Passed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,13 +66,13 @@ class EvaluationReport:
     accuracy: float
 
 
-def instruction(payload: bytes, round_: int, config: ConfigRecord) -> RecordDict:
+def instruction(payload: Payload, round_: int, config: ConfigRecord) -> RecordDict:
     """The content of a message to a client; made anew for each, so that none shares another's."""
     return _content({**config, "server-round": round_}, payload)
 
 
 def reply(
-    payload: bytes | None,
+    payload: Payload | None,
     report: TrainReport | EvaluationReport,
     interface: Interface | None = None,
 ) -> RecordDict:
@@ -77,7 +83,7 @@ def reply(
     return _content(values, payload)
 
 
-def numbers_in(content: RecordDict) -> ConfigRecord:
+def numbers_in(content: RecordDict) -> dict[str, Any]:
     """Everything of a message but the payload.
 
     Raises:
@@ -85,11 +91,10 @@ def numbers_in(content: RecordDict) -> ConfigRecord:
     """
     if not _well_formed(content):
         raise ReplyError(_shape(content))
-    record = content.config_records[_RECORD]
-    return ConfigRecord({key: value for key, value in record.items() if key != _PAYLOAD})
+    return {key: value for key, value in content[_RECORD].items() if key != _PAYLOAD}
 
 
-def payload_in(content: RecordDict) -> bytes:
+def payload_in(content: RecordDict) -> Payload:
     """The payload of a message.
 
     Raises:
@@ -97,7 +102,9 @@ def payload_in(content: RecordDict) -> bytes:
     """
     if not _well_formed(content):
         raise PayloadError(_shape(content))
-    pieces = [content.config_records[name].get(_PAYLOAD) for name in _names(content)]
+    if isinstance(content, _Passing):
+        return content.payload
+    pieces = [content[name].get(_PAYLOAD) for name in _names(content)]
     if not all(isinstance(piece, bytes) for piece in pieces):
         raise PayloadError(f"message without bytes {_PAYLOAD!r}")
     return b"".join(pieces)  # type: ignore[arg-type]
@@ -105,6 +112,8 @@ def payload_in(content: RecordDict) -> bytes:
 
 def payload_bytes_in(content: RecordDict) -> int:
     """Bytes of a message that could be a payload, whatever its shape."""
+    if isinstance(content, _Passing):
+        return len(content.payload)
     values = [v for record in content.config_records.values() for v in record.values()]
     arrays = [a for record in content.array_records.values() for a in record.values()]
     return sum(len(v) for v in values if isinstance(v, bytes)) + sum(len(a.data) for a in arrays)
@@ -196,7 +205,11 @@ def _check_counts(values: dict[str, float], most_examples: int) -> None:
         raise ReplyError(f"partition {_short(partition)} cannot be")
 
 
-def _content(values: Mapping[str, Any], payload: bytes | None) -> RecordDict:
+def _content(values: Mapping[str, Any], payload: Payload | None) -> RecordDict:
+    if isinstance(payload, Passed):
+        passing = _Passing({_RECORD: ConfigRecord({**values})})
+        passing.payload = payload
+        return passing
     first, *rest = _pieces(payload)
     content = RecordDict({_RECORD: ConfigRecord({**values, **first})})
     for number, piece in enumerate(rest, start=1):
@@ -217,10 +230,12 @@ def _names(content: RecordDict) -> list[str]:
 
 def _well_formed(content: RecordDict) -> bool:
     """Whether there is the one record, with the further pieces of a payload, and nothing else."""
-    names, records = _names(content), content.config_records
-    if set(content) != set(names) or set(records) != set(names):
+    names = _names(content)
+    if set(content) != set(names):
         return False
-    return all(list(records[name]) == [_PAYLOAD] for name in names[1:])
+    first, *rest = (content[name] for name in names)  # RecordDict's views of its kinds are slow
+    whole = all(isinstance(record, ConfigRecord) for record in (first, *rest))
+    return whole and all(list(record) == [_PAYLOAD] for record in rest)
 
 
 def _shape(content: RecordDict) -> str:

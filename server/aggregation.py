@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import (
     Krum,
 )
 from numpy.typing import NDArray
+from torch import Tensor
 
 from csg_core.averaging import WeightedMean
 
@@ -50,7 +51,12 @@ class Update:
 
     partition: int
     examples: int
-    values: Values
+    values: Values | Tensor
+
+    @property
+    def array(self) -> Values:
+        """The values as numpy has them."""
+        return self.values.cpu().numpy() if isinstance(self.values, Tensor) else self.values
 
 
 class Aggregation:
@@ -63,6 +69,8 @@ class Aggregation:
     def configure(self, round_: int, current: Values, grid: Grid) -> ConfigRecord:
         """Tell Flower's strategy of the model; what it wants clients to know (proximal-mu)."""
         config = ConfigRecord()
+        if type(self._flower) is FedAvg:  # has nothing to say
+            return config
         # fraction_train is 0: the strategy notes the model and samples nobody
         self._flower.configure_train(round_, self._record(current), config, grid)
         return config
@@ -78,7 +86,7 @@ class Aggregation:
         kept = list(updates)
         if not kept:
             raise ValueError("there is no update to aggregate")
-        replies = [self._reply(current + update.values, update.examples) for update in kept]
+        replies = [self._reply(current + update.array, update.examples) for update in kept]
         try:
             arrays, _ = self._flower.aggregate_train(round_, replies)
         except Exception as error:  # Flower's own kinds, and numpy's

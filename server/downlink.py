@@ -10,7 +10,7 @@ from csg_core import Manifest
 from csg_core.broadcast import Channel, Sender
 from csg_core.codecs import codec_named
 from csg_core.codecs.base import Values
-from csg_core.payload import Label
+from csg_core.payload import Label, Passed
 from federation.recipe import Recipe
 from federation.seeds import derived_seed
 
@@ -48,6 +48,10 @@ class Downlink:
         self._sender.advance(model, round_, np.random.Generator(np.random.Philox(key=seed)))
         return [self._sender.message(self._versions.get(node, 0)) for node in nodes]
 
+    def pass_on(self, model: Values, round_: int) -> Passed:
+        """Make the next version, of a model, for nodes of this process; the codec is exact."""
+        return self._sender.pass_on(model, round_)
+
     def update_label(self, round_: int) -> Label:
         """What an update trained from the newest version has to be."""
         return self._sender.channel.label("update", round_, self._sender.held)
@@ -81,3 +85,8 @@ class Downlink:
     def held(self) -> Values:
         """The newest version, as nodes have it."""
         return self._sender.held.values
+
+    @property
+    def version(self) -> int:
+        """The number of the newest version."""
+        return self._sender.held.version

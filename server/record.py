@@ -11,7 +11,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -194,14 +194,14 @@ class RunFolder:
     def append(self, row: RoundRow) -> None:
         """Add a line, on the disk when this returns."""
         with (self.path / "rounds.jsonl").open("a") as file:
-            file.write(json.dumps(asdict(row)) + "\n")
+            file.write(_line(row))
             file.flush()
             os.fsync(file.fileno())
 
     def cut(self, last: int) -> list[RoundRow]:
         """Drop the rows after round ``last``, and any line cut short; the rows that stay."""
         rows = [row for row in self.rows() if row.round <= last]
-        content = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
+        content = "".join(map(_line, rows))
         replace_file(self.path / "rounds.jsonl", content.encode())
         return rows
 
@@ -216,6 +216,11 @@ def _lock(file: TextIO) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _line(row: RoundRow) -> str:
+    # asdict would copy what every client reported
+    return json.dumps({field.name: getattr(row, field.name) for field in fields(row)}) + "\n"
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class SimulatedGrid(Protocol):
     """A Grid whose clients live in this process, so that a checkpoint can hold their state."""
 
     partitions: Mapping[int, int]  # of every node
+    passes: bool  # arrays as they are, in place of bytes
 
     def kept(self) -> dict[int, NDArray[np.uint8]]:
         """What clients keep between rounds, by partition."""
@@ -62,10 +63,15 @@ class Rounds:
         self._test = test.to(self._device)
         self._model = build(recipe.model, seed=recipe.run.seed).to(self._device)
         self._groups = recipe.train.travelling()
-        partitions = self._simulated.partitions if self._simulated else None
+        simulated = self._simulated
         first, found = pack(self._model, self._groups), manifest(self._model, self._groups)
         start = None if self._begun else started(recipe)
-        self.strategy = CsgStrategy(recipe, found, first, partitions, start)
+        self.strategy = CsgStrategy(
+            recipe, found, first,
+            simulated.partitions if simulated else None,
+            start,
+            passes=simulated is not None and simulated.passes,
+        )  # fmt: skip
         # what clients make of the seed, or are sent, to the last bit
         self.state = ServerState(0, self.strategy.downlink.held, self.strategy.state())
         self._saved = -1
@@ -140,9 +146,10 @@ class Rounds:
         messages = strategy.configure_train(round_, arrays, ConfigRecord(), self.grid)
         replies = self._replies(messages)
         arrays, metrics = strategy.aggregate_train(round_, replies)
-        loss, accuracy = self._evaluate(round_, arrays)
+        values = model_in(arrays)
+        loss, accuracy = self._evaluate(round_, arrays, values)
         kept = self._simulated.kept() if self._simulated else {}
-        state = ServerState(round_, model_in(arrays), strategy.state(), kept)
+        state = ServerState(round_, values, strategy.state(), kept)
         outcome = strategy.outcome
         before, counted = self._counted, self._interface()
         self._counted = counted
@@ -190,7 +197,10 @@ class Rounds:
             _log.warning("bytes are not counted: %s", error)
             return None
 
-    def _evaluate(self, round_: int, arrays: ArrayRecord) -> tuple[float | None, float | None]:
+    def _evaluate(
+        self, round_: int, arrays: ArrayRecord, values: NDArray[np.float32]
+    ) -> tuple[float | None, float | None]:
+        """Loss and accuracy of a model, as Flower passes it on and packed; None where not due."""
         if round_ % self.recipe.run.eval_every and round_ != self.recipe.train.rounds:
             return None, None
         if self.recipe.clients_evaluate:
@@ -198,7 +208,7 @@ class Rounds:
             replies = self._replies(messages)
             found = self.strategy.aggregate_evaluate(round_, replies)
             return (float(found["loss"]), float(found["accuracy"])) if found else (None, None)  # type: ignore[arg-type]
-        unpack(self._model, model_in(arrays), self._groups)
+        unpack(self._model, values, self._groups)
         result = evaluate(self._model, self._test, precision=precision_of(self.recipe))
         return result.loss, result.accuracy
 

@@ -1,10 +1,11 @@
 """The server's half of a round: sample, encode, and then decode, check and average."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -16,10 +17,11 @@ from flwr.app import (
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
+from torch import Tensor
 
 from csg_core import Manifest
 from csg_core.codecs import CodecError, codec_named
-from csg_core.payload import PayloadError, decode
+from csg_core.payload import Passed, Payload, PayloadError, decode
 from federation.messages import (
     EvaluationReport,
     ReplyError,
@@ -53,7 +55,8 @@ class CsgStrategy(Strategy):
     Works under any Grid, by ``strategy.start`` or round by round. ``outcome`` tells of the last
     round. The model is an ArrayRecord with one float32 array, as ``pack`` makes it.
     ``first`` is the model that the recipe's seed makes; ``partitions`` tells the partition of
-    nodes, where that is known before they answer.
+    nodes, where that is known before they answer. Clients that are of this process may be handed
+    arrays as they are, which ``passes`` is to say; the recipe's codecs have to be exact then.
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class CsgStrategy(Strategy):
         first: Values,
         partitions: Mapping[int, int] | None = None,
         start: Values | None = None,
+        *,
+        passes: bool = False,
     ) -> None:
         self.recipe = recipe
         self.manifest = manifest
@@ -75,7 +80,9 @@ class CsgStrategy(Strategy):
         self._counters = ClientCounters()
         self._uplink = codec_named(recipe.wire.uplink)
         self.downlink = Downlink(recipe, manifest, first, start)
+        self._passes = passes
         self._current: Values = np.zeros(0, np.float32)
+        self._on_device: Tensor | None = None
         self.cohort = Cohort(recipe, partitions)
 
     def configure_train(
@@ -86,7 +93,7 @@ class CsgStrategy(Strategy):
         Raises:
             RunError: if fewer clients than the quorum are there.
         """
-        self._current = model_in(arrays)
+        self._current, self._on_device = model_in(arrays), None
         nodes, restarted = self.cohort.sample(server_round, grid)
         for node in restarted:  # another process, which holds nothing
             self.downlink.failed(node)
@@ -174,8 +181,12 @@ class CsgStrategy(Strategy):
     def _messages(
         self, kind: str, round_: int, nodes: list[int], config: ConfigRecord
     ) -> tuple[list[Message], dict[int, int]]:
+        payloads: Sequence[Payload]
         try:
-            payloads = self.downlink.payloads(self._current, round_, kind, nodes)
+            if self._passes:
+                payloads = [self.downlink.pass_on(self._current, round_)] * len(nodes)
+            else:
+                payloads = self.downlink.payloads(self._current, round_, kind, nodes)
         except CodecError as error:
             raise RunError(f"round {round_}: the model cannot be sent: {error}") from error
         messages = [
@@ -218,14 +229,26 @@ class CsgStrategy(Strategy):
         self.outcome.bytes_up += size
         self.outcome.updates += 1
         report = train_report_in(reply.content, most_examples=self.recipe.most_examples)
-        label = self.downlink.update_label(round_)
-        codec = self.recipe.wire.schedule.codec(self._uplink, self.manifest.parts, round_)
-        values = decode(payload_in(reply.content), label, codec)
-        moved = self._current + values
-        largest = max(moved.max(initial=0), -moved.min(initial=0))
-        if largest > _LARGEST:
+        payload = payload_in(reply.content)
+        values: Values | Tensor
+        if isinstance(payload, Passed):
+            values = payload.opened("update", round_, self.downlink.version)
+            low, high = torch.add(self._current_on(values.device), values).aminmax()
+            largest = float(torch.maximum(high, -low))
+        else:
+            label = self.downlink.update_label(round_)
+            codec = self.recipe.wire.schedule.codec(self._uplink, self.manifest.parts, round_)
+            values = decode(payload, label, codec)
+            moved = self._current + values
+            largest = max(moved.max(initial=0), -moved.min(initial=0))
+        if not largest <= _LARGEST:
             raise ReplyError(f"its model has a value of {largest:g}; {_LARGEST:,} is the largest")
         return Update(report.partition, report.examples, values), report
+
+    def _current_on(self, device: torch.device) -> Tensor:
+        if self._on_device is None or self._on_device.device != device:
+            self._on_device = torch.tensor(self._current, device=device)
+        return self._on_device
 
     def _check_quorum(self, round_: int) -> None:
         self._fail_silent()

@@ -16,7 +16,6 @@ from typing import Any
 from simulations.bench.measured import measured
 
 NEEDS_IMAGES = True
-RECIPE = "cifar10-resnet20"
 _ROUNDS = ("train.rounds=4", "run.eval_every=1000")
 _LOOP = "loop"
 ARMS: dict[str, tuple[str, ...]] = {
@@ -25,11 +24,22 @@ ARMS: dict[str, tuple[str, ...]] = {
     "local, workers": ("run.engine=local", "run.workers=0"),
     "flower": ("run.engine=flower",),
 }
-# 10,000 images a round, in clients of two sizes.
-WORKS: dict[str, tuple[tuple[str, ...], Sequence[str]]] = {
-    "10 clients of 1,000 images": (("data.clients=50", "train.clients_per_round=10"), list(ARMS)),
+# Recipe, settings and arms: 10,000 images a round, in clients of two sizes; and clients of so few
+# images and so many parameters that what they exchange weighs as much as their training.
+WORKS: dict[str, tuple[str, tuple[str, ...], Sequence[str]]] = {
+    "10 clients of 1,000 images": (
+        "cifar10-resnet20",
+        ("data.clients=50", "train.clients_per_round=10"),
+        list(ARMS),
+    ),
     "20 clients of 500 images": (
+        "cifar10-resnet20",
         ("data.clients=100", "train.clients_per_round=20"),
+        (_LOOP, "local"),
+    ),
+    "50 clients of 50 images, 1.6 M parameters": (
+        "bench-pfl-cifar10",
+        ("train.rounds=12", "run.workers=1"),
         (_LOOP, "local"),
     ),
 }
@@ -38,8 +48,8 @@ WORKS: dict[str, tuple[tuple[str, ...], Sequence[str]]] = {
 def measure(images: str | None, *, turns: int = 1) -> dict[str, list[dict[str, Any]]]:
     """Rows of each work."""
     return {
-        name: compare([RECIPE, *_set((*settings, *_ROUNDS, f"data.dir={images}"))], arms, turns)
-        for name, (settings, arms) in WORKS.items()
+        name: compare([recipe, *_set((*_ROUNDS, *settings, f"data.dir={images}"))], arms, turns)
+        for name, (recipe, settings, arms) in WORKS.items()
     }
 
 

@@ -141,6 +141,7 @@ class Study:
             job = Job(payload=payload, shard=shard, round_=round_, partition=partition)
             trained = self._client.train(job)
             label = self._downlink.update_label(round_)
+            assert isinstance(trained.payload, bytes)
             update = decode(trained.payload, label, codec_named("fp32"))
             averages.add(model + update, trained.report.examples)
         return averages

@@ -54,6 +54,7 @@ def update_of(network: str) -> tuple[Values, Parts]:
     downlink = Downlink(recipe, found, pack(model))
     (payload,) = downlink.payloads(downlink.held, 1, "train", [0])
     trained = client.train(Job(payload=payload, shard=shard, round_=1, partition=0))
+    assert isinstance(trained.payload, bytes)
     update = decode(trained.payload, downlink.update_label(1), codec_named("fp32"))
     parts = [part for part in found.parts if part.group in ("generator", "codes")]  # the first ones
     return update[: total(parts)], parts

@@ -16,7 +16,7 @@ from client.cohort import Cohort, _steps
 from client.job import Job, TrainingError
 from client.local import LocalClient
 from client.memory import NOTHING
-from client.replicas import Replicas
+from client.replicas import Replicas, values_of
 from client.shard import Shard, Shards
 from client.training import epoch_batches
 from csg_core import build, manifest, pack
@@ -282,7 +282,7 @@ def test_a_parameter_that_the_network_does_not_use_stays_as_it_is(tiny):
     client.model.register_parameter("unused", unused)
     replicas = Replicas(client.model, 1, data, train=recipe.train, mu=0.0, precision="fp32")
     replicas.set_lr(0.1)
-    replicas[0].begin(client.model)
+    replicas[0].begin(values_of(client.model))
     before = replicas[0].model.state_dict()
     before = {name: tensor.clone() for name, tensor in before.items()}
     replicas.step(0, [(data.images[:8], data.labels[:8])])
@@ -323,7 +323,7 @@ def test_dropout_differs_between_clients_at_once_and_between_steps(tiny, device)
     client, data = LocalClient(recipe), Shards(recipe, torch.device(device))[0].images
     replicas = Replicas(client.model, 2, data, train=recipe.train, mu=0.0, precision="fp32")
     for replica in replicas:
-        replica.begin(client.model)
+        replica.begin(values_of(client.model))
     replicas.set_lr(0.0)  # so that losses differ by their masks only
     batch = data.images[:8], data.labels[:8]
     losses = torch.cat([replicas.step(0, [batch, batch]) for _ in range(8)])  # captured after 3

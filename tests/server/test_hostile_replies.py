@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Metadata, MetricRecord
 from flwr.app.message import make_message
 from flwr.proto.node_pb2 import NodeInfo
@@ -11,7 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from csg_core import build, manifest, pack
 from csg_core.codecs import codec_named
-from csg_core.payload import encode
+from csg_core.payload import Passed, encode
 from federation.messages import TrainReport, reply
 from server.strategy import CsgStrategy, model_record
 
@@ -55,6 +56,16 @@ def _honest(strategy, partition, value=0.5):
     codec = codec_named(strategy.recipe.wire.uplink)
     update = np.full(strategy.manifest.size, value, np.float32)
     payload = encode(update, strategy.downlink.update_label(1), codec, np.random.default_rng(0))
+    return _reply(payload, partition)
+
+
+def _passed(strategy, value, version=1):
+    """An update of a client of this process, handed over as it is."""
+    update = torch.full((strategy.manifest.size,), value)
+    return _reply(Passed(values=update, kind="update", round=1, version=version, length=9), 0)
+
+
+def _reply(payload, partition):
     return reply(payload, TrainReport(partition=partition, examples=10, train_loss=1.0,
                                       loss_before=1.0, loss_after=1.0, seconds=1.0))  # fmt: skip
 
@@ -147,16 +158,29 @@ def test_a_reason_is_cut_and_steers_no_terminal(strategy):
     assert len(why) == 300
 
 
-@pytest.mark.parametrize("value", [1e6, -3e38])
-def test_a_model_that_could_not_be_sent_on_is_refused(strategy, value):
+@pytest.mark.parametrize(
+    "bad",
+    [lambda s: _honest(s, 0, 1e6), lambda s: _honest(s, 0, -3e38), lambda s: _passed(s, 1e6),
+     lambda s: _passed(s, -float("inf")), lambda s: _passed(s, float("nan"))],
+    ids=["1e6", "-3e38", "1e6 passed", "infinity passed", "NaN passed"],
+)  # fmt: skip
+def test_a_model_that_could_not_be_sent_on_is_refused(strategy, bad):
     """As a float16 key frame, or at all: the next round would end the run."""
-    replies = [_message(13, _honest(strategy, 0, value)),
+    replies = [_message(13, bad(strategy)),
                *(_message(node, _honest(strategy, place + 1))
                  for place, node in enumerate(NODES[:2]))]  # fmt: skip
     arrays, _ = strategy.aggregate_train(1, replies)
     (why,) = strategy.outcome.failures.values()
     assert "65,504 is the largest" in why
     strategy.configure_train(2, arrays, ConfigRecord(), _Nodes())
+
+
+def test_what_is_passed_of_another_version_is_refused(strategy):
+    replies = [_message(13, _passed(strategy, 0.5, version=7)),
+               *(_message(node, _honest(strategy, place + 1))
+                 for place, node in enumerate(NODES[:2]))]  # fmt: skip
+    strategy.aggregate_train(1, replies)
+    assert "update of round 1, version 7; expected" in strategy.outcome.failures["node 13"]
 
 
 def test_replies_that_nobody_asked_for_are_left_out(strategy):

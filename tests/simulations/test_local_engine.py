@@ -12,7 +12,7 @@ from client.job import Job
 from csg_core import build, manifest, pack, unpack
 from csg_core.evaluation import evaluate
 from federation.code import CODE, code_identity
-from federation.messages import RECIPE
+from federation.messages import RECIPE, payload_in
 from federation.sources import load_images
 from server.app import make_app as make_server_app
 from server.checkpoints import CheckpointError
@@ -40,9 +40,9 @@ def run(tmp_path):
     return go
 
 
-def _grid(recipe, app=None):
+def _grid(recipe, app=None, *, passes=False):
     clients = Clients(app or make_app(), run_config(recipe), recipe.data.clients)
-    return LocalGrid(recipe, clients)
+    return LocalGrid(recipe, clients, passes=passes)
 
 
 def test_the_same_seed_gives_the_same_bits(tiny, run):
@@ -248,7 +248,8 @@ def test_pushed_messages_are_answered_when_pulled(tiny):
     assert np.isfinite(model_in(arrays)).all()
 
 
-def test_memory_of_an_update_is_enough_whatever_the_cohort(tiny):
+@pytest.mark.parametrize("passes", [False, True], ids=["bytes", "arrays"])
+def test_memory_of_an_update_is_enough_whatever_the_cohort(tiny, passes):
     """Replies are made when they are asked for: no two are held at once."""
     recipe = tiny(data={"clients": 6})
     alive, most = [], []
@@ -262,12 +263,14 @@ def test_memory_of_an_update_is_enough_whatever_the_cohort(tiny):
         gc.collect()
         most.append(sum(ref() is not None for ref in alive))
         reply = inner(message, context)
-        alive.append(weakref.ref(reply))
+        payload = payload_in(reply.content)
+        alive.append(weakref.ref(payload.values if passes else reply))
         return reply
 
     model = build(recipe.model)
-    strategy = CsgStrategy(recipe, manifest(model), pack(model))
-    strategy.start(grid=_grid(recipe, app), initial_arrays=model_record(pack(model)), num_rounds=1)
+    strategy = CsgStrategy(recipe, manifest(model), pack(model), passes=passes)
+    grid = _grid(recipe, app, passes=passes)
+    strategy.start(grid=grid, initial_arrays=model_record(pack(model)), num_rounds=1)
     assert max(most) <= 1
 
 

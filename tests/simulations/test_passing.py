@@ -1,0 +1,121 @@
+"""Clients of this process are handed arrays in place of bytes, and nothing but time tells."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from client.job import Job
+from client.local import LocalClient
+from client.shard import Shards
+from csg_core import build, manifest, pack
+from csg_core.payload import Passed, PayloadError
+from server.downlink import Downlink
+from server.record import RunFolder
+from server.state import load_state
+from simulations import local_engine
+from simulations.local_engine import passes_arrays, run_local
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs a recipe in a folder of its own, as it is or by bytes; rows and the last state."""
+
+    def go(recipe, *, passes):
+        path = tmp_path / f"passes-{passes}"
+        section = recipe.run.model_copy(update={"dir": str(path)})
+        recipe = recipe.model_copy(update={"run": section})
+        folder = RunFolder(path)
+        folder.create(recipe, {}, [])
+        assert passes_arrays(recipe)
+        with monkeypatch.context() as changed:
+            if not passes:
+                changed.setattr(local_engine, "passes_arrays", lambda _recipe: False)
+            run_local(recipe, lambda _row: None)
+        rows = [_timeless(row) for row in folder.rows()]
+        return rows, load_state(folder.checkpoints, recipe.model, recipe.train.travelling())
+
+    return go
+
+
+def _timeless(row):
+    parts = [{**part, "seconds": 0.0} for part in row.contributions]
+    return replace(row, seconds=0.0, contributions=parts)
+
+
+@pytest.fixture
+def passed(monkeypatch):
+    """The lengths of all payloads that clients were handed as arrays."""
+    found, receive = [], LocalClient._receive
+
+    def noting(self, payload, *rest):
+        found.extend([len(payload)] * isinstance(payload, Passed))
+        return receive(self, payload, *rest)
+
+    monkeypatch.setattr(LocalClient, "_receive", noting)
+    return found
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"data": {"partition": "dirichlet"}, "run": {"cohort": 3}},
+        {"model": {"parametrization": "dense"}, "train": {"momentum": 0.0}},
+        {"server": {"strategy": "fedavgm", "options": {"server_momentum": 0.5}}},
+        {"server": {"strategy": "fedmedian"}},
+        {"server": {"strategy": "fedprox", "options": {"proximal_mu": 0.1}}},
+        {"train": {"batch_norm": "local"}, "data": {"holdout": 0.1}},
+    ],
+    ids=["plain", "at once", "dense", "fedavgm", "fedmedian", "fedprox", "own norms"],
+)
+def test_rounds_are_to_the_last_bit_those_of_bytes(tiny, run, passed, sections):
+    recipe = tiny(**sections)
+    rows, state = run(recipe, passes=True)
+    handed = len(passed)
+    by_bytes, wanted = run(recipe, passes=False)
+    assert handed == len(passed) > 0
+    assert rows == by_bytes  # bytes among all else
+    assert np.array_equal(state.values, wanted.values)
+    for found, others in ((state.carried, wanted.carried), (state.clients, wanted.clients)):
+        assert {n: a.tobytes() for n, a in found.items()} == {
+            n: a.tobytes() for n, a in others.items()
+        }
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"wire": {"uplink": "fp16"}},
+        {"wire": {"downlink": "fp32z"}},
+        {"wire": {"deltas": True}},
+        {"run": {"workers": 2}},
+        {"run": {"client_app": "tests.simulations.test_passing:app"}},
+    ],
+    ids=["lossy", "of another length", "deltas", "workers", "another client"],
+)
+def test_arrays_are_handed_over_where_their_bytes_would_hold_the_same_alone(tiny, sections):
+    assert passes_arrays(tiny())
+    assert not passes_arrays(tiny(**sections))
+
+
+def test_what_is_passed_is_checked(tiny):
+    recipe = tiny()
+    client, model = LocalClient(recipe), build(recipe.model, seed=recipe.run.seed)
+    downlink = Downlink(recipe, manifest(model), pack(model))
+    payload = downlink.pass_on(pack(model), 1)
+    shard = Shards(recipe, client.device)[0]
+    trained = client.train(Job(payload=payload, shard=shard, round_=1, partition=0))
+    update = trained.payload
+    assert isinstance(update, Passed)
+    assert update.opened("update", 1, downlink.version) is update.values
+    for wanted in (("model", 1, 1), ("update", 2, 1), ("update", 1, 2)):
+        with pytest.raises(PayloadError, match="update of round 1, version 1; expected"):
+            update.opened(*wanted)
+    with pytest.raises(PayloadError, match="model of round 1, version 1; expected model of rou"):
+        client.train(Job(payload=payload, shard=shard, round_=2, partition=0))
+    broken = torch.full_like(payload.values, float("nan"))
+    job = Job(payload=replace(payload, values=broken), shard=shard, round_=1, partition=0)
+    with pytest.raises(ValueError, match="holds NaN or infinity"):
+        client.train(job)
