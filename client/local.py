@@ -19,7 +19,7 @@ from csg_core.codecs import codec_named
 from csg_core.codecs.base import Values
 from csg_core.evaluation import evaluate
 from csg_core.exchange import Exchanged, all_finite
-from csg_core.payload import Passed, Payload, decode, encode, payload_bytes
+from csg_core.payload import Passed, Payload, decode, encode
 from federation.devices import device_of, precision_of
 from federation.messages import EvaluationReport, TrainReport
 from federation.recipe import Recipe
@@ -100,7 +100,8 @@ class LocalClient:
         kept = self._kept.flat().cpu().numpy() if self._kept.size else None
         if isinstance(job.payload, Passed):
             update = trained.sub_(self._on_device(held))
-            return Trained(self._passed(update, held, job), report, Memory(kept=kept))
+            passed = Passed(values=update, kind="update", round=job.round_, version=held.version)
+            return Trained(passed, report, Memory(kept=kept))
         payload, residual = self._encode(trained.cpu().numpy() - held.values, held, job)
         held_next = held if recipe.wire.deltas else None
         return Trained(payload, report, Memory(kept=kept, residual=residual, held=held_next))
@@ -152,12 +153,6 @@ class LocalClient:
         if self._given is None or self._given[0] is not held:
             self._given = held, self._sent.checked(held.values)
         return self._given[1]
-
-    def _passed(self, update: Tensor, held: Held, job: Job) -> Passed:
-        """An update as it is, for a server of this process."""
-        length = payload_bytes(self._channel.parts, self._uplink)
-        return Passed(values=update, kind="update", round=job.round_, version=held.version,
-                      length=length)  # fmt: skip
 
     def _encode(self, update: Values, held: Held, job: Job) -> tuple[bytes, Values | None]:
         """The payload of an update, and what the codec left out of it (error feedback).

@@ -11,7 +11,7 @@ class WeightedMean:
 
     Sums are float64, so the mean depends on the order only in its last bits; add in a fixed order
     (by partition) where runs shall be bit-identical. They are where the first array is, and the
-    same to the last bit on every device.
+    same to the last bit on every device: each operation rounds as IEEE 754 has it.
     """
 
     def __init__(self, size: int) -> None:
@@ -29,12 +29,17 @@ class WeightedMean:
             raise ValueError(f"array of shape {values.shape}; need {self._sum.shape}")
         if not 0 < weight < float("inf"):
             raise ValueError(f"weight {weight} is not a positive number")
-        values = _tensor(values)
         if not self.weight:
-            self._sum = self._sum.to(values.device)
+            if isinstance(values, Tensor):
+                self._sum = self._sum.to(values.device)
             self._weighted = torch.empty_like(self._sum)
-        # not one operation, which a GPU would round but once
-        self._sum += self._weighted.copy_(values).mul_(weight)
+        if isinstance(values, Tensor):
+            self._weighted.copy_(values).mul_(weight)  # not in one with the sum: rounded twice
+        elif self._sum.device.type == "cpu":  # also of a payload's bytes, which torch cannot share
+            np.multiply(values, weight, out=self._weighted.numpy(), dtype=np.float64)
+        else:
+            self._weighted.copy_(torch.tensor(values)).mul_(weight)
+        self._sum += self._weighted
         self.weight += weight
 
     def mean(self) -> NDArray[np.float32]:
@@ -45,11 +50,6 @@ class WeightedMean:
         """
         if not self.weight:
             raise ValueError("the mean of no arrays does not exist")
-        mean: NDArray[np.float32] = (self._sum / self.weight).float().cpu().numpy()
+        # on a GPU, torch would multiply by the reciprocal, which rounds otherwise
+        mean: NDArray[np.float32] = (self._sum.cpu() / self.weight).float().numpy()
         return mean
-
-
-def _tensor(values: NDArray[np.float32] | Tensor) -> Tensor:
-    if isinstance(values, Tensor):
-        return values
-    return torch.from_numpy(values if values.flags.writeable else values.copy())

@@ -30,7 +30,6 @@ from csg_core.payload import (
     decode,
     digest_of,
     header_of,
-    payload_bytes,
     seal,
 )
 
@@ -110,7 +109,8 @@ class Channel:
                 that is not held; the sender then has to send a whole model.
         """
         if isinstance(message, Passed):
-            return Held(message.version, message.opened("model", round_).numpy())
+            values = message.opened(held.values.size, "model", round_)
+            return Held(message.version, values.numpy())
         if len(message) > self.most_bytes:
             raise PayloadError(f"model of {len(message):,} bytes; {self.most_bytes:,} are taken")
         if not self.deltas:
@@ -215,11 +215,10 @@ class Sender:
             self._frames.popleft()
 
     def pass_on(self, model: Values, round_: int) -> Passed:
-        """Make the next version, of whole models by an exact codec, for clients of this process."""
+        """Make the next version, of whole models in fp32, for clients of this process."""
         self.held, self._round = Held(self.held.version + 1, model), round_
-        length = payload_bytes(self.channel.parts, self.channel.codec)
         return Passed(values=torch.from_numpy(model), kind="model", round=round_,
-                      version=self.held.version, length=length)  # fmt: skip
+                      version=self.held.version)  # fmt: skip
 
     def message(self, version: int | None) -> bytes:
         """The newest version for a client that holds ``version``, or none of which is known."""

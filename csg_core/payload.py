@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from csg_core.codecs import Codec, CodecError, Parts, total
@@ -75,25 +76,24 @@ class Header:
 class Passed:
     """A payload between parties of one process: the values, and never bytes.
 
-    It stands for a payload of an exact codec, and is as long.
+    It stands for a payload of the codec ``fp32``, and is as long.
 
     Attributes:
-        values: float32 [size], on any device; to be left as they are.
+        values: float32 [size], to be left as they are: of a model on the CPU, of an update where it
+            was trained.
         kind, round, version: as in a ``Label``.
-        length: bytes that the payload would take.
     """
 
     values: Tensor
     kind: Kind
     round: int
     version: int
-    length: int
 
     def __len__(self) -> int:
-        return self.length
+        return HEADER_BYTES + self.values.nbytes
 
-    def opened(self, kind: Kind, round_: int, version: int | None = None) -> Tensor:
-        """The values, if they are what is expected; None takes any version.
+    def opened(self, size: int, kind: Kind, round_: int, version: int | None = None) -> Tensor:
+        """The values, float32 [size], if they are what is expected; None takes any version.
 
         Raises:
             PayloadError: if not.
@@ -105,6 +105,9 @@ class Passed:
                 "{} of round {}, version {}".format(*found)
                 + "; expected {} of round {}, version {}".format(*wanted)
             )
+        if self.values.shape != (size,) or self.values.dtype != torch.float32:
+            shape = tuple(self.values.shape)
+            raise PayloadError(f"{self.values.dtype} {shape}; expected float32 ({size},)")
         return self.values
 
 

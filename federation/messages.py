@@ -31,9 +31,12 @@ class ReplyError(ValueError):
 
 
 class _Passing(RecordDict):
-    """The content of a message within this process, beside whose records the payload stays."""
+    """The content of a message within this process, beside whose records the payload stays.
 
-    payload: Passed
+    Over a wire, and in a copy, it is content without a payload.
+    """
+
+    payload: Passed | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +105,7 @@ def payload_in(content: RecordDict) -> Payload:
     """
     if not _well_formed(content):
         raise PayloadError(_shape(content))
-    if isinstance(content, _Passing):
+    if isinstance(content, _Passing) and content.payload is not None:
         return content.payload
     pieces = [content[name].get(_PAYLOAD) for name in _names(content)]
     if not all(isinstance(piece, bytes) for piece in pieces):
@@ -112,7 +115,7 @@ def payload_in(content: RecordDict) -> Payload:
 
 def payload_bytes_in(content: RecordDict) -> int:
     """Bytes of a message that could be a payload, whatever its shape."""
-    if isinstance(content, _Passing):
+    if isinstance(content, _Passing) and content.payload is not None:
         return len(content.payload)
     values = [v for record in content.config_records.values() for v in record.values()]
     arrays = [a for record in content.array_records.values() for a in record.values()]

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ class Aggregation:
         """
         if type(self._flower).aggregate_train is FedAvg.aggregate_train:
             return current + _mean(updates, current.size)
-        kept = list(updates)
+        kept = [replace(update, values=update.array) for update in updates]
         if not kept:
             raise ValueError("there is no update to aggregate")
         replies = [self._reply(current + update.array, update.examples) for update in kept]

@@ -35,7 +35,6 @@ class SimulatedGrid(Protocol):
     """A Grid whose clients live in this process, so that a checkpoint can hold their state."""
 
     partitions: Mapping[int, int]  # of every node
-    passes: bool  # arrays as they are, in place of bytes
 
     def kept(self) -> dict[int, NDArray[np.uint8]]:
         """What clients keep between rounds, by partition."""
@@ -63,14 +62,12 @@ class Rounds:
         self._test = test.to(self._device)
         self._model = build(recipe.model, seed=recipe.run.seed).to(self._device)
         self._groups = recipe.train.travelling()
-        simulated = self._simulated
+        partitions = self._simulated.partitions if self._simulated else None
         first, found = pack(self._model, self._groups), manifest(self._model, self._groups)
         start = None if self._begun else started(recipe)
         self.strategy = CsgStrategy(
-            recipe, found, first,
-            simulated.partitions if simulated else None,
-            start,
-            passes=simulated is not None and simulated.passes,
+            recipe, found, first, partitions, start,
+            passes=getattr(grid, "passes", False),  # arrays in place of bytes
         )  # fmt: skip
         # what clients make of the seed, or are sent, to the last bit
         self.state = ServerState(0, self.strategy.downlink.held, self.strategy.state())

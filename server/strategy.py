@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from csg_core import Manifest
-from csg_core.codecs import CodecError, codec_named
+from csg_core.codecs import CodecError, Float32, codec_named
 from csg_core.payload import Passed, Payload, PayloadError, decode
 from federation.messages import (
     EvaluationReport,
@@ -56,7 +56,10 @@ class CsgStrategy(Strategy):
     round. The model is an ArrayRecord with one float32 array, as ``pack`` makes it.
     ``first`` is the model that the recipe's seed makes; ``partitions`` tells the partition of
     nodes, where that is known before they answer. Clients that are of this process may be handed
-    arrays as they are, which ``passes`` is to say; the recipe's codecs have to be exact then.
+    arrays as they are, which ``passes`` is to say.
+
+    Raises:
+        ValueError: if arrays are to be passed that would not travel as they are.
     """
 
     def __init__(
@@ -80,6 +83,8 @@ class CsgStrategy(Strategy):
         self._counters = ClientCounters()
         self._uplink = codec_named(recipe.wire.uplink)
         self.downlink = Downlink(recipe, manifest, first, start)
+        if passes and not sends_plain(recipe):
+            raise ValueError("arrays are passed in place of fp32 without deltas alone")
         self._passes = passes
         self._current: Values = np.zeros(0, np.float32)
         self._on_device: Tensor | None = None
@@ -93,7 +98,7 @@ class CsgStrategy(Strategy):
         Raises:
             RunError: if fewer clients than the quorum are there.
         """
-        self._current, self._on_device = model_in(arrays), None
+        self._set_current(arrays)
         nodes, restarted = self.cohort.sample(server_round, grid)
         for node in restarted:  # another process, which holds nothing
             self.downlink.failed(node)
@@ -136,7 +141,7 @@ class CsgStrategy(Strategy):
         """Messages to the cohort of the round, where clients keep what a whole model needs."""
         if not self.recipe.clients_evaluate:
             return []
-        self._current = model_in(arrays)
+        self._set_current(arrays)
         present = set(grid.get_node_ids())
         nodes = [node for node in self.cohort.asked if node in present]
         messages, sent = self._messages(MessageType.EVALUATE, server_round, nodes, config)
@@ -231,10 +236,13 @@ class CsgStrategy(Strategy):
         report = train_report_in(reply.content, most_examples=self.recipe.most_examples)
         payload = payload_in(reply.content)
         values: Values | Tensor
-        if isinstance(payload, Passed):
-            values = payload.opened("update", round_, self.downlink.version)
+        if isinstance(payload, Passed) and self._passes:
+            size, version = self.manifest.size, self.downlink.version
+            values = payload.opened(size, "update", round_, version)
             low, high = torch.add(self._current_on(values.device), values).aminmax()
             largest = float(torch.maximum(high, -low))
+        elif isinstance(payload, Passed):
+            raise PayloadError("an array in place of bytes")
         else:
             label = self.downlink.update_label(round_)
             codec = self.recipe.wire.schedule.codec(self._uplink, self.manifest.parts, round_)
@@ -244,6 +252,9 @@ class CsgStrategy(Strategy):
         if not largest <= _LARGEST:
             raise ReplyError(f"its model has a value of {largest:g}; {_LARGEST:,} is the largest")
         return Update(report.partition, report.examples, values), report
+
+    def _set_current(self, arrays: ArrayRecord) -> None:
+        self._current, self._on_device = model_in(arrays), None
 
     def _current_on(self, device: torch.device) -> Tensor:
         if self._on_device is None or self._on_device.device != device:
@@ -280,6 +291,14 @@ class CsgStrategy(Strategy):
 
         self.aggregation.restore(under("strategy/"))
         self.downlink.restore(under("downlink/"))
+
+
+def sends_plain(recipe: Recipe) -> bool:
+    """Whether what travels is float32 as it is, in both directions, and nothing builds on it."""
+    wire = recipe.wire
+    return not wire.deltas and all(
+        codec_named(line) == Float32() for line in (wire.uplink, wire.downlink)
+    )
 
 
 def model_record(values: Values) -> ArrayRecord:

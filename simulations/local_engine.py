@@ -13,13 +13,13 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from numpy.typing import NDArray
 
-from csg_core.codecs import Float32, codec_named
 from federation.code import CODE, code_identity
 from federation.messages import RECIPE
 from federation.recipe import Recipe
 from federation.sections import CLIENT_APP
 from server.app import serve
 from server.record import RoundRow
+from server.strategy import sends_plain
 from simulations.clients import RUN_ID, Clients, Task, Workers, client_app, take_part
 from simulations.cohorts import Cohorts, at_once
 
@@ -65,9 +65,8 @@ def passes_arrays(recipe: Recipe) -> bool:
 
     Bytes are then counted as if they had been made.
     """
-    wire, own = recipe.wire, recipe.run.client_app == CLIENT_APP
-    plain = codec_named(wire.uplink) == codec_named(wire.downlink) == Float32()
-    return own and worker_count(recipe) == 1 and plain and not wire.deltas
+    own = recipe.run.client_app == CLIENT_APP
+    return own and worker_count(recipe) == 1 and sends_plain(recipe)
 
 
 class LocalGrid(Grid):

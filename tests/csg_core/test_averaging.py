@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from csg_core.averaging import WeightedMean
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6, width=32), st.integers(1, 10**6)), min_size=1))
@@ -15,6 +18,26 @@ def test_the_mean_is_that_of_all_examples(parts):
         mean.add(np.array([value], np.float32), weight)
     wanted = np.average([value for value, _ in parts], weights=[weight for _, weight in parts])
     assert mean.mean()[0] == pytest.approx(wanted, rel=1e-6, abs=1e-3)
+
+
+@pytest.mark.parametrize("weights", [[49] * 2, [50] * 3, [5000] * 10, [1, 7, 300]])
+@pytest.mark.parametrize("device", DEVICES)
+def test_arrays_and_tensors_come_to_the_same_bits_everywhere(device, weights):
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=10_000).astype(np.float32) for _ in weights]
+    for array in arrays[::2]:
+        array.setflags(write=False)  # as what is decoded from bytes
+    wanted = np.zeros(10_000, np.float64)
+    by_array, by_tensor, mixed = (WeightedMean(10_000) for _ in range(3))
+    for number, (array, weight) in enumerate(zip(arrays, weights, strict=True)):
+        wanted += array.astype(np.float64) * weight
+        tensor = torch.tensor(array, device=device)
+        by_array.add(array, weight)
+        by_tensor.add(tensor, weight)
+        mixed.add(array if number else tensor, weight)
+    wanted = (wanted / sum(weights)).astype(np.float32)
+    for mean in (by_array, by_tensor, mixed):
+        assert np.array_equal(mean.mean(), wanted)
 
 
 @pytest.mark.parametrize("weight", [0, -1, float("inf"), float("nan")])

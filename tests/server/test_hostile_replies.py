@@ -27,14 +27,23 @@ class _Nodes:
 
 
 @pytest.fixture
-def strategy(tiny, monkeypatch):
+def made(tiny, monkeypatch):
     for name in ("_run_id", "_task_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
-    recipe = tiny(data={"clients": 3}, server={"min_clients": 2})
-    model, groups = build(recipe.model, seed=0), recipe.train.travelling()
-    made = CsgStrategy(recipe, manifest(model, groups), pack(model, groups))
-    made.configure_train(1, model_record(made.downlink.held), ConfigRecord(), _Nodes())
-    return made
+
+    def make(**settings):
+        recipe = tiny(data={"clients": 3}, server={"min_clients": 2})
+        model, groups = build(recipe.model, seed=0), recipe.train.travelling()
+        found = CsgStrategy(recipe, manifest(model, groups), pack(model, groups), **settings)
+        found.configure_train(1, model_record(found.downlink.held), ConfigRecord(), _Nodes())
+        return found
+
+    return make
+
+
+@pytest.fixture
+def strategy(made):
+    return made()
 
 
 def _message(node, content=None, error=None):
@@ -59,10 +68,10 @@ def _honest(strategy, partition, value=0.5):
     return _reply(payload, partition)
 
 
-def _passed(strategy, value, version=1):
+def _passed(strategy, value, *, version=1, shape=None):
     """An update of a client of this process, handed over as it is."""
-    update = torch.full((strategy.manifest.size,), value)
-    return _reply(Passed(values=update, kind="update", round=1, version=version, length=9), 0)
+    update = torch.full(shape or (strategy.manifest.size,), value)
+    return _reply(Passed(values=update, kind="update", round=1, version=version), 0)
 
 
 def _reply(payload, partition):
@@ -158,29 +167,55 @@ def test_a_reason_is_cut_and_steers_no_terminal(strategy):
     assert len(why) == 300
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [lambda s: _honest(s, 0, 1e6), lambda s: _honest(s, 0, -3e38), lambda s: _passed(s, 1e6),
-     lambda s: _passed(s, -float("inf")), lambda s: _passed(s, float("nan"))],
-    ids=["1e6", "-3e38", "1e6 passed", "infinity passed", "NaN passed"],
-)  # fmt: skip
-def test_a_model_that_could_not_be_sent_on_is_refused(strategy, bad):
-    """As a float16 key frame, or at all: the next round would end the run."""
-    replies = [_message(13, bad(strategy)),
-               *(_message(node, _honest(strategy, place + 1))
-                 for place, node in enumerate(NODES[:2]))]  # fmt: skip
+def _fails_alone(strategy, bad):
+    """Why the reply of node 13 failed, the two others being honest; and the next model."""
+    replies = [_message(13, bad), *(_message(node, _honest(strategy, place + 1))
+               for place, node in enumerate(NODES[:2]))]  # fmt: skip
     arrays, _ = strategy.aggregate_train(1, replies)
-    (why,) = strategy.outcome.failures.values()
+    ((who, why),) = strategy.outcome.failures.items()
+    assert who == "node 13"
+    return why, arrays
+
+
+@pytest.mark.parametrize("value", [1e6, -3e38])
+def test_a_model_that_could_not_be_sent_on_is_refused(strategy, value):
+    """As a float16 key frame, or at all: the next round would end the run."""
+    why, arrays = _fails_alone(strategy, _honest(strategy, 0, value))
     assert "65,504 is the largest" in why
     strategy.configure_train(2, arrays, ConfigRecord(), _Nodes())
 
 
-def test_what_is_passed_of_another_version_is_refused(strategy):
-    replies = [_message(13, _passed(strategy, 0.5, version=7)),
-               *(_message(node, _honest(strategy, place + 1))
-                 for place, node in enumerate(NODES[:2]))]  # fmt: skip
-    strategy.aggregate_train(1, replies)
-    assert "update of round 1, version 7; expected" in strategy.outcome.failures["node 13"]
+@pytest.mark.parametrize(
+    ("value", "other", "said"),
+    [
+        (1e6, {}, "65,504 is the largest"),
+        (float("nan"), {}, "65,504 is the largest"),
+        (-float("inf"), {}, "65,504 is the largest"),
+        (0.5, {"version": 7}, "update of round 1, version 7; expected update of round 1, version"),
+        (0.5, {"shape": (1,)}, r"float32 (1,); expected float32 ("),
+        (1, {}, "torch.int64"),
+    ],
+)
+def test_an_array_that_cannot_be_is_that_clients_failure(made, value, other, said):
+    strategy = made(passes=True)
+    assert said in _fails_alone(strategy, _passed(strategy, value, **other))[0]
+
+
+def test_arrays_are_taken_only_where_they_are_passed(made, strategy):
+    why, _ = _fails_alone(strategy, _passed(strategy, 0.5))
+    assert why == "an array in place of bytes"
+    passing = made(passes=True)
+    passing.aggregate_train(1, [_message(11, _passed(passing, 0.5)),
+                                _message(12, _honest(passing, 1))])  # fmt: skip
+    assert [report.partition for report in passing.outcome.reports] == [0, 1]
+
+
+def test_codecs_that_lose_are_not_passed_over(tiny):
+    for wire in ({"uplink": "fp16"}, {"downlink": "ecsq"}, {"deltas": True}):
+        recipe = tiny(wire=wire)
+        model = build(recipe.model, seed=0)
+        with pytest.raises(ValueError, match="fp32 without deltas"):
+            CsgStrategy(recipe, manifest(model), pack(model), passes=True)
 
 
 def test_replies_that_nobody_asked_for_are_left_out(strategy):

@@ -22,17 +22,18 @@ from simulations.local_engine import passes_arrays, run_local
 def run(tmp_path, monkeypatch):
     """Runs a recipe in a folder of its own, as it is or by bytes; rows and the last state."""
 
-    def go(recipe, *, passes):
-        path = tmp_path / f"passes-{passes}"
+    def go(recipe, on_round=lambda _row: None, *, passes, name=None):
+        path = tmp_path / (name or f"passes-{passes}")
         section = recipe.run.model_copy(update={"dir": str(path)})
         recipe = recipe.model_copy(update={"run": section})
         folder = RunFolder(path)
-        folder.create(recipe, {}, [])
+        if not path.exists():
+            folder.create(recipe, {}, [])
         assert passes_arrays(recipe)
         with monkeypatch.context() as changed:
             if not passes:
                 changed.setattr(local_engine, "passes_arrays", lambda _recipe: False)
-            run_local(recipe, lambda _row: None)
+            run_local(recipe, on_round)
         rows = [_timeless(row) for row in folder.rows()]
         return rows, load_state(folder.checkpoints, recipe.model, recipe.train.travelling())
 
@@ -64,11 +65,12 @@ def passed(monkeypatch):
         {"data": {"partition": "dirichlet"}, "run": {"cohort": 3}},
         {"model": {"parametrization": "dense"}, "train": {"momentum": 0.0}},
         {"server": {"strategy": "fedavgm", "options": {"server_momentum": 0.5}}},
-        {"server": {"strategy": "fedmedian"}},
+        {"server": {"strategy": "krum", "options": {"num_malicious_nodes": 1}}},
+        {"data": {"clients": 10}, "train": {"rounds": 1}},
         {"server": {"strategy": "fedprox", "options": {"proximal_mu": 0.1}}},
         {"train": {"batch_norm": "local"}, "data": {"holdout": 0.1}},
     ],
-    ids=["plain", "at once", "dense", "fedavgm", "fedmedian", "fedprox", "own norms"],
+    ids=["plain", "at once", "dense", "fedavgm", "krum", "ten", "fedprox", "own norms"],
 )
 def test_rounds_are_to_the_last_bit_those_of_bytes(tiny, run, passed, sections):
     recipe = tiny(**sections)
@@ -82,6 +84,31 @@ def test_rounds_are_to_the_last_bit_those_of_bytes(tiny, run, passed, sections):
         assert {n: a.tobytes() for n, a in found.items()} == {
             n: a.tobytes() for n, a in others.items()
         }
+
+
+def test_a_run_goes_on_from_where_it_was_by_bytes_or_by_arrays(tiny, run, monkeypatch):
+    """And a client that fails is left out of one as of the other."""
+    fit = LocalClient._fit
+
+    def failing(self, job):
+        if (job.round_, job.partition) == (2, 1):
+            raise OSError("the disk is gone")
+        return fit(self, job)
+
+    monkeypatch.setattr(LocalClient, "_fit", failing)
+    recipe = tiny(train={"rounds": 3})
+    rows, whole = run(recipe, passes=True)
+    assert [row.failures for row in rows] == [0, 1, 0]
+
+    def interrupt(row):
+        if row.round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, interrupt, passes=False)
+    mixed, parts = run(recipe, passes=True, name="passes-False")
+    assert mixed == rows
+    assert np.array_equal(whole.values, parts.values)
 
 
 @pytest.mark.parametrize(
@@ -109,10 +136,11 @@ def test_what_is_passed_is_checked(tiny):
     trained = client.train(Job(payload=payload, shard=shard, round_=1, partition=0))
     update = trained.payload
     assert isinstance(update, Passed)
-    assert update.opened("update", 1, downlink.version) is update.values
+    size = update.values.numel()
+    assert update.opened(size, "update", 1, downlink.version) is update.values
     for wanted in (("model", 1, 1), ("update", 2, 1), ("update", 1, 2)):
         with pytest.raises(PayloadError, match="update of round 1, version 1; expected"):
-            update.opened(*wanted)
+            update.opened(size, *wanted)
     with pytest.raises(PayloadError, match="model of round 1, version 1; expected model of rou"):
         client.train(Job(payload=payload, shard=shard, round_=2, partition=0))
     broken = torch.full_like(payload.values, float("nan"))
