@@ -39,6 +39,7 @@ class LocalClient:
         self._sent = Exchanged(self.model, travelling)
         self._kept = Exchanged(self.model, [g for g in GROUPS if g not in travelling])
         sent = manifest(self.model, travelling)
+        self._trained = sent.size - sent.count("statistics")
         wire = recipe.wire
         self._uplink = codec_named(wire.uplink)
         self._channel = Channel(
@@ -168,7 +169,11 @@ class LocalClient:
             update = update + residual
         codec = self.recipe.wire.schedule.codec(self._uplink, self._channel.parts, round_)
         payload = encode(update, label, codec, rng)
-        return payload, update - decode(payload, label, codec) if feedback else None
+        if not feedback:
+            return payload, None
+        left = update - decode(payload, label, codec)
+        left[self._trained :] = 0  # statistics are measured anew in each round
+        return payload, left
 
     def _fit(self, job: Job) -> Losses:
         """Local epochs of SGD; their losses without the proximal term, the mean of the last one."""

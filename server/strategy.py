@@ -53,7 +53,10 @@ class CsgStrategy(Strategy):
     """FedAvg, or another of Flower's strategies, over payloads of one byte array.
 
     Works under any Grid, by ``strategy.start`` or round by round. ``outcome`` tells of the last
-    round. The model is an ArrayRecord with one float32 array, as ``pack`` makes it.
+    round. The model is an ArrayRecord with one float32 array, as ``pack`` makes it: what clients
+    were sent, plus the mean of their updates. That is the mean of their trained models, to which
+    their running statistics belong. What a lossy downlink has left out so far is owed, and is added
+    to the model that is sent next (error feedback: Tang et al., "DoubleSqueeze", 2019).
     ``first`` is the model that the recipe's seed makes; ``partitions`` tells the partition of
     nodes, where that is known before they answer. Clients that are of this process may be handed
     arrays as they are, which ``passes`` is to say.
@@ -74,10 +77,11 @@ class CsgStrategy(Strategy):
     ) -> None:
         self.recipe = recipe
         self.manifest = manifest
+        self._trained = manifest.size - manifest.count("statistics")
         self.aggregation = Aggregation(
             recipe.server.strategy,
             recipe.server.options,
-            trained=manifest.size - manifest.count("statistics"),
+            trained=self._trained,
         )
         self.outcome = RoundOutcome(0)
         self._counters = ClientCounters()
@@ -86,8 +90,9 @@ class CsgStrategy(Strategy):
         if passes and not sends_plain(recipe):
             raise ValueError("arrays are passed in place of fp32 without deltas alone")
         self._passes = passes
-        self._current: Values = np.zeros(0, np.float32)
-        self._on_device: Tensor | None = None
+        self._owed: Values | None = None  # what clients have not been sent of earlier updates
+        self._target: Values = np.zeros(0, np.float32)  # the model with what is owed
+        self._on_device: Tensor | None = None  # what clients were sent
         self.cohort = Cohort(recipe, partitions)
 
     def configure_train(
@@ -98,17 +103,15 @@ class CsgStrategy(Strategy):
         Raises:
             RunError: if fewer clients than the quorum are there.
         """
-        self._set_current(arrays)
         nodes, restarted = self.cohort.sample(server_round, grid)
         for node in restarted:  # another process, which holds nothing
             self.downlink.failed(node)
-        wanted = self.aggregation.configure(server_round, self._current, grid)
-        messages, sent = self._messages(
-            MessageType.TRAIN, server_round, nodes, ConfigRecord({**config, **wanted})
-        )
+        self._target = self._with_owed(model_in(arrays))
+        payloads = self._payloads(MessageType.TRAIN, server_round, nodes)
+        wanted = self.aggregation.configure(server_round, self.downlink.held, grid)
         self.outcome = RoundOutcome(len(nodes))
-        self.outcome.sent(sent)
-        return messages
+        whole = ConfigRecord({**config, **wanted})
+        return self._messages(MessageType.TRAIN, server_round, payloads, whole)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -118,16 +121,19 @@ class CsgStrategy(Strategy):
         Raises:
             RunError: if fewer good updates than the quorum came back.
         """
+        sent = self.downlink.held
         try:
-            updates = self._updates(server_round, replies)
-            new = self.aggregation(server_round, self._current, updates)
+            new = self.aggregation(server_round, sent, self._updates(server_round, replies))
         except ValueError as error:
             self._check_quorum(server_round)
             raise RunError(f"round {server_round}: {error}") from error
         self._check_quorum(server_round)
+        owed = self._target - sent
+        owed[self._trained :] = 0  # statistics are measured anew in each round
         if not self.recipe.wire.schedule.trains(server_round):
             still = self.manifest.count("generator")  # the first values
-            new = np.concatenate([self.downlink.held[:still], new[still:]])
+            new[:still], owed[:still] = sent[:still], 0
+        self._owed = owed if owed.any() else None
         if not np.isfinite(new).all():
             raise RunError(f"round {server_round}: the averaged model is no longer finite")
         reports = self.outcome.reports
@@ -141,13 +147,12 @@ class CsgStrategy(Strategy):
         """Messages to the cohort of the round, where clients keep what a whole model needs."""
         if not self.recipe.clients_evaluate:
             return []
-        self._set_current(arrays)
+        self._target = self._with_owed(model_in(arrays))
         present = set(grid.get_node_ids())
         nodes = [node for node in self.cohort.asked if node in present]
-        messages, sent = self._messages(MessageType.EVALUATE, server_round, nodes, config)
-        self.outcome.sent(sent)
+        payloads = self._payloads(MessageType.EVALUATE, server_round, nodes)
         self.cohort.expect(nodes)
-        return messages
+        return self._messages(MessageType.EVALUATE, server_round, payloads, config)
 
     def aggregate_evaluate(
         self,
@@ -183,18 +188,27 @@ class CsgStrategy(Strategy):
         """Log what this strategy is."""
         _log.info("strategy %s, quorum %d", self.recipe.server.strategy, self.recipe.quorum)
 
-    def _messages(
-        self, kind: str, round_: int, nodes: list[int], config: ConfigRecord
-    ) -> tuple[list[Message], dict[int, int]]:
+    def _with_owed(self, model: Values) -> Values:
+        return model if self._owed is None else model + self._owed
+
+    def _payloads(self, kind: str, round_: int, nodes: list[int]) -> dict[int, Payload]:
+        """What brings the nodes to the next version, which follows the target."""
+        self._on_device = None
         payloads: Sequence[Payload]
         try:
             if self._passes:
-                payloads = [self.downlink.pass_on(self._current, round_)] * len(nodes)
+                payloads = [self.downlink.pass_on(self._target, round_)] * len(nodes)
             else:
-                payloads = self.downlink.payloads(self._current, round_, kind, nodes)
+                payloads = self.downlink.payloads(self._target, round_, kind, nodes)
         except CodecError as error:
             raise RunError(f"round {round_}: the model cannot be sent: {error}") from error
-        messages = [
+        return dict(zip(nodes, payloads, strict=True))
+
+    def _messages(
+        self, kind: str, round_: int, payloads: Mapping[int, Payload], config: ConfigRecord
+    ) -> list[Message]:
+        self.outcome.sent({node: len(payload) for node, payload in payloads.items()})
+        return [
             Message(
                 instruction(payload, round_, config),
                 dst_node_id=node,
@@ -202,9 +216,8 @@ class CsgStrategy(Strategy):
                 ttl=self.recipe.server.round_timeout,
                 group_id=str(round_),
             )
-            for node, payload in zip(nodes, payloads, strict=True)
+            for node, payload in payloads.items()
         ]
-        return messages, dict(zip(nodes, map(len, payloads), strict=True))
 
     def _updates(self, round_: int, replies: Iterable[Message]) -> Iterator[Update]:
         """Decoded and checked updates, one at a time; whatever is wrong with a reply is noted."""
@@ -239,7 +252,7 @@ class CsgStrategy(Strategy):
         if isinstance(payload, Passed) and self._passes:
             size, version = self.manifest.size, self.downlink.version
             values = payload.opened(size, "update", round_, version)
-            low, high = torch.add(self._current_on(values.device), values).aminmax()
+            low, high = torch.add(self._sent_on(values.device), values).aminmax()
             largest = float(torch.maximum(high, -low))
         elif isinstance(payload, Passed):
             raise PayloadError("an array in place of bytes")
@@ -247,18 +260,16 @@ class CsgStrategy(Strategy):
             label = self.downlink.update_label(round_)
             codec = self.recipe.wire.schedule.codec(self._uplink, self.manifest.parts, round_)
             values = decode(payload, label, codec)
-            moved = self._current + values
+            moved = self.downlink.held + values
             largest = max(moved.max(initial=0), -moved.min(initial=0))
         if not largest <= _LARGEST:
             raise ReplyError(f"its model has a value of {largest:g}; {_LARGEST:,} is the largest")
         return Update(report.partition, report.examples, values), report
 
-    def _set_current(self, arrays: ArrayRecord) -> None:
-        self._current, self._on_device = model_in(arrays), None
-
-    def _current_on(self, device: torch.device) -> Tensor:
+    def _sent_on(self, device: torch.device) -> Tensor:
+        """What clients were sent."""
         if self._on_device is None or self._on_device.device != device:
-            self._on_device = torch.tensor(self._current, device=device)
+            self._on_device = torch.tensor(self.downlink.held, device=device)
         return self._on_device
 
     def _check_quorum(self, round_: int) -> None:
@@ -277,6 +288,8 @@ class CsgStrategy(Strategy):
     def state(self) -> dict[str, NDArray[Any]]:
         """What is carried from round to round besides the model, for a checkpoint."""
         found = {f"strategy/{name}": array for name, array in self.aggregation.state().items()}
+        if self._owed is not None:
+            found["owed"] = self._owed
         return found | {f"downlink/{name}": a for name, a in self.downlink.state().items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -289,6 +302,7 @@ class CsgStrategy(Strategy):
                 if name.startswith(prefix)
             }
 
+        self._owed = state.get("owed")
         self.aggregation.restore(under("strategy/"))
         self.downlink.restore(under("downlink/"))
 

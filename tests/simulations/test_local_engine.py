@@ -363,7 +363,10 @@ def test_the_generator_trains_and_travels_when_the_schedule_says(tiny, run, serv
 
 
 def test_what_feedback_left_out_comes_with_the_next_update(tiny):
-    """Sent so far and still kept make up all that was trained, to the last float."""
+    """Sent so far and still kept make up all that was trained, to the last float.
+
+    Running statistics are measured anew in each round; what was left out of them is not kept.
+    """
     from client.local import LocalClient
     from client.shard import Shards
     from csg_core.broadcast import Channel, Sender
@@ -387,5 +390,44 @@ def test_what_feedback_left_out_comes_with_the_next_update(tiny):
         sent += decode(answer.payload, label, codec_named("topk:fraction=0.05"))
         trained += pack(client.model) - sender.held.values
         memory = answer.memory
-    np.testing.assert_allclose(sent + memory.residual, trained, atol=1e-5)
+    summed = found.size - found.count("statistics")
+    np.testing.assert_allclose((sent + memory.residual)[:summed], trained[:summed], atol=1e-5)
     assert np.abs(memory.residual).max() > 1e-3
+    assert not memory.residual[summed:].any()
+
+
+@pytest.mark.parametrize("downlink", ["ecsq:step=3", "uniform:bits=2", "fp32"])
+def test_the_model_is_the_mean_of_what_clients_came_to(tiny, run, monkeypatch, downlink):
+    """Though they were not sent all of it: what is owed waits, and comes with the next model."""
+    from client.local import LocalClient
+
+    came_to, held, answer = [], [], LocalClient.answer
+
+    def noting(self, job, received, *rest):
+        came_to.append((job.round_, len(job.shard.train_rows), pack(self.model)))
+        held.append((job.round_, received.held.values))
+        return answer(self, job, received, *rest)
+
+    monkeypatch.setattr(LocalClient, "answer", noting)
+    recipe = tiny(data={"partition": "dirichlet"}, train={"rounds": 3},
+                  wire={"downlink": downlink, "deltas": True})  # fmt: skip
+    _, state = run(recipe)
+    last = [(weight, values) for round_, weight, values in came_to if round_ == 3]
+    mean = np.average([v for _, v in last], axis=0, weights=[w for w, _ in last])
+    np.testing.assert_allclose(state.values, mean, atol=1e-6)
+    summed = manifest(build(recipe.model)).count("statistics")
+    owed = state.carried["owed"]
+    assert not owed[-summed:].any()
+    # what clients hold follows the sum of all updates, but for what is owed
+    moved = sum(
+        np.average([v for n, _, v in came_to if n == round_], axis=0,
+                   weights=[w for n, w, _ in came_to if n == round_])
+        - next(v for n, v in held if n == round_)
+        for round_ in (1, 2, 3)
+    )  # fmt: skip
+    first = next(v for n, v in held if n == 1)
+    begun = pack(build(recipe.model, seed=recipe.run.seed))
+    assert np.abs(first - begun).max() < 1e-3  # the model of the seed, as float16 holds it
+    np.testing.assert_allclose(
+        (state.values + owed)[:-summed], (first + moved)[:-summed], atol=1e-4
+    )
