@@ -1,8 +1,8 @@
 """The downlink: one chain of model versions, sent whole or as deltas from version to version.
 
-The server keeps its model in float32. What clients are given is the *reference*, which follows the
-model as closely as the codec lets it; what a delta leaves out is in the next one, since each is
-taken against the reference. References of a chain of deltas are rounded to float16, so that a
+What clients are given is the *reference*, which follows the server's float32 target as closely as
+the codec lets it; what a delta leaves out is in the next one, since each is taken against the
+reference. References of a chain of deltas are rounded to float16, so that a
 client that is new or has fallen behind can be sent one exactly in two bytes a value, as a video
 codec sends a key frame. Version 0 is the model that the recipe's seed makes: nothing is sent of it.
 """
