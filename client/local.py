@@ -172,7 +172,7 @@ class LocalClient:
         if not feedback:
             return payload, None
         left = update - decode(payload, label, codec)
-        left[self._trained :] = 0  # statistics are measured anew in each round
+        left[self._trained :] = 0  # of statistics, the next update holds what is missing again
         return payload, left
 
     def _fit(self, job: Job) -> Losses:

@@ -71,6 +71,8 @@ class Aggregation:
         config = ConfigRecord()
         if type(self._flower) is FedAvg:  # has nothing to say
             return config
+        if isinstance(self._flower, FedAvgM):  # it would note the first model alone
+            self._flower.current_arrays = None
         # fraction_train is 0: the strategy notes the model and samples nobody
         self._flower.configure_train(round_, self._record(current), config, grid)
         return config

@@ -56,7 +56,8 @@ class CsgStrategy(Strategy):
     round. The model is an ArrayRecord with one float32 array, as ``pack`` makes it: what clients
     were sent, plus the mean of their updates. That is the mean of their trained models, to which
     their running statistics belong. What a lossy downlink has left out so far is owed, and is added
-    to the model that is sent next (error feedback: Tang et al., "DoubleSqueeze", 2019).
+    to the model that clients are next sent to train (error feedback: Tang et al., "DoubleSqueeze",
+    2019); it is of the arrays that ``aggregate_train`` last gave, and goes with no others.
     ``first`` is the model that the recipe's seed makes; ``partitions`` tells the partition of
     nodes, where that is known before they answer. Clients that are of this process may be handed
     arrays as they are, which ``passes`` is to say.
@@ -91,8 +92,8 @@ class CsgStrategy(Strategy):
             raise ValueError("arrays are passed in place of fp32 without deltas alone")
         self._passes = passes
         self._owed: Values | None = None  # what clients have not been sent of earlier updates
-        self._target: Values = np.zeros(0, np.float32)  # the model with what is owed
-        self._on_device: Tensor | None = None  # what clients were sent
+        self._left_out: Values = np.zeros(0, np.float32)  # of the model that is trained now
+        self._summed: Tensor | None = None  # what was sent and left out, where updates are
         self.cohort = Cohort(recipe, partitions)
 
     def configure_train(
@@ -106,8 +107,13 @@ class CsgStrategy(Strategy):
         nodes, restarted = self.cohort.sample(server_round, grid)
         for node in restarted:  # another process, which holds nothing
             self.downlink.failed(node)
-        self._target = self._with_owed(model_in(arrays))
-        payloads = self._payloads(MessageType.TRAIN, server_round, nodes)
+        target = model_in(arrays)
+        if self._owed is not None:
+            target = target + self._owed
+        payloads = self._payloads(target, server_round, MessageType.TRAIN, nodes)
+        self._left_out, self._summed = target - self.downlink.held, None
+        # the next update holds what is missing of them again
+        self._left_out[self._trained :] = 0
         wanted = self.aggregation.configure(server_round, self.downlink.held, grid)
         self.outcome = RoundOutcome(len(nodes))
         whole = ConfigRecord({**config, **wanted})
@@ -128,14 +134,13 @@ class CsgStrategy(Strategy):
             self._check_quorum(server_round)
             raise RunError(f"round {server_round}: {error}") from error
         self._check_quorum(server_round)
-        owed = self._target - sent
-        owed[self._trained :] = 0  # statistics are measured anew in each round
+        owed = self._left_out
         if not self.recipe.wire.schedule.trains(server_round):
             still = self.manifest.count("generator")  # the first values
             new[:still], owed[:still] = sent[:still], 0
-        self._owed = owed if owed.any() else None
         if not np.isfinite(new).all():
             raise RunError(f"round {server_round}: the averaged model is no longer finite")
+        self._owed = owed if owed.any() else None
         reports = self.outcome.reports
         weights = [report.examples for report in reports]
         loss = float(np.average([report.train_loss for report in reports], weights=weights))
@@ -147,10 +152,10 @@ class CsgStrategy(Strategy):
         """Messages to the cohort of the round, where clients keep what a whole model needs."""
         if not self.recipe.clients_evaluate:
             return []
-        self._target = self._with_owed(model_in(arrays))
         present = set(grid.get_node_ids())
         nodes = [node for node in self.cohort.asked if node in present]
-        payloads = self._payloads(MessageType.EVALUATE, server_round, nodes)
+        model = model_in(arrays)
+        payloads = self._payloads(model, server_round, MessageType.EVALUATE, nodes)
         self.cohort.expect(nodes)
         return self._messages(MessageType.EVALUATE, server_round, payloads, config)
 
@@ -188,18 +193,16 @@ class CsgStrategy(Strategy):
         """Log what this strategy is."""
         _log.info("strategy %s, quorum %d", self.recipe.server.strategy, self.recipe.quorum)
 
-    def _with_owed(self, model: Values) -> Values:
-        return model if self._owed is None else model + self._owed
-
-    def _payloads(self, kind: str, round_: int, nodes: list[int]) -> dict[int, Payload]:
-        """What brings the nodes to the next version, which follows the target."""
-        self._on_device = None
+    def _payloads(
+        self, model: Values, round_: int, kind: str, nodes: list[int]
+    ) -> dict[int, Payload]:
+        """What brings the nodes to the next version, which follows a model."""
         payloads: Sequence[Payload]
         try:
             if self._passes:
-                payloads = [self.downlink.pass_on(self._target, round_)] * len(nodes)
+                payloads = [self.downlink.pass_on(model, round_)] * len(nodes)
             else:
-                payloads = self.downlink.payloads(self._target, round_, kind, nodes)
+                payloads = self.downlink.payloads(model, round_, kind, nodes)
         except CodecError as error:
             raise RunError(f"round {round_}: the model cannot be sent: {error}") from error
         return dict(zip(nodes, payloads, strict=True))
@@ -248,29 +251,27 @@ class CsgStrategy(Strategy):
         self.outcome.updates += 1
         report = train_report_in(reply.content, most_examples=self.recipe.most_examples)
         payload = payload_in(reply.content)
-        values: Values | Tensor
-        if isinstance(payload, Passed) and self._passes:
-            size, version = self.manifest.size, self.downlink.version
-            values = payload.opened(size, "update", round_, version)
-            low, high = torch.add(self._sent_on(values.device), values).aminmax()
-            largest = float(torch.maximum(high, -low))
-        elif isinstance(payload, Passed):
-            raise PayloadError("an array in place of bytes")
+        if isinstance(payload, Passed):
+            if not self._passes:
+                raise PayloadError("an array in place of bytes")
+            version = self.downlink.version
+            values = payload.opened(self.manifest.size, "update", round_, version)
         else:
             label = self.downlink.update_label(round_)
             codec = self.recipe.wire.schedule.codec(self._uplink, self.manifest.parts, round_)
-            values = decode(payload, label, codec)
-            moved = self.downlink.held + values
-            largest = max(moved.max(initial=0), -moved.min(initial=0))
+            values = torch.tensor(decode(payload, label, codec))
+        largest = self._largest(values)
         if not largest <= _LARGEST:
             raise ReplyError(f"its model has a value of {largest:g}; {_LARGEST:,} is the largest")
         return Update(report.partition, report.examples, values), report
 
-    def _sent_on(self, device: torch.device) -> Tensor:
-        """What clients were sent."""
-        if self._on_device is None or self._on_device.device != device:
-            self._on_device = torch.tensor(self.downlink.held, device=device)
-        return self._on_device
+    def _largest(self, update: Tensor) -> float:
+        """Of the model that would be sent next, were this the only update."""
+        if self._summed is None or self._summed.device != update.device:
+            summed = self.downlink.held + self._left_out
+            self._summed = torch.from_numpy(summed).to(update.device)
+        low, high = (self._summed + update).aminmax()
+        return float(torch.maximum(high, -low))
 
     def _check_quorum(self, round_: int) -> None:
         self._fail_silent()

@@ -48,6 +48,22 @@ def test_every_strategy_goes_on_from_its_state(name, grid):
     assert np.isfinite(whole).all()
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_steps_follow_from_updates_wherever_a_lossy_downlink_left_clients(name, grid):
+    """What is sent lags behind the model, so that rounds do not begin where the last one ended."""
+    rng = np.random.default_rng(7)
+    exact, lossy = (Aggregation(name, OPTIONS.get(name, {}), trained=TRAINED) for _ in range(2))
+    model = sent = np.zeros(SIZE, np.float32)
+    for round_ in range(1, 6):
+        steps = []
+        for aggregation, current in ((exact, model), (lossy, sent)):
+            aggregation.configure(round_, current, grid)
+            steps.append(aggregation(round_, current, iter(_updates(round_))) - current)
+        np.testing.assert_allclose(*steps, atol=1e-5)
+        model = model + steps[0]
+        sent = model + rng.normal(size=SIZE).astype(np.float32)
+
+
 def test_fedavg_weighs_by_examples(grid):
     _, new = _run("fedavg", grid, 1)
     updates = _updates(1)

@@ -31,11 +31,13 @@ def made(tiny, monkeypatch):
     for name in ("_run_id", "_task_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
 
-    def make(**settings):
-        recipe = tiny(data={"clients": 3}, server={"min_clients": 2})
+    def make(*, wire=None, far=0.0, **settings):
+        """A strategy that has sent a model, the one of the seed or one that is ``far`` from it."""
+        recipe = tiny(data={"clients": 3}, server={"min_clients": 2}, wire=wire or {})
         model, groups = build(recipe.model, seed=0), recipe.train.travelling()
         found = CsgStrategy(recipe, manifest(model, groups), pack(model, groups), **settings)
-        found.configure_train(1, model_record(found.downlink.held), ConfigRecord(), _Nodes())
+        first = model_record(found.downlink.held + np.float32(far))
+        found.configure_train(1, first, ConfigRecord(), _Nodes())
         return found
 
     return make
@@ -182,6 +184,15 @@ def test_a_model_that_could_not_be_sent_on_is_refused(strategy, value):
     """As a float16 key frame, or at all: the next round would end the run."""
     why, arrays = _fails_alone(strategy, _honest(strategy, 0, value))
     assert "65,504 is the largest" in why
+    strategy.configure_train(2, arrays, ConfigRecord(), _Nodes())
+
+
+@pytest.mark.parametrize("downlink", ["fp32", "uniform:bits=4"])
+def test_the_bound_is_of_what_would_be_sent_next(made, downlink):
+    """Which is the update, what clients were sent, and what that left out."""
+    strategy = made(wire={"downlink": downlink, "deltas": True}, far=60_000)
+    why, arrays = _fails_alone(strategy, _honest(strategy, 0, 6_000.0))
+    assert "its model has a value of 66" in why
     strategy.configure_train(2, arrays, ConfigRecord(), _Nodes())
 
 

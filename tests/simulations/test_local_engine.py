@@ -365,7 +365,7 @@ def test_the_generator_trains_and_travels_when_the_schedule_says(tiny, run, serv
 def test_what_feedback_left_out_comes_with_the_next_update(tiny):
     """Sent so far and still kept make up all that was trained, to the last float.
 
-    Running statistics are measured anew in each round; what was left out of them is not kept.
+    But of running statistics: the next update holds what is missing of them again.
     """
     from client.local import LocalClient
     from client.shard import Shards
