@@ -239,7 +239,8 @@ def whole(tmp_path_factory):
 
 def _momentum(folder):
     values = ["model.width=0.25", "model.slice_size=4", "model.code_size=12", "data.clients=3",
-              "data.images=600", "data.holdout=0.1", "train.rounds=3", "train.precision=fp32",
+              "data.images=600", "data.holdout=0.1", "train.rounds=3", "run.seed=1",
+              "train.precision=fp32",
               "train.batch_norm=local", "train.batch_size=4", "train.lr=0.02",
               "server.strategy=fedavgm", "server.options.server_momentum=0.5",
               "wire.uplink=ecsq:step=2", "wire.downlink=uniform:bits=4", "wire.deltas=true",
