@@ -1,0 +1,144 @@
+"""Lossy codecs in rounds: what is left out waits, and what is sent is what both sides believe."""
+
+import numpy as np
+import pytest
+
+from client.job import Job
+from csg_core import build, manifest, pack
+from simulations.estimate import estimate
+
+LOSSY = {"uplink": "ecsq:step=1; statistics=fp16", "downlink": "ecsq:step=1; statistics=fp16",
+         "deltas": True}  # fmt: skip
+
+
+def test_lossy_deltas_with_feedback_train_like_whole_floats(tiny, run):
+    sections = {"data": {"images": 1437}, "train": {"rounds": 6}}
+    plain, _ = run(tiny(**sections), "plain")
+    small, _ = run(tiny(**sections, wire=LOSSY), "small")
+    rows = small.rows()
+    assert rows[-1].train_loss == pytest.approx(plain.rows()[-1].train_loss, rel=0.05)
+    assert rows[-1].train_loss < 0.85 * rows[0].train_loss
+    sent = [f.rows()[-1].payload_bytes_up + f.rows()[-1].payload_bytes_down for f in (plain, small)]
+    assert sent[1] < sent[0] / 5
+    assert rows[0].payload_bytes_down < sent[0] / 20  # the seed says it all
+
+
+def test_a_client_that_failed_is_sent_a_whole_model_once(tiny, run, tmp_path, monkeypatch):
+    (tmp_path / "once.py").write_text(
+        "from flwr.clientapp import ClientApp\n"
+        "from client.app import make_app\n"
+        "real, app = make_app(), ClientApp()\n"
+        "@app.train()\n"
+        "def train(message, context):\n"
+        "    at = message.content.config_records['message']['server-round']\n"
+        "    if at == 3 and context.node_config['partition-id'] == 2:\n"
+        "        context.state.clear()\n"
+        "        raise OSError('the disk is gone')\n"
+        "    return real(message, context)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    folder, _ = run(tiny(train={"rounds": 6}, wire=LOSSY, run={"client_app": "once:app"}))
+    rows = folder.rows()
+    assert [row.failures for row in rows] == [0, 0, 1, 0, 0, 0]
+    whole = 2 * manifest(build(folder.recipe().model)).size
+    down = [row.payload_bytes_down for row in rows]
+    assert 0.7 * whole < down[3] - down[4] < whole  # in place of a delta
+
+
+@pytest.mark.parametrize(
+    "server", [{}, {"strategy": "fedavgm", "options": {"server_momentum": 0.9}}]
+)
+def test_the_generator_trains_and_travels_when_the_schedule_says(tiny, run, server):
+    recipe = tiny(
+        data={"images": 1437},
+        train={"rounds": 5},
+        wire={**LOSSY, "generator_every": 2, "generator_until": 3},
+        server=server,
+    )
+    folder, state = run(recipe)
+    found = manifest(build(recipe.model))
+    size = found.count("generator")
+    up = [row.payload_bytes_up for row in folder.rows()]
+    down = [row.payload_bytes_down for row in folder.rows()]
+    assert max(up[1], up[3], up[4]) < min(up[0], up[2])
+    # what rounds 1 and 3 made of it comes with the models of rounds 2 and 4
+    assert max(down[2], down[4]) < min(down[1], down[3])
+    held = state.carried["downlink/reference"].view("<f2").astype(np.float32)
+    assert np.array_equal(held[:size], state.values[:size]), "what clients train is evaluated"
+    assert not np.array_equal(held[size:], state.values[size:])
+    first = pack(build(recipe.model, seed=recipe.run.seed))[:size]
+    assert np.abs(state.values[:size] - first).max() > 0.01
+    always = recipe.wire.model_copy(update={"generator_every": 1, "generator_until": None})
+    wider = estimate(recipe.model_copy(update={"wire": always}))
+    assert estimate(recipe)["total_bytes"] < wider["total_bytes"]
+
+
+def test_what_feedback_left_out_comes_with_the_next_update(tiny):
+    """Sent so far and still kept make up all that was trained, to the last float.
+
+    But of running statistics: the next update holds what is missing of them again.
+    """
+    from client.local import LocalClient
+    from client.shard import Shards
+    from csg_core.broadcast import Channel, Sender
+    from csg_core.codecs import codec_named
+    from csg_core.payload import decode
+
+    recipe = tiny(wire={"uplink": "topk:fraction=0.05"})
+    client = LocalClient(recipe)
+    shard = Shards(recipe, client.device)[0]
+    model = build(recipe.model, seed=0)
+    found = manifest(model)
+    channel = Channel(found.fingerprint, found.parts, codec_named("fp32"), deltas=False)
+    sender, memory = Sender(channel, pack(model)), None
+    sent, trained = np.zeros(found.size), np.zeros(found.size)
+    for round_ in (1, 2, 3):
+        sender.advance(pack(model), round_, np.random.default_rng(0))
+        more = {} if memory is None else {"memory": memory}
+        job = Job(payload=sender.message(None), shard=shard, round_=round_, partition=0, **more)
+        answer = client.train(job)
+        label = channel.label("update", round_, sender.held)
+        sent += decode(answer.payload, label, codec_named("topk:fraction=0.05"))
+        trained += pack(client.model) - sender.held.values
+        memory = answer.memory
+    summed = found.size - found.count("statistics")
+    np.testing.assert_allclose((sent + memory.residual)[:summed], trained[:summed], atol=1e-5)
+    assert np.abs(memory.residual).max() > 1e-3
+    assert not memory.residual[summed:].any()
+
+
+@pytest.mark.parametrize("downlink", ["ecsq:step=3", "uniform:bits=2", "fp32"])
+def test_the_model_is_the_mean_of_what_clients_came_to(tiny, run, monkeypatch, downlink):
+    """Though they were not sent all of it: what is owed waits, and comes with the next model."""
+    from client.local import LocalClient
+
+    came_to, held, answer = [], [], LocalClient.answer
+
+    def noting(self, job, received, *rest):
+        came_to.append((job.round_, len(job.shard.train_rows), pack(self.model)))
+        held.append((job.round_, received.held.values))
+        return answer(self, job, received, *rest)
+
+    monkeypatch.setattr(LocalClient, "answer", noting)
+    recipe = tiny(data={"partition": "dirichlet"}, train={"rounds": 3},
+                  wire={"downlink": downlink, "deltas": True})  # fmt: skip
+    _, state = run(recipe)
+    last = [(weight, values) for round_, weight, values in came_to if round_ == 3]
+    mean = np.average([v for _, v in last], axis=0, weights=[w for w, _ in last])
+    np.testing.assert_allclose(state.values, mean, atol=1e-6)
+    summed = manifest(build(recipe.model)).count("statistics")
+    owed = state.carried["owed"]
+    assert not owed[-summed:].any()
+    # what clients hold follows the sum of all updates, but for what is owed
+    moved = sum(
+        np.average([v for n, _, v in came_to if n == round_], axis=0,
+                   weights=[w for n, w, _ in came_to if n == round_])
+        - next(v for n, v in held if n == round_)
+        for round_ in (1, 2, 3)
+    )  # fmt: skip
+    first = next(v for n, v in held if n == 1)
+    begun = pack(build(recipe.model, seed=recipe.run.seed))
+    assert np.abs(first - begun).max() < 1e-3  # the model of the seed, as float16 holds it
+    np.testing.assert_allclose(
+        (state.values + owed)[:-summed], (first + moved)[:-summed], atol=1e-4
+    )
