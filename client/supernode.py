@@ -8,8 +8,9 @@ has waited long asks less often (``Pace``). The arguments are those of ``flower-
 
     python -m client.supernode --superlink HOST:8443 --root-certificates ca.crt ...
 
-``CSG_POLL_SECONDS`` is the longest pause between two polls, 3 to 15. Where its connection ends by
-an error, the process ends with status 1, so that a restart policy can help.
+``CSG_POLL_SECONDS`` is the longest pause between two polls, 3 to 15. The file that ``CSG_HEARD``
+names, if any, is touched whenever the server has answered, for checks of health. Where its
+connection ends by an error, the process ends with status 1, so that a restart policy can help.
 """
 
 import logging
@@ -226,6 +227,8 @@ class FleetClient(FleetHttpClient):
             if path != _HEARTBEAT:
                 self._pace.begin()  # what failed is asked again soon
             raise
+        if heard := os.environ.get("CSG_HEARD"):
+            Path(heard).touch()
         if path not in (_POLL, _HEARTBEAT) or getattr(response, "messages_list", None):
             self._pace.begin()
         return response

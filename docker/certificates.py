@@ -45,6 +45,18 @@ def signed(name: str, hosts: Sequence[str], by: Certified, days: int) -> Certifi
     return Certified(_private(key), certificate.public_bytes(_PEM))
 
 
+def hosts_of(certificate: bytes) -> list[str]:
+    """Names and addresses that a server's certificate is for."""
+    extensions = x509.load_pem_x509_certificate(certificate).extensions
+    named = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [str(one.value) for one in named]
+
+
+def end_of(certificate: bytes) -> datetime.datetime:
+    """When a certificate ends, in UTC."""
+    return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+
+
 def client_key() -> tuple[bytes, bytes]:
     """A client's private and public key, P-384 in OpenSSH's formats, as Flower takes them."""
     key = ec.generate_private_key(ec.SECP384R1())

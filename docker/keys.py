@@ -5,10 +5,11 @@
     keys register                                  # the SuperLink is up: let the clients in
     keys add hospital-a                            # one more client; then register
     keys revoke client-1                           # turned away from now on, for good
+    keys renew                                     # new certificates of server and proxy
     keys list
 
 A client's folder, clients/NAME, is all that its host needs: its key, the authority's certificate
-and its partition. Nothing that exists is overwritten.
+and its partition. But for what renew is for, nothing that exists is overwritten.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -66,8 +68,41 @@ class Keys:
                 _write(folder / "ca.crt", authority.certificate, 0o644)
         self.add([f"client-{number}" for number in range(clients)])
 
+    def renew(self, hosts: Sequence[str], days: int) -> None:
+        """New keys and certificates of server and proxy, by the authority that clients trust.
+
+        Args:
+            hosts: of the proxy; none: those of its certificate so far.
+            days: for which they hold.
+
+        Raises:
+            KeysError: if the authority's key or a certificate is not there.
+            ValueError: if a host can be none.
+        """
+        authority = certificates.Certified(
+            self._of_authority("ca.key"), self._of_authority("ca.crt")
+        )
+        proxy = hosts or certificates.hosts_of(self._certificate("proxy"))
+        made = {
+            place: certificates.signed(f"csg-fl {place}", names, authority, days)
+            for place, names in (("server", _INSIDE), ("proxy", proxy))
+        }
+        for place, signed in made.items():
+            _replace(self.path / place / "tls.key", signed.key, 0o600)
+            _replace(self.path / place / "tls.crt", signed.certificate, 0o644)
+
+    def ends(self) -> datetime:
+        """When the first of the certificates of server and proxy ends.
+
+        Raises:
+            KeysError: if there is none.
+        """
+        return min(certificates.end_of(self._certificate(place)) for place in ("server", "proxy"))
+
     def add(self, names: Sequence[str]) -> None:
-        """Keys of more clients, each with the next free partition.
+        """Keys of more clients, each with the lowest partition that no client has.
+
+        That of a revoked client is free again.
 
         Raises:
             KeysError: if a name is taken or can be none, or there is no authority.
@@ -77,8 +112,10 @@ class Keys:
             if not _NAME.fullmatch(name):
                 raise KeysError(f"client {name!r}: use letters, digits and hyphens, as hospital-a")
             if name in known:
-                raise KeysError(f"client {name!r} exists; choose another name")
-            authority, partition = self._authority(), len(known)
+                raise KeysError(f"client {name!r} exists or did; choose another name")
+            authority = self._of_authority("ca.crt")
+            held = {of["partition"] for of in known.values() if not of["revoked"]}
+            partition = min(set(range(len(held) + 1)) - held)
             with _whole(self.path / "clients" / name) as folder:
                 private, public = certificates.client_key()
                 _write(folder / "key", private, 0o600)
@@ -89,13 +126,21 @@ class Keys:
             self._remember(known)
 
     def register(self, names: Sequence[str], superlink: str) -> list[str]:
-        """Let clients in, all that are not yet if none is named; the names let in.
+        """Let clients in; if none is named, all whom the SuperLink does not know; their names.
+
+        It forgets all of them with its database.
 
         Raises:
             KeysError: if there is no such client, it was revoked, or the SuperLink refuses.
         """
         known = self.clients()
-        wanted = names or [name for name, of in known.items() if not of["node"]]
+        wanted = names
+        if not names:
+            listed = self._ask(superlink, ["supernode", "list"])["nodes"]
+            nodes = {node["node-id"] for node in listed if node["status"] != "unregistered"}
+            wanted = [
+                name for name, of in known.items() if not of["revoked"] and of["node"] not in nodes
+            ]
         for name in wanted:
             if self._client(known, name)["revoked"]:
                 raise KeysError(f"client {name!r} was revoked; keys add makes a new one")
@@ -149,13 +194,21 @@ class Keys:
         partial.write_text(json.dumps(known, indent=1) + "\n")
         os.replace(partial, self._known)
 
-    def _authority(self) -> bytes:
+    def _of_authority(self, name: str) -> bytes:
+        folder = self.path / "authority"
+        if not folder.exists():
+            raise KeysError(f"{self.path}: has no authority; keys make --host NAME makes one")
         try:
-            return (self.path / "authority" / "ca.crt").read_bytes()
+            return (folder / name).read_bytes()
         except FileNotFoundError as error:
-            raise KeysError(
-                f"{self.path}: has no authority; keys make --host NAME makes one"
-            ) from error
+            raise KeysError(f"{folder / name}: is not there; bring it back for this") from error
+
+    def _certificate(self, place: str) -> bytes:
+        path = self.path / place / "tls.crt"
+        try:
+            return path.read_bytes()
+        except FileNotFoundError as error:
+            raise KeysError(f"{path}: is not there; keys make --host NAME makes it") from error
 
     def _ask(self, superlink: str, arguments: list[str]) -> dict[str, Any]:
         # here, because it takes seconds
@@ -179,6 +232,13 @@ class Keys:
         if not answer.get("success"):
             raise KeysError(f"SuperLink {superlink}: {reason_in(answer)}")
         return answer
+
+
+def _replace(path: Path, content: bytes, mode: int) -> None:
+    partial = path.with_suffix(".new")
+    partial.unlink(missing_ok=True)
+    _write(partial, content, mode)
+    os.replace(partial, path)
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
@@ -218,9 +278,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"registered {', '.join(names) or 'none: all are'}")
         elif options.command == "revoke":
             keys.revoke(options.name, options.superlink)
-            print(f"revoked {options.name}")
+            print(f"revoked {options.name}; keys add makes another for its partition")
+        elif options.command == "renew":
+            keys.renew(options.host, options.days)
+            print(f"certificates hold until {keys.ends():%Y-%m-%d}; restart server and proxy")
         else:
             _print(keys.clients())
+            print(f"certificates of server and proxy hold until {keys.ends():%Y-%m-%d}")
     except (ValueError, OSError) as error:
         print(f"keys {options.command}: {error}", file=sys.stderr)
         return 2
@@ -261,14 +325,19 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--host", action="append", required=True,
                       help="name or address of the server for clients; repeatable")  # fmt: skip
     make.add_argument("--clients", type=_number, default=2, help="how many to begin with (2)")
-    make.add_argument("--days", type=_number, default=825, help="validity of certificates (825)")
     add = commands.add_parser("add", help="more clients")
     add.add_argument("name", nargs="+")
     register = commands.add_parser("register", help="let clients in; all without a name")
     register.add_argument("name", nargs="*")
     revoke = commands.add_parser("revoke", help="turn a client away for good")
     revoke.add_argument("name")
+    renew = commands.add_parser("renew", help="new certificates of server and proxy")
+    renew.add_argument("--host", action="append", default=[],
+                       help="of the server for clients; repeatable (as before)")  # fmt: skip
     commands.add_parser("list", help="clients, and whether they are let in")
+    for command in (make, renew):
+        command.add_argument("--days", type=_number, default=825,
+                             help="validity of certificates (825)")  # fmt: skip
     for command in (register, revoke):
         address = os.environ.get("CSG_SUPERLINK", "127.0.0.1:8000")
         command.add_argument("--superlink", default=address,

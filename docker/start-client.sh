@@ -6,10 +6,15 @@ set -eu
 take() {
   exec 9< "$1/key" && flock --nonblock 9
 }
+closed() {
+  echo "start-client: $1 is not open to user $(id -u); set CSG_UID to its owner, or give it to that user" >&2
+  exit 2
+}
 folder=
 for candidate in /keys /keys/*; do
+  [ ! -d "$candidate" ] || [ -x "$candidate" ] || closed "$candidate"
   if [ -e "$candidate/key" ]; then
-    [ -r "$candidate/key" ] || { echo "start-client: $candidate/key cannot be read by user $(id -u)" >&2; exit 2; }
+    [ -r "$candidate/key" ] || closed "$candidate/key"
     if take "$candidate"; then folder=$candidate; break; fi
   fi
 done
@@ -19,5 +24,4 @@ place="partition-id=$(cat "$folder/partition") interface=\"${CSG_INTERFACE:-auto
 [ -z "${CSG_DATA_FOLDER:-}" ] || place="$place data-folder=\"$CSG_DATA_FOLDER\""
 echo "start-client: $folder"
 exec python -m client.supernode --superlink "$CSG_SERVER" --root-certificates "$folder/ca.crt" \
-  --auth-supernode-private-key "$folder/key" --node-config "$place" \
-  --health-server-address 127.0.0.1:8081 "$@"
+  --auth-supernode-private-key "$folder/key" --node-config "$place" "$@"

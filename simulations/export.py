@@ -59,12 +59,15 @@ def run(options: argparse.Namespace) -> None:
 def card(run: RunData, checkpoint: Path, row: RoundRow) -> str:
     """The model card of a checkpoint, made in the row's round, Markdown."""
     recipe = run.recipe
-    images = sum(map(sum, run.environment["spread"]))
+    images, whose = sum(map(sum, run.environment["spread"])), str(recipe.data.name)
+    if recipe.run.superlink:  # where clients may have pictures of their own
+        trained = {of["partition"]: of["examples"] for r in run.rows for of in r.contributions}
+        images, whose = sum(trained.values()), f"{whose} or pictures of the clients' own"
     facts: dict[str, Any] = {
         "Network": f"{recipe.model.name}, generated filters folded into ordinary ones"
         if recipe.model.parametrization == "csg"
         else f"{recipe.model.name}, {recipe.model.kind}",
-        "Data": f"{recipe.data.name}, {images:,} training images, {recipe.data.partition} over "
+        "Data": f"{whose}, {images:,} training images, {recipe.data.partition} over "
         f"{recipe.data.clients:,} clients" + (f", from {recipe.data.dir}" * bool(recipe.data.dir)),
         "Rounds": f"{row.round} of {recipe.train.rounds}, {recipe.cohort:,} clients a round, "
         f"{recipe.train.local_epochs} local epochs",

@@ -81,7 +81,9 @@ def _pictures(runs: list[RunData]) -> list[tuple[str, plots.Draw]]:
     for run in runs:
         counts = run.environment.get("spread")
         if counts:
-            found.append((f"Images by client and class: {run.name}", plots.spread(counts)))
+            shared = "as the recipe shares them out, " if run.recipe.run.superlink else ""
+            title = f"Images by client and class, {shared}{run.name}"
+            found.append((title, plots.spread(counts)))
     return found
 
 

@@ -90,7 +90,7 @@ class Deployment:
         try:
             self.start(SUPERLINK)
             if self.secure:
-                self._keys("register")
+                self.register()
                 self.start(PROXY)
             self.start(SERVER)
             for name in self.clients:
@@ -231,6 +231,10 @@ class Deployment:
     def flwr(self, *arguments: str) -> dict[str, Any]:
         """What ``flwr`` answers on the server's host."""
         return flwr(list(arguments), self.environment("csg"), self.network.inside("server"))
+
+    def register(self) -> None:
+        """Let all clients in whom the SuperLink does not know."""
+        self._keys("register")
 
     def new_identity(self, name: str, *, registered: bool = True) -> None:
         """From its next start on, a client has another key, and so another node id."""

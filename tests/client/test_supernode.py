@@ -185,6 +185,21 @@ def test_what_the_proxy_refuses_is_refused_at_once(proxied):
 
 
 @needs_nginx
+def test_a_file_tells_when_the_server_answered_last(proxied, tmp_path, monkeypatch):
+    heard = tmp_path / "heard"
+    monkeypatch.setenv("CSG_HEARD", str(heard))
+    with proxied.client() as client:
+        with pytest.raises(httpx.HTTPStatusError, match="413"):
+            client.PushObject(PushObjectRequest(object_content=bytes(7 << 20)))
+        assert not heard.exists()
+        client.SendNodeHeartbeat(SendNodeHeartbeatRequest())
+        assert heard.exists()
+        os.utime(heard, (0, 0))
+        client.PullMessages(PullMessagesRequest())
+    assert time.time() - heard.stat().st_mtime < 30
+
+
+@needs_nginx
 @changed(keepalive_requests="5")
 def test_a_connection_that_has_served_its_time_is_followed_by_another(proxied):
     with proxied.client() as client:

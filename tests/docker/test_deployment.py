@@ -244,6 +244,38 @@ def test_a_client_alone_on_another_host(project, tmp_path):
         alone_do("down", "--volumes", "--timeout", "5")
 
 
+def _health(container):
+    return json.loads(docker("inspect", container)[1])[0]["State"]["Health"]["Status"]
+
+
+def _await_health(container, health):
+    until = time.monotonic() + 240
+    while _health(container) != health:
+        assert time.monotonic() < until, f"{container} is not {health}"
+        time.sleep(2)
+
+
+def test_a_client_is_healthy_only_if_the_server_answers_it(project):
+    container = f"{project.name}-client-1"
+    assert _health(container) == "healthy"
+    network = f"{project.name}_outside"
+    assert docker("network", "disconnect", network, container)[0] == 0
+    _await_health(container, "unhealthy")
+    assert docker("network", "connect", network, container)[0] == 0
+    _await_health(container, "healthy")
+
+
+def test_a_key_of_another_user_is_named(project, tmp_path):
+    place = tmp_path / "key"
+    place.mkdir(mode=0o700)
+    (place / "key").write_text("x")
+    os.chown(place, USER + 1, USER + 1)
+    said = project.compose(
+        "run", "--rm", "--no-deps", "--volume", f"{place}:/keys/theirs:ro", "client", check=False
+    )
+    assert f"/keys/theirs is not open to user {USER}; set CSG_UID" in said
+
+
 def test_a_revoked_client_is_turned_away_and_the_run_goes_on(project):
     """The last of this file: client-1 does not come back."""
     process = project.start(

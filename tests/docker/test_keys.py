@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from cryptography.hazmat.primitives.serialization import (
+    load_pem_private_key,
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 KEYS = Path(__file__).parents[2] / "docker" / "keys.py"
@@ -80,11 +84,51 @@ def test_nothing_is_overwritten(made):
     assert _content(made) == before
 
 
-def test_more_clients_get_the_next_partitions(made):
+def test_more_clients_get_the_lowest_free_partitions(made):
     assert keys(made, "add", "hospital-a").returncode == 0
     known = json.loads((made / "clients.json").read_text())
     assert [of["partition"] for of in known.values()] == [0, 1, 2]
     assert "hospital-a" in keys(made, "list").stdout
+    known["client-1"]["revoked"] = True
+    (made / "clients.json").write_text(json.dumps(known))
+    assert keys(made, "add", "hospital-b", "hospital-c").returncode == 0
+    known = json.loads((made / "clients.json").read_text())
+    assert (known["hospital-b"]["partition"], known["hospital-c"]["partition"]) == (1, 3)
+    assert (made / "clients" / "hospital-b" / "partition").read_text() == "1\n"
+
+
+@pytest.mark.parametrize("hosts", [[], ["fl2.example.org", "192.0.2.7"]])
+def test_renewed_certificates_are_of_the_same_authority(made, hosts):
+    before = _content(made)
+    options = [part for host in hosts for part in ("--host", host)]
+    done = keys(made, "renew", "--days", "30", *options)
+    assert done.returncode == 0, done.stderr
+    until = done.stdout.split("until ")[1].split(";")[0]
+    assert f"hold until {until}" in keys(made, "list").stdout
+    after = _content(made)
+    changed = {str(path.relative_to(made)) for path in after if after[path] != before.get(path)}
+    assert changed == {f"{place}/tls.{kind}" for place in ("server", "proxy")
+                       for kind in ("key", "crt")}  # fmt: skip
+    store = Store([x509.load_pem_x509_certificate((made / "authority/ca.crt").read_bytes())])
+    verifier = PolicyBuilder().store(store).build_server_verifier
+    proxy = x509.load_pem_x509_certificate((made / "proxy/tls.crt").read_bytes())
+    assert proxy.not_valid_after_utc.strftime("%Y-%m-%d") == until
+    assert len(verifier(x509.DNSName((hosts or ["fl.example.org"])[0])).verify(proxy, [])) == 2
+    for place in ("server", "proxy"):
+        key = (made / place / "tls.key").read_bytes()
+        assert stat.S_IMODE((made / place / "tls.key").stat().st_mode) == 0o600
+        certificate = x509.load_pem_x509_certificate((made / place / "tls.crt").read_bytes())
+        assert load_pem_private_key(key, None).public_key() == certificate.public_key()
+
+
+def test_without_the_authoritys_key_nothing_is_renewed(made):
+    (made / "authority" / "ca.key").unlink()
+    before = _content(made)
+    done = keys(made, "renew")
+    assert done.returncode == 2
+    assert "ca.key: is not there; bring it back" in done.stderr
+    assert _content(made) == before
+    assert keys(made, "add", "hospital-a").returncode == 0, "the key is not needed for clients"
 
 
 @pytest.mark.parametrize(
@@ -95,6 +139,8 @@ def test_more_clients_get_the_next_partitions(made):
         (["make", "--host", "a", "--days", "0"], "--days: '0' is no number"),
         (["add", "../up"], "'../up': use letters"),
         (["add", "a"], "has no authority; keys make"),
+        (["renew"], "has no authority; keys make"),
+        (["renew", "--days", "0"], "--days: '0' is no number"),
         (["revoke", "a"], "'a' is unknown; there are none"),
         (["register", "a"], "'a' is unknown; there are none"),
     ],

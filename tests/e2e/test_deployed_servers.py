@@ -21,7 +21,7 @@ def test_a_superlink_killed_and_restarted_keeps_its_run(deploy):
 
 
 def test_a_superlink_that_stays_away_is_told_and_resumed_on_a_new_one(deploy):
-    deployment = deploy()
+    deployment = deploy(secure=True)
     run = Run(deployment, "run.patience=20", rounds=4)
     run.await_round(1)
     deployment.kill(SUPERLINK)
@@ -31,6 +31,7 @@ def test_a_superlink_that_stays_away_is_told_and_resumed_on_a_new_one(deploy):
     for path in deployment.folder.glob("state.db*"):
         path.unlink()  # of the runs and nodes nothing is known any more
     deployment.start(SUPERLINK)
+    deployment.register()
     for name in deployment.clients:
         deployment.terminate(name)
         deployment.start(name)

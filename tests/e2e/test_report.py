@@ -10,6 +10,8 @@ import pytest
 
 from server.record import RoundRow, RunFolder
 from server.rounds import summary_of
+from simulations.curves import read_run
+from simulations.export import card
 from simulations.report import write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -17,10 +19,12 @@ DRIVER = shutil.which("chromedriver")
 WIDTHS = {"phone": 390, "desk": 1280}
 
 
-def _run(path: Path, tiny, *, name="run", rounds=6) -> RunFolder:
+def _run(path: Path, tiny, *, name="run", rounds=6, **sections) -> RunFolder:
     """A run as its files tell it: two clients, one failure, awkward texts."""
     folder = RunFolder(path / name)
-    folder.create(tiny(), {"seed": 0, "versions": {"torch": "2"}}, [[40, 1, 5], [3, 30, 9]])
+    folder.create(
+        tiny(**sections), {"seed": 0, "versions": {"torch": "2"}}, [[40, 1, 5], [3, 30, 9]]
+    )
     client = {"partition": 0, "examples": 46, "loss_before": 2.0, "loss_after": 1.0, "seconds": 0.5}
     row = RoundRow(
         round=1, clients=2, failures=0, train_loss=2.0, test_loss=1.5, test_accuracy=0.3,
@@ -93,6 +97,15 @@ def test_wire_bytes_are_shown_with_their_interfaces(tmp_path, tiny):
     assert "server||eth9 (shared)||2||8.000||10.000||299900.00 %" in text
     assert "client 0||eth0 (own)||1||0.900||0.600||99900.00 %" in text
     assert "not measured" not in text
+
+
+def test_images_of_a_deployment_are_as_told_by_its_clients(tmp_path, tiny):
+    folder = _run(tmp_path, tiny, run={"engine": "flower", "superlink": "127.0.0.1:8000"})
+    write_report([folder], tmp_path / "page.html")
+    assert "class, as the recipe shares them out, run" in (tmp_path / "page.html").read_text()
+    run = read_run(folder.path)
+    text = card(run, folder.checkpoints / "best.safetensors", run.rows[-1])
+    assert "digits or pictures of the clients' own, 88 training images" in text
 
 
 @pytest.fixture(scope="module")
