@@ -84,10 +84,12 @@ class LocalClient:
             TrainingError: if the loss, or a value of the model, is no number.
         """
         recipe, held, started = self.recipe, received.held, time.perf_counter()
-        trained = self._sent.flat()
-        if not math.isfinite(losses.mean) or not all_finite(trained):
+        trained, staying = self._sent.flat(), self._kept.flat()
+        finite = all_finite(trained) and (not self._kept.size or all_finite(staying))
+        if not finite or not math.isfinite(losses.mean):
+            more = "" if finite else ", and a value of the model is no number"
             raise TrainingError(
-                f"client {job.partition}: the loss is {losses.mean} in round {job.round_}; "
+                f"client {job.partition}: the loss is {losses.mean} in round {job.round_}{more}; "
                 f"lower train.lr {recipe.train.lr}"
             )
         report = TrainReport(
@@ -98,7 +100,7 @@ class LocalClient:
             loss_after=losses.last,
             seconds=received.seconds + seconds + time.perf_counter() - started,
         )
-        kept = self._kept.flat().cpu().numpy() if self._kept.size else None
+        kept = staying.cpu().numpy() if self._kept.size else None
         if isinstance(job.payload, Passed):
             update = trained.sub_(self._on_device(held))
             passed = Passed(values=update, kind="update", round=job.round_, version=held.version)

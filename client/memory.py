@@ -53,7 +53,12 @@ NOTHING = Memory()
 
 
 def recall(context: Context, recipe: Recipe, partition: int, round_: int) -> Memory:
-    """What was kept in an earlier round than ``round_``, of this run and partition."""
+    """What this run's client of a partition kept, for ``round_``.
+
+    A round may be asked for again, when a reply was lost or a run is resumed from further back.
+    What the codec left out has then been taken into an update already; the tensors that stay are
+    those of the later round, which is nearer than to begin anew.
+    """
     records, numbers = context.state.array_records, context.state.metric_records
     held = None
     if _HELD in records:
@@ -61,9 +66,11 @@ def recall(context: Context, recipe: Recipe, partition: int, round_: int) -> Mem
         assert isinstance(version, int)
         held = Held.unpacked(version, records[_HELD][_HELD].data)
     own = {name: records[name][name].numpy() for name in (_KEPT, _RESIDUAL) if name in records}
+    of = int(numbers[_ROUND]["round"]) if _ROUND in numbers else 0  # type: ignore[arg-type]
     if not own and recipe.run.superlink is not None:
-        own = _read(_file(recipe, partition), round_)
-    return Memory(kept=own.get(_KEPT), residual=own.get(_RESIDUAL), held=held)
+        own, of = _read(_file(recipe, partition))
+    residual = own.get(_RESIDUAL) if of < round_ else None
+    return Memory(kept=own.get(_KEPT), residual=residual, held=held)
 
 
 def keep(context: Context, recipe: Recipe, partition: int, round_: int, memory: Memory) -> None:
@@ -72,6 +79,8 @@ def keep(context: Context, recipe: Recipe, partition: int, round_: int, memory: 
     own = {name: array for name, array in values.items() if array is not None}
     for name, array in own.items():
         context.state[name] = ArrayRecord({name: Array(array)})
+    if own:
+        context.state[_ROUND] = MetricRecord({"round": round_})
     held = memory.held
     if held is not None:
         packed = Array(dtype="float16", shape=held.values.shape, stype="bytes", data=held.packed)
@@ -94,17 +103,17 @@ def _file(recipe: Recipe, partition: int) -> Path:
     return cache_folder() / "clients" / f"{run}-{partition}.safetensors"
 
 
-def _read(path: Path, round_: int) -> dict[str, NDArray[np.float32]]:
-    """The arrays of a file that is of an earlier round: a run may be resumed from further back."""
+def _read(path: Path) -> tuple[dict[str, NDArray[np.float32]], int]:
+    """The arrays of a file, if there are any, and the round that they are of."""
     try:
         with safe_open(path, framework="numpy") as file:
-            if int((file.metadata() or {})[_ROUND]) < round_:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return arrays, int((file.metadata() or {})[_ROUND])
     except FileNotFoundError:
-        return {}
+        pass
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         _log.warning("%s: what this client kept cannot be read (%s)", path, error)
-    return {}
+    return {}, 0
 
 
 def _write(path: Path, arrays: dict[str, NDArray[np.float32]], round_: int) -> None:

@@ -160,11 +160,7 @@ class Channel:
             )
         label = self.label("delta", header.round, Held(header.version, held.values), header.digest)
         step = decode(frame, label, codec_of(frame, self.codecs))
-        try:
-            values = _rounded(held.values + step)
-        except CodecError as error:
-            raise PayloadError(str(error)) from error
-        return _proved(Held(header.version, values), header.digest)
+        return _proved(Held(header.version, _stepped(held.values, step)), header.digest)
 
     def label(self, kind: str, round_: int, held: Held, digest: int | None = None) -> Label:
         """What a payload about a version has to be."""
@@ -198,11 +194,13 @@ class Sender:
             ValueError: if the codec cannot hold a value.
         """
         channel, version = self.channel, self.held.version + 1
+        if channel.deltas:
+            _rounded(model)  # refused if it cannot be held
         wanted = model - self.held.values if channel.deltas else model
         codec = channel.codec_for(wanted) if channel.deltas else channel.codec
         body = codec.encode(wanted, channel.parts, rng)
         decoded = codec.decode(body, channel.parts)
-        values = _rounded(self.held.values + decoded) if channel.deltas else decoded
+        values = _stepped(self.held.values, decoded) if channel.deltas else decoded
         self.held = Held(version, values)
         kind = "delta" if channel.deltas else "model"
         frame = seal(body, channel.label(kind, round_, self.held), codec)
@@ -258,6 +256,13 @@ class Sender:
                 rest = rest[end:]
         except PayloadError:  # of another version of the format: clients are sent whole models
             self._frames.clear()
+
+
+def _stepped(held: Values, step: Values) -> Values:
+    """The version that a delta leads to; where a coarse codec goes beyond float16, its largest."""
+    most = float(np.finfo(np.float16).max)
+    stepped: Values = (held + step).clip(-most, most).astype(np.float16).astype(np.float32)
+    return stepped
 
 
 def _rounded(values: Values) -> Values:

@@ -192,8 +192,9 @@ def _numbers(content: RecordDict, names: list[str]) -> dict[str, float]:
         value = record.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ReplyError(f"{name} is {_short(value)}; need a number")
-        if isinstance(value, float) and not 0 <= value <= _MOST:
-            raise ReplyError(f"{name} is {value:g}; 0 to {_MOST:g} are taken")
+        counted = isinstance(value, int) and name in (_key("examples"), "partition")
+        if not counted and not 0 <= value <= _MOST:  # _check_counts has other bounds
+            raise ReplyError(f"{name} is {_short(value)}; 0 to {_MOST:g} are taken")
         values[name] = value
     return values
 

@@ -7,7 +7,6 @@ client's own object (docs/strangers.md). Here, each of these is that client's fa
 """
 
 import json
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,8 +33,8 @@ from flwr.supercore.run import Run
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from federation.messages import PIECE_BYTES, ReplyError
+from server.nodes import Exchanges
 
-_POLL_S = 0.5
 _OBJECTS = 16  # of a reply, besides the pieces of its payload
 _REST = 65_536  # bytes of a reply besides its payload: the records, or the reason of an error
 
@@ -52,20 +51,17 @@ class GuardedGrid(Grid):
         self._grid = grid
         self._most = most_bytes + _REST
         self._arriving: list[_Arriving] = []
+        self._exchanges = Exchanges(self)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send messages; the replies that are whole when all are there, or time is up."""
-        until = float("inf") if timeout is None else time.monotonic() + timeout
-        waiting = {sent for sent in self.push_messages(messages) if sent}
-        replies: list[Message] = []
-        while waiting and time.monotonic() < until:
-            found = list(self.pull_messages(waiting))
-            replies += found
-            waiting -= {reply.metadata.reply_to_message_id for reply in found}
-            if waiting:
-                time.sleep(_POLL_S)
+        """Send messages; the replies that are whole when all are there, or time is up.
+
+        What is lost on its way is sent again, and nothing more is expected of who has gone.
+        """
+        limit = float("inf") if timeout is None else timeout
+        replies = self._exchanges.exchange(list(messages), timeout=limit)
         self._drop_all_but(set())
         return replies
 
@@ -209,5 +205,5 @@ def _array_bytes(content: bytes, contents: dict[str, bytes]) -> int:
 
 def _unreadable(metadata: Metadata, error: Exception) -> Message:
     reason = str(error) if isinstance(error, ReplyError) else repr(error)[:200]
-    failure = Error(ErrorCode.MESSAGE_UNAVAILABLE, f"its reply cannot be read: {reason}")
+    failure = Error(ErrorCode.UNKNOWN, f"its reply cannot be read: {reason}")
     return make_message(metadata=metadata, error=failure)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flwr.app import Error, Message, MessageType, RecordDict
@@ -13,6 +13,7 @@ _log = logging.getLogger(__name__)
 PROBE_S = 30.0  # of silence, at least
 _LONG = 1.5  # of the slowest reply
 RESTARTED = "was restarted in this round"
+_MOST_AGAIN = 3
 _PULL_S = 0.5  # with Flower's 3 s, a client often looks for its message in vain first
 _LOOK_S = 5.0
 
@@ -52,16 +53,17 @@ class Exchanges:
     Flower delivers a message once: one that was under way when a connection or the SuperLink broke,
     or that a killed client had, is lost, and its answer would be waited for until the end. So
     clients that are silent for long are asked whether they are idle, and if so, sent it again;
-    of those that have connected anew nothing more is expected. Long is half as much again as the
-    slowest answer to a message of the type took when it was last sent, at least half a minute, at
-    most half the time that there is: a question that is answered costs 5 kB.
+    of those that have connected anew nothing more is expected. It is sent again three times at
+    most, and not counted in a round's payload. Long is half as much again as the slowest answer to
+    a message of the type took when it was last sent, at least half a minute, at most half the time
+    that there is: a question that is answered costs 5 kB.
     """
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self._slowest: dict[str, float] = {}  # seconds, by type of message
 
-    def exchange(self, messages: list[Message], *, timeout: float) -> Iterable[Message]:
+    def exchange(self, messages: list[Message], *, timeout: float) -> list[Message]:
         """Send messages and collect the replies that come within ``timeout`` seconds.
 
         Errors that Flower makes are put down to the node that was asked.
@@ -69,8 +71,6 @@ class Exchanges:
         if not messages:
             return []
         before = connected(self._grid)
-        if not any(node.since for node in before.values()):  # this Grid does not know
-            return self._grid.send_and_receive(messages, timeout=timeout)
         kind = messages[0].metadata.message_type
         silence = min(max(PROBE_S, _LONG * self._slowest.get(kind, 0.0)), timeout / 2)
         began = looked = time.monotonic()
@@ -103,7 +103,7 @@ class _Pending:
         self.replies: list[Message] = []
         self.last_answer: float | None = None
         self._probes: dict[str, str] = {}  # and the message that each is about
-        self._again: set[str] = set()  # messages that were sent again
+        self._again: dict[str, int] = {}  # how often, of messages that were sent again
 
     def _push(self, messages: list[Message]) -> dict[str, Message]:
         pushed = self._grid.push_messages(messages)  # without a name: not taken
@@ -125,7 +125,8 @@ class _Pending:
                 if not known.has_error() and name not in self._again:
                     self.last_answer = time.monotonic()
         for name, reply in probes:
-            if reply.metadata.src_node_id != SUPERLINK_NODE_ID and name in self.waiting:
+            answered = reply.metadata.src_node_id != SUPERLINK_NODE_ID
+            if answered and name in self.waiting and self._again.get(name, 0) < _MOST_AGAIN:
                 self._send_again(name)
 
     def _send_again(self, name: str) -> None:
@@ -135,7 +136,7 @@ class _Pending:
         ttl = max(1.0, of.created_at + of.ttl - time.time())
         more = Message(lost.content, of.dst_node_id, of.message_type, ttl=ttl, group_id=of.group_id)
         pushed = self._push([more])
-        self._again |= {*pushed}
+        self._again |= dict.fromkeys(pushed, self._again.get(name, 0) + 1)
         self.waiting |= pushed
 
     def probe(self) -> None:

@@ -174,22 +174,30 @@ class RunFolder:
         """
         path = self.path / "rounds.jsonl"
         try:
-            lines = path.read_text().splitlines()
+            lines = path.read_text().splitlines(keepends=True)
         except FileNotFoundError:
             return []
         except (OSError, UnicodeDecodeError) as error:
             raise RunFolderError(f"{path}: cannot be read ({error})") from error
         rows = []
         for number, line in enumerate(lines, start=1):
+            if not line.endswith("\n"):
+                break
             try:
                 rows.append(_ROW.validate_json(line, strict=True))
             except ValidationError as error:
-                if number == len(lines) and not line.endswith("}"):
-                    break
                 raise RunFolderError(
                     f"{path}: line {number} is damaged ({_first(error)})"
                 ) from error
         return rows
+
+    def version(self) -> tuple[int, int, int]:
+        """What changes whenever rows do."""
+        try:
+            found = (self.path / "rounds.jsonl").stat()
+        except FileNotFoundError:
+            return 0, 0, 0
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
     def append(self, row: RoundRow) -> None:
         """Add a line, on the disk when this returns."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -19,9 +19,8 @@ from federation.devices import device_of, precision_of
 from federation.interface import Interface
 from federation.recipe import Recipe, RecipeError
 from server.checkpoints import CheckpointError, read_with_extra, write_checkpoint
-from server.nodes import Exchanges
-from server.outcome import RunError
 from server.record import RoundRow, RunFolder
+from server.signals import undisturbed
 from server.start import started
 from server.state import ServerState, load_state, save_state
 from server.strategy import CsgStrategy, model_in, model_record
@@ -35,6 +34,7 @@ class SimulatedGrid(Protocol):
     """A Grid whose clients live in this process, so that a checkpoint can hold their state."""
 
     partitions: Mapping[int, int]  # of every node
+    in_process: bool  # whether arrays can be handed to clients as they are
 
     def kept(self) -> dict[int, NDArray[np.uint8]]:
         """What clients keep between rounds, by partition."""
@@ -56,24 +56,24 @@ class Rounds:
 
     def __init__(self, recipe: Recipe, grid: Grid, folder: RunFolder, test: ImageSet) -> None:
         self.recipe, self.grid, self.folder = recipe, grid, folder
-        self._exchanges = Exchanges(grid)
         self._simulated = grid if isinstance(grid, SimulatedGrid) else None
         self._device = device_of(recipe)
         self._test = test.to(self._device)
         self._model = build(recipe.model, seed=recipe.run.seed).to(self._device)
         self._groups = recipe.train.travelling()
-        partitions = self._simulated.partitions if self._simulated else None
+        simulated = self._simulated
+        partitions = simulated.partitions if simulated else None
         first, found = pack(self._model, self._groups), manifest(self._model, self._groups)
         start = None if self._begun else started(recipe)
         self.strategy = CsgStrategy(
             recipe, found, first, partitions, start,
-            passes=getattr(grid, "passes", False),  # arrays in place of bytes
+            in_process=simulated is not None and simulated.in_process,
         )  # fmt: skip
         # what clients make of the seed, or are sent, to the last bit
         self.state = ServerState(0, self.strategy.downlink.held, self.strategy.state())
         self._saved = -1
         self._counted = server_interface(recipe)
-        self.rows: list[RoundRow] = []
+        self._best: Best | None = None
 
     @property
     def _begun(self) -> bool:
@@ -95,12 +95,13 @@ class Rounds:
             self._simulated.restore(self.state.clients)
         else:
             self.strategy.downlink.forget()  # to clients, this is another run
-        self.rows = self.folder.cut(self.state.round)
-        if [row.round for row in self.rows] != list(range(1, self.state.round + 1)):
+        rows = self.folder.cut(self.state.round)
+        if [row.round for row in rows] != list(range(1, self.state.round + 1)):
             raise CheckpointError(
                 f"{self.folder.path}/rounds.jsonl: does not hold rounds 1 to {self.state.round}, "
                 "which the checkpoint has behind it; bring the file back, or start the run anew"
             )
+        self._best = best_of(rows)
         self._resume_best()
 
     def _resume_best(self) -> None:
@@ -110,7 +111,7 @@ class Rounds:
             found = int(read_with_extra(path)[2]["round"])
         except (CheckpointError, KeyError):
             found = -1
-        best = best_of(self.rows)
+        best = self._best
         if best is not None and found != best.round and best.round == self.state.round:
             self._write_best(best.round)
         elif found > self.state.round:
@@ -119,10 +120,10 @@ class Rounds:
     def run(self, on_round: Callable[[RoundRow], None]) -> None:
         """Every round that is left; ``on_round`` is told of each.
 
-        If the run is interrupted or stops, the state after the last complete round is saved.
+        Whatever ends the run but the disk, the state after the last complete round is saved.
 
         Raises:
-            RunError: if the quorum is missed.
+            server.outcome.RunError: if the quorum is missed.
             CheckpointError: if the disk does not take the record or a checkpoint.
         """
         try:
@@ -130,27 +131,29 @@ class Rounds:
                 self._save()
             for round_ in range(self.state.round + 1, self.recipe.train.rounds + 1):
                 on_round(self._round(round_))
-        except (RunError, KeyboardInterrupt, SystemExit):
-            if len(self.folder.rows()) > self.state.round:  # interrupted while it was recorded
-                self.rows = self.folder.cut(self.state.round)
-            self._save()
+        except CheckpointError:
+            raise
+        except BaseException:
+            with undisturbed():
+                if len(self.folder.rows()) > self.state.round:  # interrupted while it was recorded
+                    self.folder.cut(self.state.round)
+                self._save()
             raise
 
     def _round(self, round_: int) -> RoundRow:
         started = time.perf_counter()
         strategy = self.strategy
-        arrays = model_record(self.state.values)
-        messages = strategy.configure_train(round_, arrays, ConfigRecord(), self.grid)
-        replies = self._replies(messages)
-        arrays, metrics = strategy.aggregate_train(round_, replies)
-        values = model_in(arrays)
-        loss, accuracy = self._evaluate(round_, arrays, values)
+        before = model_record(self.state.values)
+        messages = strategy.configure_train(round_, before, ConfigRecord(), self.grid)
+        after, metrics = strategy.aggregate_train(round_, self._replies(messages))
+        values = model_in(after)
+        loss, accuracy = self._evaluate(round_, values)
         kept = self._simulated.kept() if self._simulated else {}
         state = ServerState(round_, values, strategy.state(), kept)
         outcome = strategy.outcome
-        before, counted = self._counted, self._interface()
+        earlier, counted = self._counted, self._interface()
         self._counted = counted
-        received, sent = crossed(before, counted)
+        received, sent = crossed(earlier, counted)
         row = RoundRow(
             round=round_,
             clients=len(outcome.reports),
@@ -180,11 +183,7 @@ class Rounds:
         return row
 
     def _replies(self, messages: list[Message]) -> Iterable[Message]:
-        """What comes back; simulated clients lose nothing, and share workers that would answer."""
-        timeout = self.recipe.server.round_timeout
-        if self.recipe.run.superlink is None:
-            return self.grid.send_and_receive(messages, timeout=timeout)
-        return self._exchanges.exchange(messages, timeout=timeout)
+        return self.grid.send_and_receive(messages, timeout=self.recipe.server.round_timeout)
 
     def _interface(self) -> Interface | None:
         """The server's interface now; one that has gone, or got another name, ends no run."""
@@ -195,31 +194,35 @@ class Rounds:
             return None
 
     def _evaluate(
-        self, round_: int, arrays: ArrayRecord, values: NDArray[np.float32]
+        self, round_: int, values: NDArray[np.float32]
     ) -> tuple[float | None, float | None]:
-        """Loss and accuracy of a model, as Flower passes it on and packed; None where not due."""
+        """Loss and accuracy of a packed model; None where not due."""
         if round_ % self.recipe.run.eval_every and round_ != self.recipe.train.rounds:
             return None, None
         if self.recipe.clients_evaluate:
-            messages = self.strategy.configure_evaluate(round_, arrays, ConfigRecord(), self.grid)
-            replies = self._replies(messages)
-            found = self.strategy.aggregate_evaluate(round_, replies)
+            model, config = model_record(values), ConfigRecord()
+            messages = self.strategy.configure_evaluate(round_, model, config, self.grid)
+            found = self.strategy.aggregate_evaluate(round_, self._replies(messages))
             return (float(found["loss"]), float(found["accuracy"])) if found else (None, None)  # type: ignore[arg-type]
         unpack(self._model, values, self._groups)
         result = evaluate(self._model, self._test, precision=precision_of(self.recipe))
         return result.loss, result.accuracy
 
     def _record(self, row: RoundRow, state: ServerState) -> None:
-        """Row first: a resumed run drops rows that are newer than its checkpoint."""
-        best = best_of(self.rows)
+        """Row, checkpoint, best model, so that one that was not written can be made up for.
+
+        A resumed run drops rows that are newer than its checkpoint, and has the best model of the
+        checkpoint's round if that was not written any more.
+        """
+        best = best_of([row], self._best)
+        improved = best is not self._best
         self.folder.append(row)
-        self.rows.append(row)
-        self.state = state
-        if row.test_accuracy is not None and (best is None or row.test_accuracy > best.accuracy):
-            self._write_best(row.round)
+        self.state, self._best = state, best
         due = row.round % self.recipe.run.checkpoint_every == 0
-        if due or row.round == self.recipe.train.rounds:
+        if due or improved or row.round == self.recipe.train.rounds:
             self._save()
+        if improved:
+            self._write_best(row.round)
 
     def _write_best(self, round_: int) -> None:
         unpack(self._model, self.state.values, self._groups)
@@ -234,9 +237,8 @@ class Rounds:
             self._saved = self.state.round
 
 
-def best_of(rows: list[RoundRow]) -> Best | None:
-    """The row of the highest accuracy, the first one of equals."""
-    found = None
+def best_of(rows: list[RoundRow], found: Best | None = None) -> Best | None:
+    """The row of the highest accuracy, the first one of equals; ``found`` came before them."""
     for row in rows:
         accuracy = row.test_accuracy
         if accuracy is not None and (found is None or accuracy > found.accuracy):

@@ -59,11 +59,8 @@ class CsgStrategy(Strategy):
     to the model that clients are next sent to train (error feedback: Tang et al., "DoubleSqueeze",
     2019); it is of the arrays that ``aggregate_train`` last gave, and goes with no others.
     ``first`` is the model that the recipe's seed makes; ``partitions`` tells the partition of
-    nodes, where that is known before they answer. Clients that are of this process may be handed
-    arrays as they are, which ``passes`` is to say.
-
-    Raises:
-        ValueError: if arrays are to be passed that would not travel as they are.
+    nodes, where that is known before they answer. Clients that are ``in_process`` are handed
+    arrays as they are, if they would be sent as they are.
     """
 
     def __init__(
@@ -74,7 +71,7 @@ class CsgStrategy(Strategy):
         partitions: Mapping[int, int] | None = None,
         start: Values | None = None,
         *,
-        passes: bool = False,
+        in_process: bool = False,
     ) -> None:
         self.recipe = recipe
         self.manifest = manifest
@@ -88,9 +85,7 @@ class CsgStrategy(Strategy):
         self._counters = ClientCounters()
         self._uplink = codec_named(recipe.wire.uplink)
         self.downlink = Downlink(recipe, manifest, first, start)
-        if passes and not sends_plain(recipe):
-            raise ValueError("arrays are passed in place of fp32 without deltas alone")
-        self._passes = passes
+        self._passes = in_process and _sends_plain(recipe)
         self._owed: Values | None = None  # what clients have not been sent of earlier updates
         self._left_out: Values = np.zeros(0, np.float32)  # of the model that is trained now
         self._summed: Tensor | None = None  # what was sent and left out, where updates are
@@ -154,7 +149,8 @@ class CsgStrategy(Strategy):
             return []
         present = set(grid.get_node_ids())
         nodes = [node for node in self.cohort.asked if node in present]
-        model = model_in(arrays)
+        # it may be beyond what a coarse codec of the downlink left out, which is taken back next
+        model = model_in(arrays).clip(-_LARGEST, _LARGEST)
         payloads = self._payloads(model, server_round, MessageType.EVALUATE, nodes)
         self.cohort.expect(nodes)
         return self._messages(MessageType.EVALUATE, server_round, payloads, config)
@@ -308,7 +304,7 @@ class CsgStrategy(Strategy):
         self.downlink.restore(under("downlink/"))
 
 
-def sends_plain(recipe: Recipe) -> bool:
+def _sends_plain(recipe: Recipe) -> bool:
     """Whether what travels is float32 as it is, in both directions, and nothing builds on it."""
     wire = recipe.wire
     return not wire.deltas and all(

@@ -27,6 +27,7 @@ class Followed:
         self._folder, self._patience = folder, recipe.run.patience
         self._where = recipe.run.superlink or "of this run"
         self._known: list[RoundRow] = []
+        self._version: tuple[int, ...] = ()  # of the rows that are known
         self._answered = self._begun = time.monotonic()
 
     def to_its_end(
@@ -43,7 +44,7 @@ class Followed:
             RunError: if the SuperLink stays away or no server side takes the run up, for longer
                 than ``run.patience``.
         """
-        self._known, asked, served = known, 0.0, False
+        self._known, self._version, asked, served = known, (), 0.0, False
         self._answered = self._begun = time.monotonic()
         while True:
             time.sleep(_LOOK_S)
@@ -73,6 +74,10 @@ class Followed:
             _log.warning("run %s was not stopped: %s", self._run_id, error)
 
     def _tell(self, on_round: Callable[[RoundRow], None]) -> None:
+        version = self._folder.version()
+        if version == self._version:
+            return
+        self._version = version
         rows = self._folder.rows()
         same = len(_common(self._known, rows))
         for row in rows[same:]:

@@ -19,7 +19,6 @@ from federation.recipe import Recipe
 from federation.sections import CLIENT_APP
 from server.app import serve
 from server.record import RoundRow
-from server.strategy import sends_plain
 from simulations.clients import RUN_ID, Clients, Task, Workers, client_app, take_part
 from simulations.cohorts import Cohorts, at_once
 
@@ -37,8 +36,8 @@ def run_local(
         clients = (
             Clients(app, config, recipe.data.clients) if one_by_one else Cohorts(recipe, config)
         )
-        grid = LocalGrid(recipe, clients, on_client, passes=passes_arrays(recipe))
-        serve(recipe, grid, on_round)
+        own = recipe.run.client_app == CLIENT_APP  # which takes arrays
+        serve(recipe, LocalGrid(recipe, clients, on_client, in_process=own), on_round)
         return
     with Workers(count, recipe.run.client_app, config, recipe.data.clients) as workers:
         serve(recipe, LocalGrid(recipe, workers, on_client), on_round)
@@ -60,19 +59,10 @@ def clients_at_once(recipe: Recipe) -> int:
     return workers if workers > 1 else min(at_once(recipe), recipe.cohort)
 
 
-def passes_arrays(recipe: Recipe) -> bool:
-    """Whether clients are of this process and may be handed arrays, as their bytes hold the same.
-
-    Bytes are then counted as if they had been made.
-    """
-    own = recipe.run.client_app == CLIENT_APP
-    return own and worker_count(recipe) == 1 and sends_plain(recipe)
-
-
 class LocalGrid(Grid):
     """Hands each message to a client; replies come in the messages' order.
 
-    Nodes are called by their partitions. ``passes`` says that clients take arrays as they are.
+    Nodes are called by their partitions. ``in_process`` says that clients are, and take arrays.
     """
 
     def __init__(
@@ -81,10 +71,10 @@ class LocalGrid(Grid):
         clients: Clients | Workers,
         on_client: Callable[[int, int], None] | None = None,
         *,
-        passes: bool = False,
+        in_process: bool = False,
     ) -> None:
         take_part()
-        self.passes = passes
+        self.in_process = in_process
         self.partitions: Mapping[int, int] = {n: n for n in range(recipe.data.clients)}
         self._clients = clients
         self._states: dict[int, RecordDict] = {}  # of clients that keep something

@@ -69,6 +69,21 @@ def test_rounds_and_partitions_draw_differently(tiny):
     assert not np.array_equal(updates[0], updates[2])
 
 
+def test_statistics_that_are_no_number_are_not_kept(tiny, monkeypatch):
+    """They do not travel, and would be refused in every round from then on."""
+    fit = LocalClient._fit
+
+    def broken(self, job):
+        losses = fit(self, job)
+        next(b for n, b in self.model.named_buffers() if n.endswith("running_var"))[0] = torch.inf
+        return losses
+
+    monkeypatch.setattr(LocalClient, "_fit", broken)
+    recipe = tiny(train={"batch_norm": "local"}, data={"holdout": 0.1})
+    with pytest.raises(TrainingError, match="and a value of the model is no number; lower train"):
+        _train(recipe)
+
+
 @pytest.mark.parametrize("policy", ["average", "local_statistics", "local"])
 def test_norms_travel_or_stay_as_the_policy_says(tiny, policy):
     recipe = tiny(train={"batch_norm": policy}, data={"holdout": 0.1})

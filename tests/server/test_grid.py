@@ -22,6 +22,7 @@ from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectSto
 
 from federation.messages import TrainReport, payload_in, reply
 from server.grid import GuardedGrid, read
+from server.nodes import refusal
 
 MOST = 10_000
 REPORT = TrainReport(
@@ -138,16 +139,18 @@ def test_an_upload_that_stops_holds_nobody_up(grid, link):
 
 
 def test_an_upload_that_is_too_late_is_dropped(grid, link, monkeypatch):
-    monkeypatch.setattr("server.grid._POLL_S", 0.01)
-    grid._grid.push_messages = lambda _messages: ["asked"]
+    monkeypatch.setattr("server.nodes._PULL_S", 0.01)
+    grid._grid.push_messages = lambda messages: ["asked" for _ in messages]
+    grid._grid.get_nodes = list
+    asked = [make_message(_metadata(src_node_id=1, dst_node_id=11), content=RecordDict())]
     inner = make_message(_metadata(), content=reply(b"x", REPORT))
     objects = {name: found.deflate() for name, found in get_all_nested_objects(inner).items()}
     objects.popitem()
     link.push(inner.object_id, get_object_tree(inner), objects)
-    assert grid.send_and_receive([], timeout=0.05) == []
+    assert grid.send_and_receive(asked, timeout=0.05) == []
     assert link.forgotten == [inner.object_id]
     _push_honest(link)
-    (found,) = grid.send_and_receive([], timeout=5)
+    (found,) = grid.send_and_receive(asked, timeout=5)
     assert payload_in(found.content) == b"payload"
 
 
@@ -214,7 +217,7 @@ def test_objects_that_flower_cannot_read_are_that_clients_failure(grid, link, ki
 def test_too_large_and_too_many_are_refused_before_all_is_fetched(grid, link):
     _push_honest(link, np.random.default_rng(0).bytes(80_000))
     (found,) = grid.pull_messages(["asked"])
-    assert "more than 75,536 bytes" in found.error.reason
+    assert refusal(found.error, 9.0) == "its reply cannot be read: more than 75,536 bytes"
     chunks = [_object("ArrayChunk", [], bytes([number])) for number in range(30)]
     _push_around(link, *_object("RecordDict", [], b"{}"), chunks)
     (found,) = grid.pull_messages(["asked"])

@@ -13,7 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from csg_core import build, manifest, pack
 from csg_core.codecs import codec_named
 from csg_core.payload import Passed, encode
-from federation.messages import TrainReport, reply
+from federation.messages import TrainReport, payload_in, reply
 from server.strategy import CsgStrategy, model_record
 
 NODES = (11, 12, 13)
@@ -25,15 +25,23 @@ class _Nodes:
     def get_nodes(self):
         return [NodeInfo(node_id=node) for node in NODES]
 
+    def get_node_ids(self):
+        return NODES
+
 
 @pytest.fixture
 def made(tiny, monkeypatch):
     for name in ("_run_id", "_task_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
 
-    def make(*, wire=None, far=0.0, **settings):
-        """A strategy that has sent a model, the one of the seed or one that is ``far`` from it."""
-        recipe = tiny(data={"clients": 3}, server={"min_clients": 2}, wire=wire or {})
+    def make(*, wire=None, far=0.0, holdout=0.0, **settings):
+        """A strategy that has sent a model, the one of the seed or one that is ``far`` from it.
+
+        With ``holdout``, clients keep their running statistics, and evaluate.
+        """
+        train = {"batch_norm": "local_statistics" if holdout else "average"}
+        data = {"clients": 3, "holdout": holdout}
+        recipe = tiny(data=data, train=train, server={"min_clients": 2}, wire=wire or {})
         model, groups = build(recipe.model, seed=0), recipe.train.travelling()
         found = CsgStrategy(recipe, manifest(model, groups), pack(model, groups), **settings)
         first = model_record(found.downlink.held + np.float32(far))
@@ -117,6 +125,8 @@ CHANGES = {
     "more examples than there are": (_value("num-examples", 2**62), "is absurd"),
     "more than a loss can be": (_value("train-loss", 1e300), "train-loss is 1e+300"),
     "less than a loss can be": (_value("train-loss", -1.0), "train-loss is -1"),
+    "an integer for a loss": (_value("train-loss", -(2**62)), "train-loss is -4611"),
+    "seconds before it began": (_value("seconds", -5), "seconds is -5"),
     "no record": (lambda content: content.pop("message"), "without the one record"),
     "a second record": (_more("b", MetricRecord({"partition": 0})), "without the one record"),
     "an array": (_more("arrays", ArrayRecord({"payload": Array(np.ones(1))})), "without the one"),
@@ -196,6 +206,19 @@ def test_the_bound_is_of_what_would_be_sent_next(made, downlink):
     strategy.configure_train(2, arrays, ConfigRecord(), _Nodes())
 
 
+def test_a_coarse_downlink_near_the_bound_ends_no_run(made):
+    """Clients may have been sent more than the model, and evaluate what is beyond the bound."""
+    wire = {"downlink": "uniform:bits=1,rotate=true", "deltas": True}
+    strategy = made(wire=wire, far=30_000, holdout=0.1)
+    assert strategy.downlink.held.max() == 65_504
+    arrays, _ = strategy.aggregate_train(
+        1, [_message(node, _honest(strategy, place, 9.0)) for place, node in enumerate(NODES)]
+    )
+    assert arrays["model"].numpy().max() > 65_504
+    assert len(strategy.configure_evaluate(1, arrays, ConfigRecord(), _Nodes())) == len(NODES)
+    strategy.configure_train(2, arrays, ConfigRecord(), _Nodes())
+
+
 @pytest.mark.parametrize(
     ("value", "other", "said"),
     [
@@ -208,25 +231,35 @@ def test_the_bound_is_of_what_would_be_sent_next(made, downlink):
     ],
 )
 def test_an_array_that_cannot_be_is_that_clients_failure(made, value, other, said):
-    strategy = made(passes=True)
+    strategy = made(in_process=True)
     assert said in _fails_alone(strategy, _passed(strategy, value, **other))[0]
 
 
 def test_arrays_are_taken_only_where_they_are_passed(made, strategy):
     why, _ = _fails_alone(strategy, _passed(strategy, 0.5))
     assert why == "an array in place of bytes"
-    passing = made(passes=True)
+    passing = made(in_process=True)
     passing.aggregate_train(1, [_message(11, _passed(passing, 0.5)),
                                 _message(12, _honest(passing, 1))])  # fmt: skip
     assert [report.partition for report in passing.outcome.reports] == [0, 1]
 
 
-def test_codecs_that_lose_are_not_passed_over(tiny):
-    for wire in ({"uplink": "fp16"}, {"downlink": "ecsq"}, {"deltas": True}):
-        recipe = tiny(wire=wire)
-        model = build(recipe.model, seed=0)
-        with pytest.raises(ValueError, match="fp32 without deltas"):
-            CsgStrategy(recipe, manifest(model), pack(model), passes=True)
+@pytest.mark.parametrize(
+    ("wire", "kind"),
+    [
+        ({}, Passed),
+        ({"uplink": "fp16"}, bytes),
+        ({"downlink": "ecsq"}, bytes),
+        ({"downlink": "fp32z"}, bytes),
+        ({"deltas": True}, bytes),
+    ],
+    ids=["fp32", "lossy up", "lossy down", "of another length", "deltas"],
+)
+def test_arrays_are_sent_where_their_bytes_would_hold_the_same_alone(made, wire, kind):
+    strategy = made(wire=wire, in_process=True)
+    arrays = model_record(strategy.downlink.held)
+    messages = strategy.configure_train(1, arrays, ConfigRecord(), _Nodes())
+    assert {type(payload_in(message.content)) for message in messages} == {kind}
 
 
 def test_replies_that_nobody_asked_for_are_left_out(strategy):

@@ -24,6 +24,7 @@ class Nodes(Grid):
         self.restarting: int | None = None
         self.losing: set[int] = set()  # nodes that a first message does not reach
         self.working: set[int] = set()  # nodes that do not answer in time
+        self.deaf = False  # whether all answer questions and no messages
         self.takes = 0.0  # seconds from a message to its reply
         self.coming: list[tuple[float, Message]] = []  # replies to be pulled, and when
         self.pushed: list[tuple[int, str]] = []
@@ -55,7 +56,9 @@ class Nodes(Grid):
             self.pushed.append((of.dst_node_id, of.message_type))
             if of.message_type == "train" and of.dst_node_id in self.losing:
                 self.losing.remove(of.dst_node_id)
-            elif of.dst_node_id not in self.working:
+            elif of.dst_node_id not in self.working and not (
+                self.deaf and of.message_type == "train"
+            ):
                 ready = time.monotonic() + self.takes
                 self.coming.append((ready, Message(message.content, reply_to=message)))
         return names
@@ -129,6 +132,13 @@ def test_a_message_that_was_lost_is_sent_again_and_one_at_work_is_let_alone():
     assert all(reply.content["message"] for reply in replies)
     sent = [node for node, kind in grid.pushed if kind == "train"]
     assert sent == [10, 11, 12, 11]
+
+
+def test_a_message_is_sent_again_three_times_at_most():
+    grid = Nodes(0)
+    grid.deaf = True
+    assert not Exchanges(grid).exchange(_messages(1), timeout=3)
+    assert [kind for _, kind in grid.pushed].count("train") == 4
 
 
 def test_clients_that_take_as_long_as_before_are_not_asked():

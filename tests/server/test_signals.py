@@ -5,6 +5,7 @@ import signal
 import pytest
 
 import server.app
+import server.rounds
 from server.record import RunFolder
 from server.signals import terminate_as_interrupt, undisturbed
 from simulations.local_engine import run_local
@@ -29,6 +30,46 @@ def test_what_is_undisturbed_hears_nothing_and_what_follows_does():
         signal.raise_signal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "run")
+
+
+@pytest.fixture
+def begun(tiny, folder):
+    """A run that writes a checkpoint at its end, if it comes there."""
+    recipe = tiny(run={"dir": str(folder.path), "checkpoint_every": 100, "eval_every": 100})
+    folder.create(recipe, {}, [])
+    return recipe
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, BrokenPipeError, RuntimeError], ids=lambda error: error.__name__
+)
+def test_whatever_ends_a_run_its_last_whole_round_is_saved(begun, folder, error):
+    def ending(_row):
+        raise error
+
+    with pytest.raises(error):
+        run_local(begun, ending)
+    assert (folder.checkpoints / "round-000001.safetensors").is_file()
+
+
+def test_a_second_signal_does_not_lose_the_checkpoint(begun, folder, monkeypatch):
+    saving = server.rounds.save_state
+
+    def while_it_saves(*arguments):
+        if arguments[1].round:
+            signal.raise_signal(signal.SIGTERM)
+        saving(*arguments)
+
+    monkeypatch.setattr(server.rounds, "save_state", while_it_saves)
+    with pytest.raises(KeyboardInterrupt):
+        run_local(begun, lambda _row: signal.raise_signal(signal.SIGTERM))
+    assert (folder.checkpoints / "round-000001.safetensors").is_file()
+    assert folder.summary()["outcome"] == "interrupted after round 1"
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])

@@ -25,9 +25,9 @@ from simulations.estimate import estimate
 from simulations.local_engine import LocalGrid, run_config, run_local
 
 
-def _grid(recipe, app=None, *, passes=False):
+def _grid(recipe, app=None, *, in_process=False):
     clients = Clients(app or make_app(), run_config(recipe), recipe.data.clients)
-    return LocalGrid(recipe, clients, passes=passes)
+    return LocalGrid(recipe, clients, in_process=in_process)
 
 
 def test_the_same_seed_gives_the_same_bits(tiny, run):
@@ -171,6 +171,37 @@ def test_a_checkpoint_without_its_rows_is_not_resumed(tiny, run):
     assert folder.summary()["outcome"].startswith("stopped: ")
 
 
+@pytest.mark.parametrize("stage", ["checkpoint", "best model"])
+def test_the_best_model_is_there_whenever_a_run_breaks_off(tiny, tmp_path, monkeypatch, stage):
+    """Also if the round is not as good when it is run again, as with clients elsewhere."""
+    from server import rounds
+    from server.checkpoints import read_with_extra
+
+    accuracies = {1: 0.5, 2: 0.3, 3: 0.6}
+    monkeypatch.setattr(
+        rounds.Rounds, "_evaluate", lambda _self, round_, _values: (1.0, accuracies[round_])
+    )
+    name = {"checkpoint": "save_state", "best model": "write_checkpoint"}[stage]
+    real = getattr(rounds, name)
+
+    def breaking(*arguments):
+        if folder.rows() and folder.rows()[-1].round == 3:
+            raise CheckpointError("the power is gone")
+        return real(*arguments)
+
+    folder = RunFolder(tmp_path / "run")
+    recipe = tiny(run={"dir": str(folder.path), "checkpoint_every": 2}, train={"rounds": 4})
+    folder.create(recipe, {}, [])
+    with monkeypatch.context() as broken:
+        broken.setattr(rounds, name, breaking)
+        with pytest.raises(CheckpointError):
+            run_local(recipe, lambda _row: None)
+    accuracies |= {3: 0.4, 4: 0.4}
+    run_local(recipe, lambda _row: None)
+    best = int(read_with_extra(folder.checkpoints / "best.safetensors")[2]["round"])
+    assert best == folder.summary()["best_round"] == (1 if stage == "checkpoint" else 3)
+
+
 def test_the_card_is_of_the_round_that_made_the_file(tiny, run, capsys):
     from server.checkpoints import read_with_extra
     from simulations.cli import main
@@ -233,8 +264,8 @@ def test_pushed_messages_are_answered_when_pulled(tiny):
     assert np.isfinite(model_in(arrays)).all()
 
 
-@pytest.mark.parametrize("passes", [False, True], ids=["bytes", "arrays"])
-def test_memory_of_an_update_is_enough_whatever_the_cohort(tiny, passes):
+@pytest.mark.parametrize("in_process", [False, True], ids=["bytes", "arrays"])
+def test_memory_of_an_update_is_enough_whatever_the_cohort(tiny, in_process):
     """Replies are made when they are asked for: no two are held at once."""
     recipe = tiny(data={"clients": 6})
     alive, most = [], []
@@ -249,12 +280,12 @@ def test_memory_of_an_update_is_enough_whatever_the_cohort(tiny, passes):
         most.append(sum(ref() is not None for ref in alive))
         reply = inner(message, context)
         payload = payload_in(reply.content)
-        alive.append(weakref.ref(payload.values if passes else reply))
+        alive.append(weakref.ref(payload.values if in_process else reply))
         return reply
 
     model = build(recipe.model)
-    strategy = CsgStrategy(recipe, manifest(model), pack(model), passes=passes)
-    grid = _grid(recipe, app, passes=passes)
+    strategy = CsgStrategy(recipe, manifest(model), pack(model), in_process=in_process)
+    grid = _grid(recipe, app, in_process=in_process)
     strategy.start(grid=grid, initial_arrays=model_record(pack(model)), num_rounds=1)
     assert max(most) <= 1
 

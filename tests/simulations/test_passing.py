@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from client.app import make_app
 from client.job import Job
 from client.local import LocalClient
 from client.shard import Shards
@@ -15,7 +16,9 @@ from server.downlink import Downlink
 from server.record import RunFolder
 from server.state import load_state
 from simulations import local_engine
-from simulations.local_engine import passes_arrays, run_local
+from simulations.local_engine import run_local
+
+app = make_app()  # a client's, as a user may have one
 
 
 @pytest.fixture
@@ -29,10 +32,9 @@ def run(tmp_path, monkeypatch):
         folder = RunFolder(path)
         if not path.exists():
             folder.create(recipe, {}, [])
-        assert passes_arrays(recipe)
         with monkeypatch.context() as changed:
             if not passes:
-                changed.setattr(local_engine, "passes_arrays", lambda _recipe: False)
+                changed.setattr(local_engine, "CLIENT_APP", "another")
             run_local(recipe, on_round)
         rows = [_timeless(row) for row in folder.rows()]
         return rows, load_state(folder.checkpoints, recipe.model, recipe.train.travelling())
@@ -112,19 +114,20 @@ def test_a_run_goes_on_from_where_it_was_by_bytes_or_by_arrays(tiny, run, monkey
 
 
 @pytest.mark.parametrize(
-    "sections",
+    ("run", "wanted"),
     [
-        {"wire": {"uplink": "fp16"}},
-        {"wire": {"downlink": "fp32z"}},
-        {"wire": {"deltas": True}},
-        {"run": {"workers": 2}},
-        {"run": {"client_app": "tests.simulations.test_passing:app"}},
+        ({}, True),
+        ({"cohort": 3}, True),
+        ({"workers": 2}, False),
+        ({"client_app": f"{__name__}:app"}, False),
     ],
-    ids=["lossy", "of another length", "deltas", "workers", "another client"],
+    ids=["one by one", "at once", "workers", "another client"],
 )
-def test_arrays_are_handed_over_where_their_bytes_would_hold_the_same_alone(tiny, sections):
-    assert passes_arrays(tiny())
-    assert not passes_arrays(tiny(**sections))
+def test_clients_of_this_process_alone_take_arrays(tiny, monkeypatch, run, wanted):
+    found = []
+    monkeypatch.setattr(local_engine, "serve", lambda _recipe, grid, _tell: found.append(grid))
+    run_local(tiny(run=run), lambda _row: None)
+    assert found[0].in_process == wanted
 
 
 def test_what_is_passed_is_checked(tiny):
