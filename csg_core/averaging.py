@@ -23,8 +23,10 @@ class WeightedMean:
         """Take in an array, float32 [size], with a positive weight.
 
         Raises:
-            ValueError: if the shape or the weight cannot be.
+            ValueError: if the shape, the type or the weight cannot be.
         """
+        if values.dtype not in (np.float32, torch.float32):
+            raise ValueError(f"array of {values.dtype}; need float32")
         if values.shape != self._sum.shape:
             raise ValueError(f"array of shape {values.shape}; need {self._sum.shape}")
         if not 0 < weight < float("inf"):

@@ -86,7 +86,7 @@ class KernelBank:
         """The kernel of one layer from its codes alone, without looking at or keeping any state."""
         weight = self.generator.weight
         with torch.autocast(weight.device.type, enabled=False):
-            slices_SV = self.generator(layer.codes.to(weight.device))
+            slices_SV = layer.codes.to(weight.device) @ weight.t()
             kernel = kernels_from_slices(slices_SV[None], layer.form)[0]
         return kernel.to(layer.codes.device)
 

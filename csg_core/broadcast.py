@@ -37,7 +37,7 @@ _KEY = Float16()
 MOST_FRAMES = 64  # of a message; a receiver that lacks more versions is sent a whole model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Held:
     """A version of the model as sender and receiver have it: ``values`` float32 [size]."""
 
@@ -215,13 +215,20 @@ class Sender:
     def pass_on(self, model: Values, round_: int) -> Passed:
         """Make the next version, of whole models in fp32, for clients of this process."""
         self.held, self._round = Held(self.held.version + 1, model), round_
+        self._frames.clear()
         return Passed(values=torch.from_numpy(model), kind="model", round=round_,
                       version=self.held.version)  # fmt: skip
 
     def message(self, version: int | None) -> bytes:
-        """The newest version for a client that holds ``version``, or none of which is known."""
+        """The newest version for a client that holds ``version``, or none of which is known.
+
+        Raises:
+            ValueError: if whole models are sent by the codec, and none was made since the start.
+        """
         missing = None if version is None else self.held.version - version
         if not self.channel.deltas:
+            if not self._frames:
+                raise ValueError("no version was made yet; advance first")
             return self._frames[-1]
         if missing is not None and 1 <= missing <= len(self._frames):
             return b"".join(list(self._frames)[-missing:])
@@ -243,11 +250,12 @@ class Sender:
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Take up what ``state`` gave."""
         version, self._round = state["numbers"].tolist()
+        self._whole = b""
+        self._frames.clear()
         if not self.channel.deltas:
             self.held = Held(version, self.held.values)
             return
         self.held = Held.unpacked(version, state["reference"].tobytes())
-        self._frames.clear()
         rest = memoryview(state["frames"].tobytes())
         try:
             while len(rest):

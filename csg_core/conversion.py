@@ -79,7 +79,8 @@ def generate_filters(
             convolution, whatever the modules around it do with their children, so it stands once
             in ``state_dict()`` and ``parameters()``.
         generator: the shared generator; None makes the paper's (s = 12, D = 72, 3 x 3), learned,
-            to go with ``start``. One of another device or dtype is copied.
+            to go with ``start``. One of another device or dtype is copied; one that another model
+            uses is shared with it, and ``dense`` changes it for both.
         select: which convolutions to take, as names or as a function of name and convolution.
             None takes every ungrouped k x k convolution of the generator's kernel size with more
             than 3 input channels that trains.
@@ -158,6 +159,8 @@ def _choose(
         reasons = "; ".join(f"{item.name} {item.reason}" for item in left[:3])
         raise ValueError(f"no convolution of this model can be generated ({reasons or 'none'})")
     places = {(conv.weight.device, conv.weight.dtype) for _, conv in taken}
+    if any(device.type == "meta" for device, _ in places):
+        raise ValueError("the convolutions have no values (device meta); model.to_empty first")
     if len(places) > 1:
         found = ", ".join(sorted(f"{device} {dtype}" for device, dtype in places))
         raise ValueError(f"the convolutions differ in device or dtype ({found}); move them first")

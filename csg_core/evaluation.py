@@ -34,9 +34,14 @@ def evaluate(
     """Loss and accuracy of ``model`` over ``data``; leaves every module in its mode.
 
     ``rows``, int64 [M], narrows it to these images.
+
+    Raises:
+        ValueError: if there are no images.
     """
     device = data.images.device
     rows = torch.arange(len(data)) if rows is None else rows
+    if not len(rows):
+        raise ValueError("there are no images to evaluate on")
     loss = torch.zeros((), device=device, dtype=torch.float64)
     correct = torch.zeros((), device=device, dtype=torch.int64)
     with evaluating(model), torch.inference_mode(), autocast(device, precision):
@@ -45,8 +50,7 @@ def evaluate(
             logits = model(data.normalise(data.images[chosen])).float()
             loss += F.cross_entropy(logits, labels, reduction="sum").double()
             correct += (logits.argmax(dim=1) == labels).sum()
-    count = max(len(rows), 1)
-    return Evaluation(float(loss) / count, float(correct) / count, len(rows))
+    return Evaluation(float(loss) / len(rows), float(correct) / len(rows), len(rows))
 
 
 @contextmanager

@@ -144,13 +144,17 @@ def exchanged(model: nn.Module, groups: Collection[Group] = GROUPS) -> dict[Entr
     """The tensors to exchange, in order; the tensors are the model's own, not copies.
 
     ``groups`` narrows the exchange, as to leave norms with the clients (FedBN).
+
+    Raises:
+        ValueError: if a group is unknown, or a generator is no longer a module of the model.
     """
     return {entry: getattr(module, name) for entry, module, name in _ordered(model, groups)}
 
 
 def manifest(model: nn.Module, groups: Collection[Group] = GROUPS) -> Manifest:
-    """What ``model`` exchanges, of the given groups."""
+    """What ``model`` exchanges, of the given groups; raises ValueError as ``exchanged`` does."""
     model = unwrap(model)
+    tensors = exchanged(model, groups)
     made_by = {id(generator): name for name, generator in generators(model).items()}
     grounds = [
         (f"generator {name}", json.dumps(generator.describe()))
@@ -158,9 +162,9 @@ def manifest(model: nn.Module, groups: Collection[Group] = GROUPS) -> Manifest:
     ]
     for name, layer in generated(model).items():
         shape = f"{layer.out_channels} x {layer.in_channels}"
-        maker = made_by.get(id(layer.bank.generator), "a generator outside the model")
+        maker = made_by[id(layer.bank.generator)]
         grounds.append((f"kernel {name}", f"{shape} {layer.bank.layout} by {maker}"))
-    return Manifest(tuple(exchanged(model, groups)), tuple(grounds))
+    return Manifest(tuple(tensors), tuple(grounds))
 
 
 class Exchanged:
@@ -229,8 +233,14 @@ def all_finite(values: Tensor) -> bool:
 
 
 def split(packed: NDArray[np.float32], entries: Sequence[Entry]) -> dict[Entry, NDArray[Any]]:
-    """Views of a packed array, one per entry, each in its entry's shape."""
+    """Views of a packed array, one per entry, each in its entry's shape.
+
+    Raises:
+        ValueError: if the array is not as long as they are together.
+    """
     ends = np.cumsum([entry.size for entry in entries])
+    if packed.shape != (sum(entry.size for entry in entries),):
+        raise ValueError(f"packed array has shape {packed.shape}; the entries need {ends[-1:]}")
     return {
         entry: packed[end - entry.size : end].reshape(entry.shape)
         for entry, end in zip(entries, ends, strict=True)
@@ -272,7 +282,19 @@ def _device_of(tensors: Sequence[Tensor]) -> torch.device:
 
 def _ordered(model: nn.Module, groups: Collection[Group]) -> list[_Place]:
     """Every tensor to exchange, in the order of a manifest."""
-    found = list(_walk(unwrap(model)))
+    unknown = [groups] if isinstance(groups, str) else [g for g in groups if g not in GROUPS]
+    if unknown:
+        raise ValueError(f"groups {unknown}: give a list of {', '.join(GROUPS)}")
+    model = unwrap(model)
+    there = {id(generator) for generator in generators(model).values()}
+    for name, layer in generated(model).items():
+        if id(layer.bank.generator) not in there:
+            raise ValueError(
+                f"the generator of {name} is no module of the model, as when the first generated "
+                f"convolution, whose child it is, was taken out: set model.{name}.generator = "
+                f"model.{name}.bank.generator"
+            )
+    found = list(_walk(model))
     return [p for wanted in GROUPS if wanted in groups for p in found if p[0].group == wanted]
 
 

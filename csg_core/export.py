@@ -33,7 +33,7 @@ def to_safetensors(
     tensors = unwrap(model).state_dict().items()
     state = {name: t.detach().cpu().clone().contiguous() for name, t in tensors}
     for name, tensor in (extra or {}).items():
-        state[_EXTRA + name] = tensor.detach().cpu().contiguous()
+        state[_EXTRA + name] = tensor.detach().cpu().clone().contiguous()
     metadata = {"format": "pt", _DIGEST_KEY: _digest(state)}
     if spec is not None:
         metadata[_SPEC_KEY] = json.dumps(spec.to_dict(), sort_keys=True)
@@ -55,7 +55,7 @@ def from_safetensors(
         raise ValueError("the file does not say which network it holds (no csg_core.spec)")
     try:
         spec = ModelSpec(**json.loads(metadata[_SPEC_KEY]))
-    except (TypeError, json.JSONDecodeError) as error:
+    except (TypeError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"the network's description cannot be read ({error})") from error
     return spec, restore(spec, {n: t for n, t in state.items() if not n.startswith(_EXTRA)})
 
@@ -96,7 +96,7 @@ def _digest(state: Mapping[str, Tensor]) -> str:
     """Stands for names, types, shapes and values of all tensors."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(state):
-        tensor = state[name].contiguous()
+        tensor = state[name].cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,12 +1,12 @@
 """From generated filters back to a plain CNN."""
 
 import copy
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from csg_core.convolution import GeneratedConv2d
 from csg_core.modules import generated, swap_modules, unwrap
 
 
@@ -14,25 +14,37 @@ def fold(model: nn.Module) -> nn.Module:
     """A plain CNN with the kernels this model generates now; the model itself is left as it is.
 
     Returns:
-        A copy in which every generated convolution, and every one whose kernel is made by torch's
-        ``parametrize``, is an ordinary ``nn.Conv2d`` with a ``weight``; no generator is left.
+        A copy in which every generated convolution is an ordinary ``nn.Conv2d`` with a ``weight``,
+        and so is every one with tensors that torch's ``parametrize`` makes; no generator is left.
     """
     folded = copy.deepcopy(unwrap(model))
-    made = [m for m in folded.modules() if isinstance(m, nn.Conv2d) and _is_made(m)]
-    layers = [*generated(folded).values(), *made]
     with torch.no_grad():
-        swap_modules(folded, {id(layer): _plain(layer) for layer in layers})
-    return folded
+        plain = {id(layer): _plain(layer) for layer in generated(folded).values()}
+    swap_modules(folded, plain)
+    for module in list(folded.modules()):
+        if isinstance(module, nn.Conv2d) and parametrize.is_parametrized(module):
+            _unparametrize(module)
+    return plain.get(id(folded), folded)
 
 
-def _is_made(layer: nn.Conv2d) -> bool:
-    return parametrize.is_parametrized(layer, "weight")
+def _unparametrize(conv: nn.Conv2d) -> None:
+    """Make parameters of the tensors that are made of others, as they are now.
+
+    torch's own way would take them from the model that ``conv`` was copied from as well, since both
+    are of one class, which torch made for the first.
+    """
+    sources = dict(conv.parametrizations.items())  # type: ignore[operator, union-attr]
+    values = {name: getattr(conv, name).detach().clone() for name in sources}
+    conv.__class__ = type(conv).__bases__[0]
+    del conv._modules["parametrizations"]
+    for name, tensor in values.items():
+        trains = any(p.requires_grad for p in sources[name].parameters())
+        conv.register_parameter(name, nn.Parameter(tensor, requires_grad=trains))
 
 
-def _plain(layer: Any) -> nn.Conv2d:
-    """Of a GeneratedConv2d or a parametrized Conv2d, which have the same attributes."""
+def _plain(layer: GeneratedConv2d) -> nn.Conv2d:
     kernel = layer.weight
-    trains = any(p.requires_grad for name, p in layer.named_parameters() if name != "bias")
+    trains = layer.codes.requires_grad or layer.bank.generator.weight.requires_grad
     conv = nn.Conv2d(
         layer.in_channels,
         layer.out_channels,

@@ -80,7 +80,7 @@ class SliceGenerator(nn.Module):
             )
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed {seed} is out of range; use 0 to 2**63 - 1")
-        if std is not None and not (math.isfinite(std) and std > 0):
+        if std is not None and not _is_deviation(std):
             raise ValueError(f"std {std} is no standard deviation; use a positive number")
         self.slice_size = slice_size
         self.code_size = code_size
@@ -91,7 +91,7 @@ class SliceGenerator(nn.Module):
             self._take(weight)
         elif kind == "learned":
             rng = torch.Generator().manual_seed(seed)
-            drawn = torch.randn(self.slice_values, code_size, generator=rng)
+            drawn = torch.randn(self.slice_values, code_size, generator=rng, device="cpu")
             self.weight = nn.Parameter(drawn.mul_(self.std))
             self.register_buffer("draw", None)
         else:
@@ -137,10 +137,14 @@ class SliceGenerator(nn.Module):
                 f"generator weight has shape {tuple(weight.shape)}; slice size {self.slice_size}, "
                 f"code size {self.code_size} and kernel size {self.kernel_size} need {expected}"
             )
-        if not bool(torch.isfinite(weight).all()):
-            raise ValueError("the generator's weight holds NaN or infinity; give a finite one")
         if self.kind == "binary":
             raise ValueError("a binary generator is drawn from its seed; use kind='frozen'")
+        if weight.layout != torch.strided or not weight.is_floating_point():
+            raise ValueError(f"generator weight is {weight.dtype} {weight.layout}; give floats")
+        if not bool(torch.isfinite(weight).all()):
+            raise ValueError("the generator's weight holds NaN or infinity; give a finite one")
+        if not bool(weight.any()):
+            raise ValueError("the generator's weight is zero everywhere; give another")
         if self.kind == "learned":
             self.weight = nn.Parameter(weight.detach().clone())
         else:
@@ -166,11 +170,17 @@ class SliceGenerator(nn.Module):
         if self.draw is not None and given is not None and given.shape == self.draw.shape:
             kind, seed, bits = given.tolist()
             std = float(np.int64(bits).view(np.float64))
-            if not (0 < kind < len(GENERATOR_KINDS) and seed >= 0 and 0 < std < math.inf):
+            if not (0 < kind < len(GENERATOR_KINDS) and seed >= 0 and _is_deviation(std)):
                 raise ValueError(f"{prefix}draw {given.tolist()} describes no generator")
             self.kind, self.std = GENERATOR_KINDS[kind], std
             self.weight = self._draw(seed).to(self.weight)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _is_deviation(std: float) -> bool:
+    """Whether it is one as a float32, in which W is drawn."""
+    most = float(np.finfo(np.float32).max) / 2  # draws go to the square root of three
+    return float(np.finfo(np.float32).tiny) <= std <= most
 
 
 def _check_sizes(slice_size: int, code_size: int, kernel_size: int) -> None:

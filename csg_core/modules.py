@@ -1,5 +1,7 @@
 """Finding, counting and swapping the modules of a model."""
 
+from collections.abc import Mapping
+
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -40,7 +42,7 @@ def refresh(model: nn.Module) -> None:
         layer.bank.forget()
 
 
-def swap_modules(model: nn.Module, replacements: dict[int, nn.Module]) -> None:
+def swap_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
     """Put ``replacements[id(child)]`` wherever such a child stands, shared children included."""
     for parent in list(model.modules()):
         for child_name, child in list(parent._modules.items()):

@@ -22,7 +22,7 @@ from csg_core.codecs.base import Values
 
 Kind = Literal["model", "update", "delta"]
 
-VERSION = 4
+VERSION = 5
 _MAGIC = b"CSG" + bytes([VERSION])
 _HEADER = struct.Struct("<4s4s16s7I")
 _CHECKSUM = struct.Struct("<I")
@@ -133,7 +133,8 @@ def encode(values: Values, label: Label, codec: Codec, rng: np.random.Generator)
     """The payload of an array, float32 [label.size].
 
     Raises:
-        ValueError: if the array is not of that shape, or the codec cannot hold a value.
+        ValueError: if the array is not of that shape, the codec cannot hold a value, or the label
+            has a number that does not go into four bytes.
     """
     if values.dtype != np.float32 or values.shape != (label.size,):
         raise ValueError(f"array is {values.dtype} {values.shape}; need float32 ({label.size},)")
@@ -141,19 +142,21 @@ def encode(values: Values, label: Label, codec: Codec, rng: np.random.Generator)
 
 
 def seal(body: bytes, label: Label, codec: Codec) -> bytes:
-    """The payload of a codec's bytes."""
-    header = _HEADER.pack(
-        _MAGIC,
-        _identity(codec),
-        bytes.fromhex(label.fingerprint),
-        label.round,
-        _KINDS.index(label.kind),
-        label.version,
-        label.digest,
-        len(label.parts),
-        label.size,
-        len(body),
-    )
+    """The payload of a codec's bytes; raises ValueError as ``encode`` does."""
+    numbers = {
+        "round": label.round,
+        "kind": _KINDS.index(label.kind),
+        "version": label.version,
+        "digest": label.digest,
+        "number of tensors": len(label.parts),
+        "number of values": label.size,
+        "length": len(body),
+    }
+    for name, number in numbers.items():
+        if not 0 <= number < 2**32:
+            raise ValueError(f"{name} {number:,} does not go into four bytes")
+    fingerprint = bytes.fromhex(label.fingerprint)
+    header = _HEADER.pack(_MAGIC, _identity(codec), fingerprint, *numbers.values())
     return header + _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(header))) + body
 
 
@@ -189,7 +192,7 @@ def codec_of(payload: bytes | memoryview, codecs: Sequence[Codec]) -> Codec:
 
 
 def decode(payload: bytes | memoryview, label: Label, codec: Codec) -> Values:
-    """The array of a payload, float32 [label.size], all finite.
+    """The array of a payload, float32 [label.size], all finite; it may be read-only.
 
     Everything is checked before anything of the payload's size is allocated.
 

@@ -21,6 +21,7 @@ _ENTRY_POINTS = "csg_fl.parametrizations"
 
 # Type and largest value of every number: a description may come from a stranger's file, and is
 # built before it is compared with the tensors there.
+_MOST_WEIGHTS = 2**26  # of a generator
 _BOUNDS: dict[str, tuple[type | tuple[type, ...], int]] = {
     "slice_size": (int, 256),
     "code_size": (int, 65_536),
@@ -71,8 +72,15 @@ class ModelSpec:
             if value is None and name == "classes":
                 continue
             wrong = isinstance(value, bool) or not isinstance(value, kind)
-            if wrong or not 0 <= value <= largest:
+            if wrong or not int(name == "classes") <= value <= largest:
                 raise ValueError(f"{name} {value!r} cannot be; use a number up to {largest:,}")
+        weights = self.slice_size**2 * self.kernel_size**2 * self.code_size
+        if weights > _MOST_WEIGHTS:
+            raise ValueError(
+                f"slice_size {self.slice_size}, kernel_size {self.kernel_size} and code_size "
+                f"{self.code_size} make a generator of {weights:,} numbers; "
+                f"{_MOST_WEIGHTS:,} are taken"
+            )
         if not isinstance(self.options, Mapping):
             raise ValueError(f"options {self.options!r} cannot be; give numbers by name")
         if self.options and self.parametrization in _OWN:
@@ -116,7 +124,7 @@ def build(spec: ModelSpec, *, seed: int = 0, generator_weight: Tensor | None = N
     if spec.start == "dense":
         raise ValueError("start 'dense' needs a trained network; use generate_filters on one")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of this device alone
         model = dense_network(spec.name, width=spec.width, classes=spec.classes)
     if spec.parametrization == "csg":
         generator = generator_of(spec, seed=seed, weight=generator_weight)
@@ -159,8 +167,8 @@ def restore(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
     """The model that ``spec`` describes, with the tensors of a ``state_dict()``.
 
     Raises:
-        ValueError: naming the first tensor that is missing, unknown, of another shape or kind, or
-            that holds NaN or infinity.
+        ValueError: naming the first tensor that is missing, unknown, of another shape or kind, that
+            holds NaN or infinity, or describes another generator than ``spec``.
     """
     taken = None
     if spec.generator == "frozen":  # saved whole only if it was taken from elsewhere
@@ -183,5 +191,10 @@ def restore(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
             )
         if not bool(torch.isfinite(state[name]).all()):
             raise ValueError(f"the checkpoint is damaged: {name} holds NaN or infinity")
+        if name.endswith(".draw") and not torch.equal(state[name].cpu(), expected[name]):
+            raise ValueError(
+                f"the checkpoint is not of {spec.name}: {name} is {expected[name].tolist()} by the "
+                f"description and {state[name].tolist()} in the checkpoint"
+            )
     model.load_state_dict(state)
     return model

@@ -45,7 +45,7 @@ def draw_codes(
     root_mean_square = float(generator.weight.detach().double().pow(2).mean().sqrt())
     with torch.no_grad():
         for layer in layers:
-            drawn = torch.randn(layer.codes.shape, generator=rng)
+            drawn = torch.randn(layer.codes.shape, generator=rng, device="cpu")
             if start == "fan_in":
                 fan_in = layer.in_channels * math.prod(layer.kernel_size)
                 per_unit = root_mean_square * math.sqrt(generator.code_size)

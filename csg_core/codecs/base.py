@@ -1,7 +1,8 @@
 """What a codec is: flat float32 arrays to bytes and back, the same class for either direction."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from dataclasses import fields
+from typing import ClassVar, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from csg_core.exchange import Parts
 
 Values = NDArray[np.float32]
+FRAME_BYTES = 4
 
 
 class CodecError(ValueError):
@@ -18,9 +20,10 @@ class CodecError(ValueError):
 class Codec(ABC):
     """How the values of a payload are written.
 
-    A codec holds settings only. Sender and receiver know the ``parts``, the tensors in their order;
-    whatever else the receiver needs is in the bytes. What the receiver will have is what ``decode``
-    gives: a sender that has to know decodes its own bytes.
+    A codec is a frozen dataclass of settings, of which ``declared`` makes the numbers what their
+    fields say: payloads name it by its repr. Sender and receiver know the ``parts``, the tensors in
+    their order; whatever else the receiver needs is in the bytes. What the receiver will have is
+    what ``decode`` gives: a sender that has to know decodes its own bytes.
 
     Attributes:
         name: what recipes call it.
@@ -40,7 +43,7 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, body: bytes | memoryview, parts: Parts) -> Values:
-        """The array, float32 [sum of the parts]; nothing larger than it is allocated.
+        """The array, float32 [sum of the parts], in memory of some ten times its size at most.
 
         It may be read-only and share the body's memory.
 
@@ -55,6 +58,34 @@ class Codec(ABC):
     def bytes_about(self, parts: Parts) -> int:
         """The bytes to expect: exact for codecs of fixed rate."""
         return self.most_bytes(parts)
+
+
+def declared(codec: Codec) -> None:
+    """Turn the numbers of a codec, a frozen dataclass, into those that its fields declare.
+
+    So that codecs which are equal have equal reprs. Raises ValueError for a fraction in place of a
+    whole number.
+    """
+    kinds = get_type_hints(type(codec))
+    for setting in fields(codec):  # type: ignore[arg-type]
+        kind, value = kinds[setting.name], getattr(codec, setting.name)
+        if kind in (int, float):
+            if kind is int and value != int(value):
+                raise ValueError(f"{setting.name}={value:g}: give a whole number")
+            object.__setattr__(codec, setting.name, kind(value))
+
+
+def framed(body: bytes) -> bytes:
+    """Bytes behind their length, in four bytes."""
+    return len(body).to_bytes(FRAME_BYTES, "little") + body
+
+
+def unframed(rest: memoryview, name: str) -> tuple[memoryview, memoryview]:
+    """The first framed bytes, and what follows; raises CodecError if they are not whole."""
+    end = FRAME_BYTES + int.from_bytes(rest[:FRAME_BYTES], "little")
+    if len(rest) < max(end, FRAME_BYTES):
+        raise CodecError(f"the bytes of {name} end early")
+    return rest[FRAME_BYTES:end], rest[end:]
 
 
 def total(parts: Parts) -> int:

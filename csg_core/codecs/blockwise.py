@@ -7,7 +7,9 @@ from numpy.typing import NDArray
 
 from csg_core.codecs.base import (
     Codec,
+    CodecError,
     Values,
+    declared,
     require_finite,
     require_length,
     total,
@@ -17,6 +19,7 @@ from csg_core.exchange import Parts
 Blocks_BN = NDArray[np.float32]  # B blocks of N values
 
 _SEED = 4  # bytes
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class Uniform(Codec):
     name = "uniform"
 
     def __post_init__(self) -> None:
+        declared(self)
         if not 1 <= self.bits <= 8:
             raise ValueError(f"bits={self.bits}: give 1 to 8")
         if not 8 <= self.block <= 2**16 or self.block & (self.block - 1):
@@ -53,6 +57,9 @@ class Uniform(Codec):
         blocks_BN = self._blocks(values, total(parts))
         seed = rng.bytes(_SEED) if self.rotate else b""
         if self.rotate:
+            most = _LARGEST / self.block**1.5  # in either direction, sums have to be finite
+            if np.abs(blocks_BN).max(initial=0) > most:
+                raise CodecError(f"a value is too large for {self.name} to turn: beyond {most:.3g}")
             blocks_BN = _hadamard(blocks_BN * self._signs(seed))
         scales_B1 = self._scales(blocks_BN)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -113,8 +120,11 @@ class Uniform(Codec):
         return scales.astype(np.float32)
 
     def _signs(self, seed: bytes) -> NDArray[np.float32]:
-        bits = np.random.Generator(np.random.Philox(key=int.from_bytes(seed, "little")))
-        return bits.integers(0, 2, self.block).astype(np.float32) * 2 - 1
+        """From raw Philox bits, which are the same in every version of numpy."""
+        drawn = np.random.Philox(key=int.from_bytes(seed, "little"))
+        words = drawn.random_raw(-(-self.block // 64)).astype("<u8")
+        bits = np.unpackbits(words.view(np.uint8), count=self.block)
+        return bits.astype(np.float32) * 2 - 1
 
 
 def _hadamard(blocks_BN: Blocks_BN) -> Blocks_BN:

@@ -16,7 +16,15 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_core.codecs.base import Codec, CodecError, Values, require_finite, require_length, total
+from csg_core.codecs.base import (
+    Codec,
+    CodecError,
+    Values,
+    declared,
+    require_finite,
+    require_length,
+    total,
+)
 from csg_core.codecs.levels import MODEL_BYTES, MOST, Levels, model_of
 from csg_core.codecs.levels import code as code_levels
 from csg_core.codecs.levels import decode as decode_levels
@@ -56,6 +64,7 @@ class Ecsq(Codec):
     name = "ecsq"
 
     def __post_init__(self) -> None:
+        declared(self)
         for setting in fields(self):
             value = getattr(self, setting.name)
             if setting.name != "dct" and not _LEAST <= value <= _MOST:

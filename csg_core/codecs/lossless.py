@@ -10,13 +10,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_core.codecs.base import Codec, CodecError, Values, require_finite, total
+from csg_core.codecs.base import (
+    FRAME_BYTES,
+    Codec,
+    CodecError,
+    Values,
+    framed,
+    require_finite,
+    total,
+    unframed,
+)
 from csg_core.codecs.entropy import code, entropy_bits
 from csg_core.codecs.entropy import decode as decode_symbols
 from csg_core.exchange import Parts
 
 _PLANES = 4
-_LENGTH = 4  # bytes before each plane
 _ALPHABET = 256
 _WORTH = 0.99  # of a plane's bytes; one that would save less is left as it is
 _EXPONENT_BITS = 3  # of a value, as measured on ResNets and their updates
@@ -37,21 +45,17 @@ class Float32Lossless(Codec):
         require_finite(values, self.name)
         words = values.astype("<f4").view("<u4")
         turned = (words << np.uint32(1)) | (words >> np.uint32(31))
-        body = []
-        for plane in turned.astype("<u4").view(np.uint8).reshape(total(parts), _PLANES).T:
-            written = _written(plane)
-            body += [len(written).to_bytes(_LENGTH, "little"), written]
-        return b"".join(body)
+        planes = turned.astype("<u4").view(np.uint8).reshape(total(parts), _PLANES).T
+        return b"".join(framed(_written(plane)) for plane in planes)
 
     def decode(self, body: bytes | memoryview, parts: Parts) -> Values:
         count, rest = total(parts), memoryview(body)
         turned = np.zeros((count, _PLANES), np.uint8)
         for number in range(_PLANES):
-            end = _LENGTH + int.from_bytes(rest[:_LENGTH], "little")
-            if len(rest) < _LENGTH or len(rest) < end or end > _LENGTH + count:
-                raise CodecError(f"a plane of {self.name} ends early or is too long")
-            turned[:, number] = _plane(rest[_LENGTH:end], count)
-            rest = rest[end:]
+            written, rest = unframed(rest, self.name)
+            if len(written) > count:
+                raise CodecError(f"a plane of {self.name} is too long")
+            turned[:, number] = _plane(written, count)
         if len(rest):
             raise CodecError(f"{len(rest):,} bytes of {self.name} are left over")
         words = turned.view("<u4")[:, 0]
@@ -60,11 +64,11 @@ class Float32Lossless(Codec):
         return values.astype(np.float32, copy=False)
 
     def most_bytes(self, parts: Parts) -> int:
-        return _PLANES * (_LENGTH + total(parts))
+        return _PLANES * (FRAME_BYTES + total(parts))
 
     def bytes_about(self, parts: Parts) -> int:
         coded = min(total(parts), _ALPHABET + total(parts) * _EXPONENT_BITS // 8)
-        return _PLANES * _LENGTH + (_PLANES - 1) * total(parts) + coded
+        return _PLANES * FRAME_BYTES + (_PLANES - 1) * total(parts) + coded
 
 
 def _written(plane: NDArray[np.uint8]) -> bytes:

@@ -52,6 +52,8 @@ def _one(text: str, line: str) -> Codec:
         if key not in known:
             takes = _list(known) if known else "no settings"
             raise ValueError(f"codec {line!r}: {setting!r} is unknown; {name} takes {takes}")
+        if key in settings:
+            raise ValueError(f"codec {line!r}: {key} is set twice")
         settings[key] = _value(value, get_type_hints(kind)[key], f"codec {line!r}: {setting}")
     try:
         return kind(**settings)

@@ -20,6 +20,10 @@ class GeneratorSchedule:
     every: int = 1
     until: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.every < 1 or (self.until is not None and self.until < 0):
+            raise ValueError(f"every={self.every}, until={self.until}: give 1 and 0 or more")
+
     def trains(self, round_: int) -> bool:
         """Whether the generator trains in a round, from 1 on."""
         return (round_ - 1) % self.every == 0 and (self.until is None or round_ <= self.until)

@@ -8,6 +8,7 @@ from csg_core.codecs.base import (
     Codec,
     CodecError,
     Values,
+    declared,
     require_finite,
     require_length,
     total,
@@ -18,6 +19,7 @@ from csg_core.exchange import Parts
 
 _TRITS = 3 ** np.arange(5)  # five to a byte
 _ALPHABET = 3
+_LARGEST = float(np.finfo(np.float16).max)
 _CUT = 0.7  # of the mean magnitude
 
 
@@ -78,6 +80,7 @@ class TopK(Codec):
     name = "topk"
 
     def __post_init__(self) -> None:
+        declared(self)
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction={self.fraction:g}: give a number above 0, up to 1, as 0.01")
 
@@ -92,8 +95,9 @@ class TopK(Codec):
         symbols[chosen] += np.where(values[chosen] < 0, -1, 1)
         kept = magnitudes[np.sort(chosen)]
         sent = kept.mean(keepdims=True, dtype=np.float64) if self.ternary else kept
-        limited = np.minimum(sent, np.finfo(np.float16).max)
-        return limited.astype(self._format).tobytes() + code(symbols, _ALPHABET)
+        if not self.ternary and sent.max() > _LARGEST:
+            raise CodecError(f"{sent.max():g} is beyond float16, in which {self.name} sends values")
+        return sent.astype(self._format).tobytes() + code(symbols, _ALPHABET)
 
     def decode(self, body: bytes | memoryview, parts: Parts) -> Values:
         values = np.zeros(total(parts), np.float32)

@@ -46,6 +46,11 @@ def test_weights_that_cannot_be_are_refused(weight):
         WeightedMean(1).add(np.zeros(1, np.float32), weight)
 
 
+def test_other_types_are_refused():
+    with pytest.raises(ValueError, match="array of float64; need float32"):
+        WeightedMean(3).add(np.zeros(3), 1.0)
+
+
 def test_shapes_and_emptiness_are_refused():
     with pytest.raises(ValueError, match="shape"):
         WeightedMean(2).add(np.zeros(1, np.float32), 1)

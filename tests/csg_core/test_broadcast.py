@@ -141,6 +141,22 @@ def test_a_sender_goes_on_where_a_checkpoint_left_it(deltas):
             assert resumed.message(version) == whole.message(version)
 
 
+def test_a_sender_forgets_what_came_after_its_checkpoint():
+    models, channel = _models(3), _channel()
+    sender = Sender(channel, models[0])
+    sender.advance(models[1], 1, _rng())
+    state, wanted = sender.state(), sender.message(None)
+    sender.advance(models[2], 2, _rng())
+    sender.message(None)
+    sender.restore(state)
+    assert sender.message(None) == wanted
+
+
+def test_whole_models_are_sent_once_there_is_one():
+    with pytest.raises(ValueError, match="no version was made yet"):
+        Sender(_channel("fp16", deltas=False), np.zeros(SIZE, np.float32)).message(None)
+
+
 def test_whole_models_need_nothing_held():
     models = _models(2)
     channel = _channel("fp16", deltas=False)

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csg_core.codecs import CodecError, Ecsq, TopK, Uniform, codec_named, total
+from csg_core.codecs import CodecError, Ecsq, Float16, TopK, Uniform, codec_named, total
 from csg_core.codecs.entropy import code, entropy_bits
 from csg_core.codecs.entropy import decode as decode_symbols
+from csg_core.codecs.grouped import Grouped
 from csg_core.codecs.spatial import from_frequencies
 from csg_core.exchange import Grid, Part
 
@@ -302,6 +303,45 @@ def test_symbols_come_back(alphabet, seed, size, slope):
     assert np.array_equal(decode_symbols(code(symbols, alphabet), size, alphabet), symbols)
 
 
+@pytest.mark.parametrize("line", ["topk:fraction=0.5", "uniform:bits=1,rotate=true"])
+def test_what_is_beyond_a_codec_is_named(line):
+    parts = [Part("other", 512)]
+    values = np.full(512, 3e38, np.float32)
+    values[::3] *= -1
+    with pytest.raises(CodecError, match=r"beyond float16|too large"):
+        codec_named(line).encode(values, parts, np.random.default_rng(0))
+
+
+def test_sparse_ternary_compression_sends_large_values_as_they_are():
+    parts, values = [Part("other", 100)], np.zeros(100, np.float32)
+    values[7] = -1e5
+    codec = codec_named("topk:fraction=0.01,ternary=true")
+    body = codec.encode(values, parts, np.random.default_rng(0))
+    assert np.array_equal(codec.decode(body, parts), values)
+
+
+def test_equal_codecs_are_named_alike():
+    assert repr(Ecsq(step=1)) == repr(Ecsq(step=1.0))
+    assert repr(TopK(fraction=np.float64(0.1))) == repr(TopK(fraction=0.1))
+    with pytest.raises(ValueError, match=r"bits=4\.5: give a whole number"):
+        Uniform(bits=4.5)
+
+
+def test_groups_of_equal_codecs_are_written_together():
+    parts = [Part("codes", 50), Part("norms", 30), Part("head", 20), Part("norms", 10)]
+    values = np.random.default_rng(0).normal(size=110).astype(np.float32)
+    codec = Grouped(Uniform(bits=4), (("norms", Float16()), ("head", Float16())))
+    body = codec.encode(values, parts, np.random.default_rng(0))
+    assert len(body) == codec.most_bytes(parts) == 8 + Uniform(bits=4).most_bytes(parts[:1]) + 120
+    assert np.allclose(codec.decode(body, parts)[50:], values[50:], atol=2e-3)
+
+
+@pytest.mark.parametrize("others", [("norm",), ("norms", "norms")])
+def test_groups_that_cannot_be_are_refused(others):
+    with pytest.raises(ValueError, match=r"is unknown; groups are|has two codecs"):
+        Grouped(Float16(), tuple((group, Uniform()) for group in others))
+
+
 def test_symbols_cost_little_more_than_their_entropy():
     symbols = np.random.default_rng(0).binomial(6, 0.2, 100_000).astype(np.int32)
     sent = 8 * (len(code(symbols, 7)) - 7)
@@ -330,6 +370,7 @@ def test_nan_is_named(line):
         ("ecsq:codes=1000", "codes=1000: give 0.001 to 100, as "),
         ("ecsq:fine=0", "fine=0: give 0.001 to 100, as 0.6"),
         ("topk:fraction=0", "fraction=0: give"),
+        ("ecsq:step=1,step=2", "step is set twice"),
         ("ecsq; heads=fp16", "groups are generator, codes, norms, head, other, statistics"),
         ("ecsq; norms=fp16; norms=fp32", "norms has two codecs"),
         ("ecsq; norms", "is no group=codec"),

@@ -10,6 +10,7 @@ from csg_core import (
     SliceGenerator,
     build,
     count_trainable,
+    dense_network,
     fold,
     generate_filters,
     generated,
@@ -198,6 +199,13 @@ def test_one_generator_can_serve_two_models_but_not_one_model_twice():
     generate_filters(third, generator)
     assert generator.weight.dtype == torch.float32
     assert third(torch.randn(1, 3, 8, 8).double()).dtype == torch.float64
+
+
+def test_a_network_without_values_is_refused():
+    with torch.device("meta"):
+        model = dense_network("resnet20", width=0.25)
+    with pytest.raises(ValueError, match=r"no values \(device meta\); model.to_empty first"):
+        generate_filters(model)
 
 
 def test_mixed_dtypes_are_refused():

@@ -193,3 +193,26 @@ def test_a_model_with_nothing_to_exchange_packs_to_nothing():
     model = nn.Linear(2, 2).requires_grad_(False)
     assert pack(model).shape == (0,)
     unpack(model, pack(model))
+
+
+def test_a_generator_that_left_with_its_layer_is_missed_and_can_be_brought_back():
+    model = build(ModelSpec(width=0.25))
+    first = model.layer1[0].conv1
+    model.layer1[0].conv1 = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    for using in (manifest, pack):
+        with pytest.raises(ValueError, match=r"set model.layer1.0.conv2.generator = model.layer"):
+            using(model)
+    model.layer1[0].conv2.generator = first.generator
+    assert manifest(model).count("generator") == first.generator.weight.numel()
+
+
+@pytest.mark.parametrize("groups", [["norm"], "norms"])
+def test_unknown_groups_are_named(groups):
+    with pytest.raises(ValueError, match="give a list of generator, codes, norms"):
+        manifest(build(ModelSpec(width=0.25)), groups)
+
+
+def test_an_array_longer_than_its_entries_is_not_split():
+    entries = list(exchanged(build(ModelSpec(width=0.25)), ["head"]))
+    with pytest.raises(ValueError, match="packed array has shape"):
+        split(np.zeros(10_000, np.float32), entries)

@@ -1,12 +1,18 @@
 """Out of the method: folded networks, safetensors and ONNX compute what the model computes."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
+from torch.nn.utils import parametrize
 
 from csg_core import build, dense_network, fold, generated, to_onnx, to_safetensors
+from csg_core.export import extra_in, from_safetensors
 from csg_core.modules import generators
 from csg_core.spec import ModelSpec
 
@@ -61,3 +67,66 @@ def test_onnx_agrees_with_the_model_at_any_batch_size():
         x = torch.randn(batch, 3, 32, 32)
         (logits,) = session.run(["logits"], {"images": x.numpy()})
         np.testing.assert_allclose(logits, model(x).detach().numpy(), atol=1e-4, rtol=1e-4)
+
+
+class _Twice(nn.Conv2d):
+    """A convolution with a forward of its own."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class _Half(nn.Module):
+    def forward(self, tensor):
+        return tensor / 2
+
+
+def test_folding_keeps_what_a_parametrized_convolution_does():
+    model = nn.Sequential(_Twice(3, 8, 3), nn.Conv2d(8, 8, 3))
+    calls = []
+    model[0].register_forward_hook(lambda *_: calls.append(1))
+    for name in ("weight", "bias"):
+        parametrize.register_parametrization(model[0], name, _Half())
+    x = torch.randn(2, 3, 8, 8)
+    plain, outputs = fold(model), model(x)
+    torch.testing.assert_close(plain(x), outputs)
+    assert type(plain[0]) is _Twice
+    assert set(plain.state_dict()) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert len(calls) == 2
+    torch.testing.assert_close(model(x), outputs)  # which is as it was
+
+
+def test_a_generated_convolution_alone_folds():
+    layer = _trained_a_little().layer1[0].conv1
+    plain = fold(layer)
+    assert type(plain) is nn.Conv2d
+    torch.testing.assert_close(plain.weight, layer.weight)
+
+
+def test_extra_tensors_may_be_one_tensor_twice():
+    tensor = torch.arange(3.0)
+    state = safetensors.torch.load(to_safetensors(build(SPEC), SPEC, {"a": tensor, "b": tensor}))
+    assert torch.equal(extra_in(state)["a"], extra_in(state)["b"])
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        ("[" * 200_000, "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"slice_size":256,"code_size":65536,"kernel_size":1}', "a generator of 4,294,967,296 nu"),
+        ('{"classes":0}', "classes 0 cannot be"),
+    ],
+)
+def test_a_description_that_cannot_be_is_refused(described, message):
+    state = safetensors.torch.load(to_safetensors(build(SPEC), SPEC))
+    with pytest.raises(ValueError, match=message):
+        from_safetensors(state, {"csg_core.spec": described})
+
+
+def test_a_generator_of_another_seed_than_described_is_refused():
+    spec = ModelSpec(width=0.25, generator="frozen", generator_seed=1)
+    state = safetensors.torch.load(to_safetensors(build(spec), spec))
+    other = json.dumps(replace(spec, generator_seed=2).to_dict())
+    with pytest.raises(ValueError, match=r"by the description and \[1, 1, \d+\] in the checkp"):
+        from_safetensors(state, {"csg_core.spec": other})

@@ -104,6 +104,10 @@ def test_learned_generators_differ_by_seed_and_agree_on_the_same():
         ({"kind": "magic"}, "generator 'magic' is unknown; use one of learned, frozen, binary"),
         ({"seed": -3}, "seed -3 is out of range"),
         ({"std": 0.0}, "std 0.0 is no standard deviation"),
+        ({"kind": "frozen", "std": 1e300}, "is no standard deviation"),
+        ({"weight": torch.zeros(1296, 72)}, "is zero everywhere; give another"),
+        ({"weight": torch.zeros(1296, 72, dtype=torch.int64)}, "int64 torch.strided; give floats"),
+        ({"weight": torch.zeros(1296, 72).to_sparse()}, "torch.sparse_coo; give floats"),
         ({"weight": torch.zeros(3, 4)}, r"has shape \(3, 4\).* need \(1296, 72\)"),
         ({"weight": torch.full((1296, 72), torch.nan)}, "holds NaN or infinity; give a finite"),
         ({"kind": "binary", "weight": torch.zeros(1296, 72)}, "drawn from its seed"),
@@ -113,6 +117,17 @@ def test_impossible_settings_are_refused_in_one_line(arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         SliceGenerator(**arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_a_build_draws_on_the_cpu_alone(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    with torch.device("meta"):  # as one that a caller has chosen
+        SliceGenerator(4, 4)
+    before = torch.get_rng_state()
+    build(ModelSpec(width=0.25), seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not seeded, "a caller's dropout on a GPU goes on"
 
 
 def test_a_draw_that_describes_no_generator_is_refused():

@@ -68,6 +68,11 @@ def test_what_does_not_fit_is_named(sent, message):
         decode(payload, _label(3), FP32)
 
 
+def test_a_round_that_does_not_go_into_a_header_is_named():
+    with pytest.raises(ValueError, match="round 4,294,967,296 does not go into four bytes"):
+        encode(np.zeros(3, np.float32), _label(3, round=2**32), FP32)
+
+
 def test_another_codec_version_or_size_is_named():
     payload = encode(np.zeros(3, np.float32), _label(3), FP16)
     with pytest.raises(PayloadError, match="codec"):

@@ -25,6 +25,12 @@ def test_the_rounds_are_the_first_and_every_so_many_up_to_the_last(schedule, rou
     assert [round_ for round_ in range(1, 8) if schedule.trains(round_)] == rounds
 
 
+@pytest.mark.parametrize("values", [{"every": 0}, {"until": -1}])
+def test_a_schedule_that_cannot_be_is_refused(values):
+    with pytest.raises(ValueError, match="give 1 and 0 or more"):
+        GeneratorSchedule(**values)
+
+
 @pytest.mark.parametrize("line", ["fp32", "ecsq:step=1; generator=fp16; norms=fp32"])
 def test_without_the_generator_the_others_are_as_they_were(line):
     codec, values = codec_named(line), np.arange(1, SIZE + 1, dtype=np.float32)
