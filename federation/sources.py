@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from csg_core.images import ImageSet
+from csg_core.images import CIFAR10_MEAN, CIFAR10_STD, ImageSet
 from federation.cache import cache_folder, cached
 
 Split = Literal["train", "test"]
@@ -22,6 +22,8 @@ CIFAR10_NAMES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
 )  # fmt: skip
 _DIGITS: dict[str, Any] = {"mean": (0.305,) * 3, "std": (0.323,) * 3}
+# means and deviations of the channels, of pixels scaled to 0..1
+STATISTICS = {"cifar10": (CIFAR10_MEAN, CIFAR10_STD), "digits": (_DIGITS["mean"], _DIGITS["std"])}
 _SIZE = 32
 _BATCHES = {"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]}
 _FORMS = (

@@ -3,9 +3,10 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import cast
 
 from federation.messages import TrainReport
+from server.record import Contribution
 from server.wire import ClientBytes
 
 _log = logging.getLogger(__name__)
@@ -37,10 +38,10 @@ class RoundOutcome:
         self.bytes_down += sum(payloads.values())
         self.models += len(payloads)
 
-    def contributions(self) -> list[dict[str, Any]]:
+    def contributions(self) -> list[Contribution]:
         """By client, what it reports of its training, and its bytes."""
         return [
-            asdict(report) | asdict(self.bytes[node])
+            cast(Contribution, asdict(report) | asdict(self.bytes[node]))
             for node, report in zip(self.reporters, self.reports, strict=True)
         ]
 

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NotRequired, TextIO
 
 from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # as pydantic needs it up to Python 3.11
 
 from federation.recipe import Recipe, RecipeError, recipe_of
 from server.checkpoints import replace_file
@@ -23,6 +24,25 @@ from server.checkpoints import replace_file
 
 class RunFolderError(ValueError):
     """A run's folder that cannot be used; the message names it and the remedy."""
+
+
+class Contribution(TypedDict):
+    """What a client reports of its training in a round, and its bytes: see ``TrainReport`` and
+    ``server.wire.ClientBytes``.
+    """
+
+    partition: int
+    examples: int
+    train_loss: NotRequired[float]
+    loss_before: float
+    loss_after: float
+    seconds: float
+    payload_bytes_up: NotRequired[int]
+    payload_bytes_down: NotRequired[int]
+    wire_bytes_up: NotRequired[int | None]
+    wire_bytes_down: NotRequired[int | None]
+    interface: NotRequired[str | None]
+    interface_shared: NotRequired[bool | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +61,7 @@ class RoundRow:
         interface: of the server, None where not measured.
         interface_shared: whether traffic of others than the server may be in these figures.
         seconds: from the first message to the evaluation, without record and checkpoint.
-        contributions: by client, ``partition, examples, loss_before, loss_after, seconds`` and its
-            own bytes, as in ``server.wire.ClientBytes``.
+        contributions: by client.
         failed: by client, the reason.
         models, updates: payloads that the server sent, and that came back.
     """
@@ -60,7 +79,7 @@ class RoundRow:
     interface: str | None = None
     interface_shared: bool | None = None
     seconds: float
-    contributions: list[dict[str, Any]] = field(default_factory=list)
+    contributions: list[Contribution] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     models: int = 0
     updates: int = 0
@@ -155,12 +174,11 @@ class RunFolder:
         """What the run ran on, with the images by client and class, ``spread``; all may be lost."""
         found = _json(self.path / "environment.json")
         try:
-            return {
-                **found,
-                "spread": _SPREAD.validate_python(found.get("spread", []), strict=True),
-            }
+            spread = _SPREAD.validate_python(found.get("spread", []), strict=True)
         except ValidationError:
-            return {**found, "spread": []}
+            spread = []
+        even = len({len(counts) for counts in spread}) == 1
+        return {**found, "spread": spread if even else []}
 
     def summary(self) -> dict[str, Any]:
         """How the run ended, or nothing if it has not."""

@@ -1,6 +1,8 @@
 """Runs as numbers to show: what the table and the pictures of report and compare are made of."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,31 @@ class RunData:
         return next((r for r in self.evaluated if (r.test_accuracy or 0.0) >= accuracy), None)
 
 
+def read_runs(paths: Sequence[Path]) -> list[RunData]:
+    """The runs in folders, and in the folders of a folder that is none itself.
+
+    Runs of one name are told apart by the folders above them.
+
+    Raises:
+        RunFolderError: as ``read_run`` does.
+    """
+    runs = [read_run(path) for given in paths for path in _runs_below(given)]
+    places = [run.folder.path.resolve().parts for run in runs]
+    for shown in range(2, max(map(len, places)) + 1):
+        counts = Counter(run.name for run in runs)
+        runs = [
+            replace(run, name="/".join(parts[-shown:])) if counts[run.name] > 1 else run
+            for run, parts in zip(runs, places, strict=True)
+        ]
+    return runs
+
+
+def _runs_below(path: Path) -> list[Path]:
+    if (path / "config.toml").exists():
+        return [path]
+    return sorted(found.parent for found in path.glob("*/config.toml")) or [path]
+
+
 def read_run(path: Path) -> RunData:
     """The run in a folder.
 
@@ -60,13 +87,12 @@ def table(runs: list[RunData], targets: list[float]) -> list[dict[str, Any]]:
     for run in runs:
         last = run.evaluated[-1] if run.evaluated else None
         best = max((row.test_accuracy or 0.0 for row in run.evaluated), default=None)
-        reached = {}
+        reached = []
         for target in targets:
             row = run.reaching(target)
-            reached[f"{target:g}"] = row and {
-                "rounds": row.round,
-                "megabytes": run.megabytes_until(row.round),
-            }
+            rounds = row and row.round
+            megabytes = row and run.megabytes_until(row.round)
+            reached.append({"accuracy": target, "rounds": rounds, "megabytes": megabytes})
         found.append(
             {
                 "run": run.name,

@@ -4,6 +4,8 @@ import argparse
 import json
 from typing import Any
 
+from torch import nn
+
 from csg_core import ModelSpec, build, count_trainable, manifest
 from csg_core.codecs import Parts, codec_named, without_generator
 from csg_core.payload import payload_bytes
@@ -35,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     if options.table:
+        if options.recipe is not None or options.set:
+            raise ValueError("--table is of the paper's networks; leave out RECIPE and --set")
         _print_table(as_json=options.json)
         return
     if options.recipe is None:
@@ -58,10 +62,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 def estimate(recipe: Recipe) -> dict[str, Any]:
-    """Trainable parameters, and payload bytes if every client of every round answers."""
+    """Trainable parameters, and payload bytes if every client of every round answers.
+
+    Where clients evaluate, each evaluation is counted as another download of its round.
+    """
     total, (up, down) = _total_bytes(recipe), _each_way(recipe)
     return {
-        "parameters": parameters(recipe.model),
+        "parameters": _with_twin(recipe.model),
         "payload_bytes_up": up,
         "payload_bytes_down": down,
         "total_bytes": total,
@@ -69,17 +76,20 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def parameters(spec: ModelSpec) -> dict[str, int]:
-    """Trainable parameters of a model and of its dense twin, counted on the models themselves."""
-    model = build(spec)
+def parameters(model: nn.Module) -> dict[str, int]:
+    """Trainable parameters of a model: ``total``, and of it ``generator``, ``codes``, ``other``."""
     counts = manifest(model)
     return {
         "total": count_trainable(model),
         "generator": counts.count("generator"),
         "codes": counts.count("codes"),
         "other": counts.count("norms", "head", "other"),
-        "dense": count_trainable(build(spec.dense_twin())),
     }
+
+
+def _with_twin(spec: ModelSpec) -> dict[str, int]:
+    """Of a model and, ``dense``, of its dense twin, counted on the models themselves."""
+    return {**parameters(build(spec)), "dense": count_trainable(build(spec.dense_twin()))}
 
 
 def _total_bytes(recipe: Recipe) -> int:
@@ -121,7 +131,7 @@ def _print_table(*, as_json: bool) -> None:
             "network": spec.name,
             "slice_size": spec.slice_size,
             "code_size": spec.code_size,
-            "parameters": parameters(spec),
+            "parameters": _with_twin(spec),
         }
         for spec in specs
     ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from csg_core import fold, to_onnx, to_safetensors
+from federation.sources import STATISTICS
 from server.checkpoints import check_writable, read_with_extra, replace_file
 from server.record import RoundRow, RunFolderError
 from simulations.curves import RunData, read_run
@@ -84,10 +85,11 @@ def card(run: RunData, checkpoint: Path, row: RoundRow) -> str:
     lines += [f"- **{what}**: {fact}" for what, fact in facts.items()]
     if recipe.train.batch_norm != "average":
         lines.append("- **Norms** stayed with the clients; those in here are the first ones.")
+    mean, std = STATISTICS[recipe.data.name]
     lines += [
         "",
-        "Input: float32 [N, 3, 32, 32], RGB scaled to 0..1, then normalised by the data set's mean "
-        "and deviation. Output: logits [N, classes].",
+        "Input: float32 [N, 3, 32, 32], RGB scaled to 0..1, then less the channels' means "
+        f"{list(mean)} and divided by their deviations {list(std)}. Output: logits [N, classes].",
         "`model.pt` and `model.safetensors` hold the plain network's state_dict, `model.onnx` the "
         "graph in evaluation mode.",
         "",
@@ -113,5 +115,6 @@ def _checkpoint(run: RunData, which: str) -> Path:
     else:
         found = sorted(folder.glob("round-*.safetensors"))
     if not found or not found[-1].is_file():
-        raise RunFolderError(f"{folder}: has no {which} checkpoint; use --which last, or resume")
+        other = "; use --which last" if which == "best" else ""
+        raise RunFolderError(f"{folder}: has no {which} checkpoint{other}")
     return found[-1]

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from server.checkpoints import check_writable, replace_file
 from simulations.curves import RunData
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _DASHES = ("-", "--", "-.", ":")
 _INK = {"light": "#222222", "dark": "#dddddd"}
 _SIZE = (4.4, 3.0)
+FORMATS = (".svg", ".png", ".pdf")
+_DATES = {".svg": ["Date"], ".pdf": ["CreationDate"]}  # would make equal pictures differ
 
 Draw = Callable[["Axes"], None]
 
@@ -32,16 +35,25 @@ def svg(draw: Draw, theme: str) -> str:
 
 
 def save(draw: Draw, path: Path) -> None:
-    """A picture as a file, in the format of its ending.
+    """A picture as a file, in the format of its ending, whole or not at all.
 
     Raises:
-        ValueError: if there is no such format.
+        ValueError: if there is no such format, matplotlib is not installed, or the file cannot be
+            written.
     """
-    with _figure("light") as figure:
-        figure.set_size_inches(7, 4.2)
-        draw(figure.add_subplot())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path}: give a name that ends in {', '.join(FORMATS)}")
+    buffer = io.BytesIO()
+    try:
+        with _figure("light") as figure:
+            figure.set_size_inches(7, 4.2)
+            draw(figure.add_subplot())
+            undated = dict.fromkeys(_DATES.get(path.suffix, ()))
+            figure.savefig(buffer, format=path.suffix[1:], dpi=150, metadata=undated)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"a picture needs {error.name}; install csg-fl[plots]") from error
+    check_writable(path)
+    replace_file(path, buffer.getvalue())
 
 
 def accuracy_by_round(runs: list[RunData]) -> Draw:
@@ -135,7 +147,7 @@ def _styled(runs: list[RunData]) -> Iterator[tuple[RunData, dict[str, Any]]]:
             {
                 "color": _COLOURS[number % len(_COLOURS)],
                 "linestyle": _DASHES[number // len(_COLOURS) % len(_DASHES)],
-                "marker": "o" if len(run.rows) == 1 else None,
+                "marker": "o" if len(run.evaluated) == 1 else None,
                 "label": run.name,
             },
         )

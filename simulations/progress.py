@@ -98,10 +98,9 @@ class Progress:
                 f"wire {megabytes(summary['wire_bytes'])} in all at the server's "
                 f"{interface_label(summary['interface'], summary['interface_shared'])}"
             )
-        self._say(
-            f"checkpoints: {folder.checkpoints}   report: {folder.path / 'report.html'}   "
-            f"log: {folder.log}"
-        )
+        report = folder.path / "report.html"
+        there = f"   report: {report}" if report.exists() else ""
+        self._say(f"checkpoints: {folder.checkpoints}{there}   log: {folder.log}")
 
     def _say(self, line: str) -> None:
         print(line, file=self._out, flush=True)

@@ -4,12 +4,13 @@ import argparse
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, Literal
 
 from server.checkpoints import check_writable, replace_file
-from server.record import RunFolder
+from server.record import Contribution, RunFolder
 from simulations import plots
-from simulations.curves import RunData, read_run, table
+from simulations.curves import RunData, read_runs, table
 from simulations.wire_bytes import wire_rows
 
 HELP = "a page of runs: curves, bytes, clients, configuration"
@@ -18,9 +19,12 @@ EXAMPLE = "csg report runs/demo-20261124-120000   (or several runs, and --out pa
 _TEMPLATE = Path(__file__).parent / "report.html.jinja"
 _SHOWN = 100  # clients and failures of a run
 
+Measured = Literal["loss_before", "loss_after", "seconds"]
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN",
+                        help="folders of runs, or folders that hold such")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE",
                         help="none: report.html in the first run's folder")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="machine-readable answer")
@@ -39,7 +43,7 @@ def write_report(folders: list[RunFolder], out: Path) -> None:
         RunFolderError: if one of them cannot be used.
         ValueError: if jinja2 or matplotlib is not installed.
     """
-    runs = [read_run(folder.path) for folder in folders]
+    runs = read_runs([folder.path for folder in folders])
     check_writable(out)
     replace_file(out, page(runs).encode())
 
@@ -102,14 +106,14 @@ def _details(run: RunData) -> dict[str, Any]:
 
 
 def _clients(run: RunData) -> list[dict[str, Any]]:
-    found: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    found: dict[int, list[Contribution]] = defaultdict(list)
     for row in run.rows:
         for report in row.contributions:
             found[report["partition"]].append(report)
-    total = sum(report["examples"] for reports in found.values() for report in reports)
+    total = sum(report["examples"] for reports in found.values() for report in reports) or 1
 
-    def mean(reports: list[dict[str, Any]], key: str) -> float:
-        return float(sum(report[key] for report in reports) / len(reports))
+    def mean(reports: list[Contribution], key: Measured) -> float:
+        return fmean(report[key] for report in reports)
 
     return [
         {
@@ -126,11 +130,12 @@ def _clients(run: RunData) -> list[dict[str, Any]]:
 
 
 def _against_dense(run: RunData) -> str:
-    ratio = run.summary.get("ratio_to_dense")
-    if ratio is None or run.recipe.model.parametrization == "dense":
+    ratio, twin = (run.summary.get(f) for f in ("ratio_to_dense", "dense_twin_payload_bytes"))
+    if run.recipe.model.parametrization == "dense":
         return ""
-    twin = run.summary["dense_twin_payload_bytes"] / 1e6
-    return f"{run.name}: the dense twin would exchange {twin:.2f} MB, {ratio:.2f} times it."
+    if not isinstance(ratio, int | float) or not isinstance(twin, int | float):
+        return ""
+    return f"{run.name}: the dense twin would exchange {twin / 1e6:.2f} MB, {ratio:.2f} times it."
 
 
 def _percent(fraction: float | None) -> str:

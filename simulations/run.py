@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ from federation.sources import load_images
 from server.app import LOCK_S, check
 from server.checkpoints import CheckpointError
 from server.outcome import RunError
-from server.record import RunFolder
+from server.record import RunFolder, RunFolderError
 from server.signals import terminate_as_interrupt
 from simulations.clients import client_app
 from simulations.local_engine import clients_at_once, run_local
@@ -36,9 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     name, recipe = recipe_from(options)
-    recipe = _resolved(name, deployed(recipe))
+    recipe = _resolved(deployed(recipe))
     check(recipe)
     client_app(recipe.run.client_app)
+    recipe = _placed(name, recipe)
     folder = RunFolder(Path(str(recipe.run.dir)))
     found = {"recipe": name, **environment(recipe)}
     if recipe.run.engine == "local":
@@ -123,15 +125,21 @@ def deployed(recipe: Recipe) -> Recipe:
     return recipe_of({**content, "run": {**content["run"], **place}}, "$CSG_SUPERLINK")
 
 
-def _resolved(name: str, recipe: Recipe) -> Recipe:
-    """With the folders and the arithmetic that the recipe leaves open."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    place = recipe.run.dir or _free(Path("runs") / f"{name}-{stamp}")
+def _placed(name: str, recipe: Recipe) -> Recipe:
+    """With the run's folder; one that is not named is made, so that no other run takes it."""
+    named = recipe.run.dir
+    place = Path(named) if named else _made(f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    section = recipe.run.model_copy(update={"dir": str(place.absolute())})
+    return recipe.model_copy(update={"run": section})
+
+
+def _resolved(recipe: Recipe) -> Recipe:
+    """With the files and the arithmetic that the recipe leaves open."""
     data = None
     if recipe.data.name != "digits":
         found = recipe.data.dir or os.environ.get("CSG_DATA_DIR")
         data = str(Path(found).absolute()) if found else None
-    files: dict[str, Any] = {"dir": str(Path(place).absolute())}
+    files: dict[str, Any] = {}
     if recipe.run.superlink_ca is not None:
         files["superlink_ca"] = str(Path(recipe.run.superlink_ca).absolute())
     server: dict[str, Any] = {}
@@ -149,11 +157,15 @@ def _resolved(name: str, recipe: Recipe) -> Recipe:
     return recipe.model_copy(update=updates)
 
 
-def _free(path: Path) -> Path:
-    """``path``, or with a number if that is taken."""
-    number = 1
-    found = path
-    while found.exists():
-        number += 1
-        found = path.with_name(f"{path.name}-{number}")
-    return found
+def _made(name: str) -> Path:
+    """A new folder in ``runs``, with a number if the name is taken."""
+    for number in itertools.count(1):
+        found = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        try:
+            found.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunFolderError(f"{found}: cannot be made ({error.strerror})") from error
+        return found
+    raise AssertionError

@@ -16,7 +16,6 @@ from csg_core import (
     count_trainable,
     generate_filters,
     generators,
-    manifest,
 )
 from csg_core.evaluation import Precision
 from csg_core.images import ImageSet
@@ -26,6 +25,7 @@ from federation.devices import device_named
 from federation.sources import load_digits, load_split
 from server.checkpoints import check_writable, read_checkpoint, write_checkpoint
 from simulations.central import SCHEDULES, Epoch, Settings, train_centrally
+from simulations.estimate import parameters
 from simulations.model_options import add_model_options, spec_from
 
 HELP = "train a network on one machine, without federation"
@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="take the generator of this network; with --generator frozen, keep it")  # fmt: skip
     add = parser.add_argument_group("training").add_argument
     add("--data", default=os.environ.get("CSG_DATA_DIR", "digits"), metavar="DIR",
-        help="folder of CIFAR-10 parquet files, or 'digits' (also from $CSG_DATA_DIR)")  # fmt: skip
+        help="folder of CIFAR-10, as python batches or parquet, or 'digits' (also from "
+             "$CSG_DATA_DIR)")  # fmt: skip
     add("--epochs", type=int, default=usual.epochs, help="passes over the images")
     add("--batch-size", type=int, default=usual.batch_size, help="images of a step")
     add("--lr", type=float, default=usual.lr, help="learning rate at the start")
@@ -80,11 +81,11 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"device {error}") from error
     train, test = (data.to(device) for data in load_data(options.data))
     spec, model = first_model(options, classes=train.classes)
-    counts = manifest(model)
+    counts = parameters(model)
     print(
-        f"{spec.name} on {len(train):,} images: {count_trainable(model):,} trainable parameters "
-        f"(generator {counts.count('generator'):,}, codes {counts.count('codes'):,}, "
-        f"other {counts.count('norms', 'other'):,})",
+        f"{spec.name} on {len(train):,} images: {counts['total']:,} trainable parameters "
+        f"(generator {counts['generator']:,}, codes {counts['codes']:,}, "
+        f"other {counts['other']:,})",
         file=log,
     )
     history: list[Epoch] = []
@@ -146,7 +147,10 @@ def first_model(options: argparse.Namespace, *, classes: int) -> tuple[ModelSpec
 
 
 def _agree(spec: ModelSpec, given: ModelSpec, keys: set[str], path: Path) -> ModelSpec:
-    """``spec`` with what a checkpoint settles; an option that says otherwise is refused."""
+    """``spec`` with what a checkpoint settles; an option is refused that says otherwise.
+
+    One that is as by default is taken for not given.
+    """
     usual = ModelSpec()
     for key in sorted(keys):
         asked, found = getattr(spec, key), getattr(given, key)

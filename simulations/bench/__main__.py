@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from server.checkpoints import replace_file
+from simulations import command
 from simulations.bench import cohort, engines, growth, limits, server, steps
 from simulations.bench.part import RESULTS, SPEED, Part
 from simulations.machine import machine
@@ -76,11 +77,7 @@ def _where(content: dict[str, Any]) -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("simulations.bench", __doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
                         help=f"{', '.join(PARTS)} (all of them)")  # fmt: skip
     parser.add_argument("--data", metavar="DIR", help="CIFAR-10, for engines and growth")
@@ -91,4 +88,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -4,7 +4,6 @@ A line of JSON for each round. It is what engines are measured against, and runs
 its own: python -m simulations.bench.loop cifar10-resnet20 --set train.rounds=3
 """
 
-import argparse
 import json
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from federation.devices import precision_of
 from federation.recipe import Recipe
 from federation.shards import shard_rows
 from federation.sources import load_images
+from simulations import command
 from simulations.recipe_names import add_recipe_options, recipe_from
 
 
@@ -74,11 +74,7 @@ def loop(recipe: Recipe) -> Iterator[Round]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.bench.loop",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("simulations.bench.loop", __doc__)
     add_recipe_options(parser)
     _, recipe = recipe_from(parser.parse_args())
     for done in loop(recipe):
@@ -87,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -27,6 +27,7 @@ from federation.devices import device_of, precision_of
 from federation.recipe import Recipe
 from server.checkpoints import replace_file
 from server.record import RoundRow, RunFolder
+from simulations import command
 from simulations.bench.measured import measured
 from simulations.bench.part import RESULTS, SPEED, batch, training_step
 from simulations.machine import device_name, machine
@@ -164,11 +165,7 @@ def _device_name(recipe: Recipe) -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.bench.tasks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("simulations.bench.tasks", __doc__)
     parser.add_argument("--data", metavar="DIR", help="CIFAR-10; none: only the table")
     parser.add_argument("--copy", default="CIFAR-10", help="which copy of the data this is")
     parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="RECIPE",
@@ -180,4 +177,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -6,11 +6,11 @@ slices lie over 1 x 1. Example:
     python -m simulations.studies.any_cnn --show mobilenet_v2
 """
 
-import argparse
 from typing import Any
 
 from csg_core import ConversionReport, SliceGenerator, generate_filters
 from csg_core.networks.from_torchvision import torchvision
+from simulations import command
 
 # Slice size, code size and kernel size of each network's generator.
 GENERATORS: dict[str, tuple[int, int, int]] = {
@@ -24,11 +24,7 @@ GENERATORS: dict[str, tuple[int, int, int]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.studies.any_cnn",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("simulations.studies.any_cnn", __doc__)
     parser.add_argument("--show", choices=GENERATORS, help="print one network's whole report")
     options = parser.parse_args()
     if options.show:
@@ -53,4 +49,4 @@ def convert(name: str) -> tuple[Any, ConversionReport]:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

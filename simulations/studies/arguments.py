@@ -5,7 +5,15 @@ import argparse
 
 def positive(text: str) -> int:
     """A number from 1 on."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
+    return _from(1, text)
+
+
+def several(text: str) -> int:
+    """A number from 2 on."""
+    return _from(2, text)
+
+
+def _from(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+    return int(text)

@@ -41,6 +41,7 @@ from federation.recipe import Recipe, recipe_of
 from federation.sources import load_images
 from server.checkpoints import replace_file
 from server.downlink import Downlink
+from simulations import command
 from simulations.machine import environment
 from simulations.studies.arguments import positive
 from simulations.studies.pages import DOCS, fill
@@ -269,11 +270,7 @@ def _source(data: str) -> dict[str, str]:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.studies.averaging",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("simulations.studies.averaging", __doc__)
     parser.add_argument("--data", metavar="DIR",
                         help="CIFAR-10, or digits; none: only the table")  # fmt: skip
     parser.add_argument("--copy", help="which copy of the data this is")
@@ -289,4 +286,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -18,8 +18,11 @@ from typing import Any
 
 from csg_core import ModelSpec, build, count_trainable
 from csg_core.evaluation import Precision
+from server.checkpoints import replace_file
+from simulations import command
 from simulations.central import Settings, train_centrally
 from simulations.machine import machine
+from simulations.studies.arguments import positive
 from simulations.train import load_data
 
 RESULTS = Path(__file__).parent / "central"
@@ -50,10 +53,12 @@ def main() -> None:
         for seed in range(options.seeds):
             for arm in options.arms:
                 path = RESULTS / f"{arm}-seed{seed}.json"
-                if path.exists():
-                    continue
                 precision = ARMS[arm].precision
                 settings = Settings(epochs=options.epochs, precision=precision, seed=seed)
+                if path.exists():
+                    if json.loads(path.read_text())["settings"] != asdict(settings):
+                        sys.exit(f"central: {path} is of other settings; remove it to run these")
+                    continue
                 model = build(ARMS[arm].spec, seed=seed)
                 epochs = []
                 for epoch in train_centrally(model, train, test, settings):
@@ -70,9 +75,7 @@ def main() -> None:
                     "epochs": epochs,
                 }
                 path.parent.mkdir(exist_ok=True)
-                partial = path.with_suffix(".partial")
-                partial.write_text(json.dumps(result, indent=1) + "\n")
-                partial.replace(path)
+                replace_file(path, (json.dumps(result, indent=1) + "\n").encode())
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     if not results:
         sys.exit("central: no results yet; name the images with --data")
@@ -95,8 +98,8 @@ def table(results: list[dict[str, Any]]) -> str:
         cells = []
         for epoch in shown:
             values = [100 * r["epochs"][epoch - 1]["test_accuracy"] for r in runs]
-            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):.1f} ± {deviation:.1f}")
+            deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{deviation}")
         lines.append(
             f"| {arm} | {runs[0]['parameters']:,} | {len(runs)} | " + " | ".join(cells) + " |"
         )
@@ -105,6 +108,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Accuracy against epoch: the mean of the seeds as a line, their range as a band."""
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -125,22 +129,19 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     axes.set_title("ResNet-20 trained centrally: mean and range of the seeds")
     axes.grid(alpha=0.3)
     axes.legend(title="arm (parameters)")
-    figure.savefig(path, metadata={"Date": None})
+    with mpl.rc_context({"svg.hashsalt": "csg-fl"}):
+        figure.savefig(path, metadata={"Date": None})
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.studies.central",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", metavar="DIR", help="CIFAR-10 in parquet; none: only the table")
+    parser = command.parser("simulations.studies.central", __doc__)
+    parser.add_argument("--data", metavar="DIR", help="CIFAR-10; none: only the table")
     parser.add_argument("--copy", default="CIFAR-10", help="which copy of the data this is")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=positive, default=8)
+    parser.add_argument("--seeds", type=positive, default=3)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

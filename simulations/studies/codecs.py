@@ -7,7 +7,6 @@ on one thread. The table goes into docs/codecs.md. Example:
     python -m simulations.studies.codecs
 """
 
-import argparse
 import bz2
 import lzma
 import time
@@ -31,7 +30,9 @@ from csg_core.networks import NETWORKS
 from csg_core.payload import decode
 from federation.recipe import recipe_of
 from server.downlink import Downlink
+from simulations import command
 from simulations.machine import machine
+from simulations.studies.arguments import positive
 from simulations.studies.pages import DOCS, fill
 
 PAGE = DOCS / "codecs.md"
@@ -113,13 +114,9 @@ def _ms(call: Callable[[], Any], repeats: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.studies.codecs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("simulations.studies.codecs", __doc__)
     parser.add_argument("--network", choices=NETWORKS, default="resnet56")
-    parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--repeats", type=positive, default=21)
     options = parser.parse_args()
     torch.set_num_threads(1)
     update, parts = update_of(options.network)
@@ -135,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -22,7 +22,10 @@ from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
+from federation.code import code_identity
 from server.checkpoints import replace_file
+from server.record import RunFolder
+from simulations import command
 from simulations.cli import main as csg
 from simulations.curves import RunData, read_run
 from simulations.studies.federated_arms import (
@@ -115,8 +118,9 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
     ]
     settings = [part for value in values for part in ("--set", value)]
     again = (folder / "rounds.jsonl").exists()
-    command = ["resume", str(folder)] if again else ["run", str(RECIPE), *settings]
-    if csg(command):
+    done = RunFolder(folder).summary().get("outcome") == "completed"
+    arguments = ["resume", str(folder)] if again else ["run", str(RECIPE), *settings]
+    if not done and csg(arguments):
         sys.exit(f"federated: {path.stem} did not end well; see {folder}")
     keep(read_run(folder), path, options.copy)
 
@@ -124,21 +128,18 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
 def keep(run: RunData, path: Path, copy: str) -> None:
     """Write what is kept of a run: curves, settings and machine, no clients and no folders."""
     columns = ("round", "train_loss", "test_loss", "test_accuracy", "seconds", "failures")
-    payload = ("payload_bytes_up", "payload_bytes_down")
+    payload = ("payload_bytes_up", "payload_bytes_down", "updates", "models")
     rows = [{key: asdict(row)[key] for key in columns + payload} for row in run.rows]
     environment = {key: value for key, value in run.environment.items() if key != "spread"}
     recipe = run.recipe.model_dump(exclude={"data": {"dir"}, "run": {"dir"}}, exclude_none=True)
-    content = {"data": copy, "environment": environment, "recipe": recipe, "rows": rows}
+    content = {"data": copy, "code": code_identity(), "environment": environment,
+               "recipe": recipe, "rows": rows}  # fmt: skip
     path.parent.mkdir(exist_ok=True)
     replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.studies.federated",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("simulations.studies.federated", __doc__)
     parser.add_argument("--data", metavar="DIR", help="CIFAR-10; none: only tables and pictures")
     parser.add_argument("--copy", default="CIFAR-10", help="which copy of the data this is")
     parser.add_argument("--runs", type=Path, default=Path("runs/federated"), metavar="DIR",
@@ -167,4 +168,4 @@ def _of_run(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

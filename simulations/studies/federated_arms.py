@@ -10,6 +10,7 @@ PARTITIONS: dict[str, tuple[str, ...]] = {
     "iid": ("data.partition=iid",),
     "dirichlet": ("data.partition=dirichlet",),
     "dirichlet50": ("data.partition=dirichlet", "data.clients=50", "train.clients_per_round=10"),
+    "dirichlet_b16": ("data.partition=dirichlet", "train.batch_size=16"),
     "iid_b16": ("data.partition=iid", "train.batch_size=16"),
     "middle": ("data.partition=dirichlet", _THREE_TENTHS),
     "middle_b16": ("data.partition=dirichlet", _THREE_TENTHS, "train.batch_size=16"),

@@ -68,12 +68,21 @@ class Result:
 
     @property
     def kilobytes_each(self) -> tuple[float, float]:
-        """Mean payload of a client and round after the first, up and down."""
+        """Mean payload of a client and round after the first, up and down.
+
+        Of results that do not say how many payloads there were, a client that failed sent none.
+        """
         rows, recipe = self.content["rows"][1:], self.content["recipe"]
         cohort = recipe["train"].get("clients_per_round", recipe["data"]["clients"])
-        of_all = cohort * len(rows) * 1e3
+        updates = sum(row.get("updates", cohort - row["failures"]) for row in rows)
+        models = sum(row.get("models", cohort) for row in rows)
         up, down = (sum(row[f"payload_bytes_{way}"] for row in rows) for way in ("up", "down"))
-        return up / of_all, down / of_all
+        return up / updates / 1e3, down / models / 1e3
+
+    @property
+    def failures(self) -> int:
+        """Clients whose round came to nothing, of all rounds."""
+        return sum(row["failures"] for row in self.content["rows"])
 
 
 def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
@@ -90,7 +99,8 @@ def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
     for result in results:
         curve, (up, down) = result.curve, result.kilobytes_each
         points, fewer = _to_dense(result, results)
-        cells = [result.partition, str(result.seed), result.machine, result.arm]
+        failed = f" ({result.failures} failed)" if result.failures else ""
+        cells = [result.partition, str(result.seed), result.machine, result.arm + failed]
         cells += [f"{result.late_loss:.3f}", f"{100 * result.accuracy:.2f} %", points]
         cells += [f"{up:.1f} + {down:.1f}", fewer, f"{curve[-1][0]:.2f}"]
         for target in targets:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from server.checkpoints import replace_file
+
 README = Path(__file__).parents[2] / "README.md"
 DOCS = README.parent / "docs"
 
@@ -24,4 +26,4 @@ def fill(found: Mapping[str, str], *pages: Path) -> None:
         whole = f"{begin}\n{table}\n{end}".replace("\\", r"\\")
         texts = {page: pattern.sub(whole, text) for page, text in texts.items()}
     for page, text in texts.items():
-        page.write_text(text)
+        replace_file(page, text.encode())

@@ -25,6 +25,7 @@ import numpy as np
 from server.checkpoints import replace_file
 from server.record import RunFolder
 from server.signals import terminate_as_interrupt
+from simulations import command
 from simulations.machine import machine
 from simulations.studies.deployment import SERVER, SUPERLINK, Deployment
 
@@ -243,11 +244,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.studies.soak",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("simulations.studies.soak", __doc__)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", action="store_true", help="only print what was kept before")
@@ -255,4 +252,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -12,7 +12,6 @@ entropy by class. The table goes into docs/codecs.md. Example:
 Shape letters: V values of a slice, D code size, S slices of the network.
 """
 
-import argparse
 import time
 from collections.abc import Iterator
 
@@ -27,6 +26,7 @@ from csg_core.codecs.ecsq import energies
 from csg_core.codecs.entropy import entropy_bits
 from csg_core.codecs.spatial import bands_of, to_frequencies
 from csg_core.networks import NETWORKS
+from simulations import command
 from simulations.machine import machine
 from simulations.studies.codecs import PAGE, update_of
 from simulations.studies.pages import fill
@@ -128,11 +128,7 @@ def _of(wanted: str, values: Values, parts: Parts) -> Matrix:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.studies.transform",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("simulations.studies.transform", __doc__)
     parser.add_argument("--network", choices=NETWORKS, default="resnet56")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -148,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

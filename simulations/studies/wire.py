@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from server.checkpoints import replace_file
+from simulations import command
 from simulations.machine import machine
 from simulations.studies import trace
-from simulations.studies.arguments import positive
+from simulations.studies.arguments import several
 from simulations.studies.deployment import SERVER, SUPERLINK, Deployment
 from simulations.studies.network import Network
 from simulations.studies.pages import fill
@@ -137,12 +138,11 @@ def main() -> None:
         began = time.monotonic()
         try:
             found = measure(ARMS[name], rounds, link)
-            date = time.strftime("%Y-%m-%d")
-            content["results"][name] = {"rounds": rounds, "date": date, **found}
+            about = {"rounds": rounds, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
+            content["results"][name] = {**about, **found}
         except MeasureError as error:
             sys.exit(f"wire: {name}: {error}")
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
-        content["machine"] = machine()
         RESULTS.mkdir(exist_ok=True)
         replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
     kept = content["results"]
@@ -155,12 +155,8 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.studies.wire",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--rounds", type=positive,
+    parser = command.parser("simulations.studies.wire", __doc__)
+    parser.add_argument("--rounds", type=several,
                         help="of which the first does not count; 5, on a link 3")  # fmt: skip
     parser.add_argument("--link", metavar="RATE", help="of each client, as 1mbit; none: no limit")
     parser.add_argument("--delay", type=float, default=50.0, metavar="MS",
@@ -171,4 +167,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

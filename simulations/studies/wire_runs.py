@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from server.record import RoundRow, RunFolder
+from server.record import RunFolder
 from simulations.flower_cli import run_of, start_run, write_app
 from simulations.studies.deployment import Deployment
 
@@ -70,22 +70,22 @@ def ours(deployment: Deployment, rounds: int, settings: list[str]) -> dict[str, 
     if csg.wait():
         raise MeasureError("the run did not end well")
     rows = RunFolder(folder).rows()[1:]  # the first round has the start-up in it
+    parts = [part for row in rows for part in row.contributions]
+    counted = [row.wire_bytes_up for row in rows] + [part["wire_bytes_up"] for part in parts]
+    if any(row.failures for row in rows) or None in counted:
+        raise MeasureError("a client failed, or an interface was not counted")
     each = CLIENTS * len(rows)
     return {
         "wire_up": sum(row.wire_bytes_up or 0 for row in rows) / each,
         "wire_down": sum(row.wire_bytes_down or 0 for row in rows) / each,
-        "client_wire_up": _of_clients(rows, "wire_bytes_up"),
-        "client_wire_down": _of_clients(rows, "wire_bytes_down"),
+        "client_wire_up": mean(part["wire_bytes_up"] or 0 for part in parts),
+        "client_wire_down": mean(part["wire_bytes_down"] or 0 for part in parts),
         "payload_up": sum(row.payload_bytes_up for row in rows) / each,
         "payload_down": sum(row.payload_bytes_down for row in rows) / each,
         "seconds": mean(row.seconds for row in rows),
-        "training": mean(part["seconds"] for row in rows for part in row.contributions),
+        "training": mean(part["seconds"] for part in parts),
         "accuracy": rows[-1].test_accuracy,
     }
-
-
-def _of_clients(rows: list[RoundRow], key: str) -> float:
-    return float(mean(part[key] for row in rows for part in row.contributions))
 
 
 def _differences(path: Path, *, skip: int) -> tuple[float, float, float]:

@@ -15,12 +15,14 @@ Results = Mapping[str, Mapping[str, Any]]
 
 def tables(content: Mapping[str, Any], *, link: bool) -> dict[str, str]:
     """Markdown tables of a file of results, by the names that the page has for them."""
-    results, machine = content["results"], content["machine"]
+    results = content["results"]
+    machines = [found.get("machine") or content["machine"] for found in results.values()]
+    on = " and ".join(dict.fromkeys(f"{m['cores']} cores of {m['cpu']}" for m in machines))
     counted = sorted({found["rounds"] - 1 for found in results.values()})  # without the first
     rounds = " or ".join(map(str, counted))
     dates = sorted({found["date"] for found in results.values()})
     when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-    where = f"Means of {rounds} rounds; {machine['cores']} cores of {machine['cpu']}, {when}."
+    where = f"Means of {rounds} rounds; {on}, {when}."
     if link:
         return {"slow": seconds_table(results), "slow-where": where}
     traced = [f"{name}:\n\n{requests_table(results[name])}" for name in _TRACED if name in results]

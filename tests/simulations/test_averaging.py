@@ -104,7 +104,7 @@ def test_the_command_keeps_what_it_ran_and_fills_the_page(tmp_path, monkeypatch,
         monkeypatch.setattr(sys, "argv", [*command, option, "0"])
         with pytest.raises(SystemExit):
             averaging.main()
-        assert f"{option}: 0 is not positive" in capsys.readouterr().err
+        assert f"{option}: '0' is no whole number from 1 on" in capsys.readouterr().err
 
 
 def test_a_round_gives_what_the_engine_gives(tiny, tmp_path):

@@ -1,13 +1,16 @@
 """The table and the picture of the federated study, from the results in the repository."""
 
 import copy
+import json
 import re
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from federation.recipe import read_recipe
+from server.record import RoundRow, RunFolder
 from simulations.studies import federated, federated_arms
 from simulations.studies.federated_pictures import best, draw_frontier
 from simulations.studies.federated_tables import table
@@ -28,7 +31,8 @@ def test_the_readme_shows_what_was_kept(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     for run in results.glob("*.json"):
         arm, shards, seed = run.stem.rsplit("-", 2)
-        assert re.search(rf"\| {shards} \| {seed[4:]} \| [^|]+ \| {arm} \|", printed), run.stem
+        row = rf"\| {shards} \| {seed[4:]} \| [^|]+ \| {arm}( \(\d+ failed\))? \|"
+        assert re.search(row, printed), run.stem
     assert readme.read_text() == README.read_text(), "the README holds the table of these results"
     assert page.read_text() == before, "so does the page of all results"
     for picture in ("accuracy.svg", "frontier.svg"):
@@ -44,6 +48,31 @@ def test_the_frontier_is_of_networks_that_none_of_a_kind_beats_in_both(tmp_path)
     assert list(best([(3, 0.5), (1, 0.4), (2, 0.3), (4, 0.5), (5, 0.6)])) == [
         (1, 0.4), (3, 0.5), (5, 0.6)
     ]  # fmt: skip
+
+
+def test_payloads_are_counted_and_failures_shown():
+    result = next(r for r in federated.kept() if r.arm == "flocora-int8")
+    assert [row["failures"] for row in result.content["rows"]].count(1) == result.failures == 1
+    up = [row["payload_bytes_up"] for row in result.content["rows"][1:]]
+    assert result.kilobytes_each[0] == pytest.approx(max(up) / 10 / 1e3)
+    assert "| flocora-int8 (1 failed) |" in table([result])
+
+
+def test_a_run_that_is_done_is_kept_and_not_run_again(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(federated, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(federated, "csg", lambda _arguments: pytest.fail("it is done"))
+    folder = RunFolder(tmp_path / "csg-small-seed7")
+    folder.create(tiny(), {}, [])
+    folder.append(RoundRow(
+        round=1, clients=4, failures=0, train_loss=2.0, test_loss=1.5, test_accuracy=0.3,
+        payload_bytes_up=1, payload_bytes_down=2, seconds=1.0, models=4, updates=4,
+    ))  # fmt: skip
+    folder.write_summary({"outcome": "completed"})
+    options = SimpleNamespace(runs=tmp_path, seed=7, data="x", set=[], copy="a copy")
+    federated._run("csg", "small", options)
+    kept = json.loads((tmp_path / "results" / "csg-small-seed7.json").read_text())
+    assert kept["code"].startswith("csg-fl ")
+    assert (kept["rows"][0]["models"], kept["rows"][0]["updates"]) == (4, 4)
 
 
 def test_ratios_are_to_the_dense_run_on_the_same_shards():

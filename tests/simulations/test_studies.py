@@ -23,6 +23,10 @@ def test_the_central_study_writes_results_table_and_picture(tmp_path, monkeypatc
     assert (tmp_path / "accuracy.svg").stat().st_size > 1000
     first = capsys.readouterr().out
     assert "| csg-fan_in-fp32 | 115,426 | 1 |" in first
+    assert " ± " not in first, "of one seed there is no deviation"
+    monkeypatch.setattr(sys, "argv", [*run, "--epochs", "2"])
+    with pytest.raises(SystemExit, match="is of other settings; remove it to run these"):
+        central.main()
     monkeypatch.setattr(sys, "argv", ["study"])  # from the files alone, nothing trained again
     central.main()
     again = capsys.readouterr().out

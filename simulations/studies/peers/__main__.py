@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from server.checkpoints import replace_file
+from simulations import command
 from simulations.bench.part import SPEED
 from simulations.machine import machine
 from simulations.studies.arguments import positive
@@ -116,11 +117,7 @@ def _environments(arms: list[str], folder: Path, failed: dict[str, str]) -> dict
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.studies.peers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("simulations.studies.peers", __doc__)
     add = parser.add_argument
     add("--data", metavar="DIR", help="CIFAR-10, or digits; none: only the table")
     add("--copy", help="which copy of the data this is; none: CIFAR-10, or digits")
@@ -136,4 +133,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

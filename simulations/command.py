@@ -1,0 +1,23 @@
+"""The frame of commands that are modules: ``python -m simulations...``."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+
+def parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser for the command of a module, whose description is shown as it is written."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command; what cannot be done is said in one line, with exit status 1."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        name = main.__globals__["__spec__"].name.removesuffix(".__main__")
+        sys.exit(f"{name.rpartition('.')[2]}: {error}")
