@@ -136,16 +136,18 @@ class Recipe(Section):
         return self.server.max_examples or _IMAGES[self.data.name]
 
     def dense_twin(self) -> "Recipe":
-        """The same as FedAvg has it: an ordinary network, sent whole in float32."""
-        return self.model_copy(update={"model": self.model.dense_twin(), "wire": WireConfig()})
+        """The same as FedAvg has it: an ordinary network, unclipped, sent whole in float32."""
+        train = self.train.model_copy(update={"clip_norm": None})
+        twin = {"model": self.model.dense_twin(), "train": train, "wire": WireConfig()}
+        return self.model_copy(update=twin)
 
     def to_toml(self) -> str:
         """Every value, resolved; keys without a value are left out."""
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
 
-def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
-    """The recipe of a TOML file, with ``key=value`` settings over it.
+def read_recipe(path: Path, settings: Sequence[str] = (), *, dense: bool = False) -> Recipe:
+    """The recipe of a TOML file, or its dense twin, with ``key=value`` settings over it.
 
     Raises:
         RecipeError: if the file or a value cannot be used.
@@ -156,6 +158,8 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: cannot be read ({error})") from error
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: is no TOML ({error})") from error
+    if dense:
+        content = recipe_of(content, str(path)).dense_twin().model_dump(exclude_none=True)
     for setting in settings:
         _put(content, setting)
     return recipe_of(content, str(path))

@@ -53,7 +53,5 @@ def recipe_from(options: argparse.Namespace) -> tuple[str, Recipe]:
         raise RecipeError(
             f"recipe {asked!r} is unknown; use one of {', '.join(recipe_names())}, or a TOML file"
         )
-    settings = list(options.set)
-    if asked.endswith(_DENSE):
-        settings.insert(0, "model.parametrization=dense")
-    return asked, read_recipe(_FOLDER / f"{asked.removesuffix(_DENSE)}.toml", settings)
+    path = _FOLDER / f"{asked.removesuffix(_DENSE)}.toml"
+    return asked, read_recipe(path, options.set, dense=asked.endswith(_DENSE))
