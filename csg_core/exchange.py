@@ -291,8 +291,8 @@ def _ordered(model: nn.Module, groups: Collection[Group]) -> list[_Place]:
         if id(layer.bank.generator) not in there:
             raise ValueError(
                 f"the generator of {name} is no module of the model, as when the first generated "
-                f"convolution, whose child it is, was taken out: set model.{name}.generator = "
-                f"model.{name}.bank.generator"
+                "convolution, whose child it is, was taken out: layer = "
+                f"model.get_submodule({name!r}); layer.generator = layer.bank.generator"
             )
     found = list(_walk(model))
     return [p for wanted in GROUPS if wanted in groups for p in found if p[0].group == wanted]

@@ -28,7 +28,7 @@ def fold(model: nn.Module) -> nn.Module:
 
 
 def _unparametrize(conv: nn.Conv2d) -> None:
-    """Make parameters of the tensors that are made of others, as they are now.
+    """Make parameters and buffers of what is made of others, as it is now.
 
     torch's own way would take them from the model that ``conv`` was copied from as well, since both
     are of one class, which torch made for the first.
@@ -38,6 +38,9 @@ def _unparametrize(conv: nn.Conv2d) -> None:
     conv.__class__ = type(conv).__bases__[0]
     del conv._modules["parametrizations"]
     for name, tensor in values.items():
+        if any(key.startswith("original") for key in sources[name]._buffers):
+            conv.register_buffer(name, tensor)
+            continue
         trains = any(p.requires_grad for p in sources[name].parameters())
         conv.register_parameter(name, nn.Parameter(tensor, requires_grad=trains))
 

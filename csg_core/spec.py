@@ -123,7 +123,7 @@ def build(spec: ModelSpec, *, seed: int = 0, generator_weight: Tensor | None = N
         )
     if spec.start == "dense":
         raise ValueError("start 'dense' needs a trained network; use generate_filters on one")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # of this device alone
         model = dense_network(spec.name, width=spec.width, classes=spec.classes)
     if spec.parametrization == "csg":
@@ -136,7 +136,8 @@ def build(spec: ModelSpec, *, seed: int = 0, generator_weight: Tensor | None = N
             raise ValueError(
                 f"parametrization {spec.parametrization!r} cannot be imported here ({error})"
             ) from error
-        change(model, spec.options, seed)
+        with torch.device("cpu"):
+            change(model, spec.options, seed)
     return model
 
 

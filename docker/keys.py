@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,6 +57,7 @@ class Keys:
         for host in hosts:
             certificates.alternative(host)  # refused before anything is written
         authority = certificates.authority("csg-fl authority", _AUTHORITY_DAYS)
+        _check_days(days, authority)
         with _whole(self.path / "authority") as folder:
             _write(folder / "ca.key", authority.key, 0o600)
             _write(folder / "ca.crt", authority.certificate, 0o644)
@@ -76,12 +77,14 @@ class Keys:
             days: for which they hold.
 
         Raises:
-            KeysError: if the authority's key or a certificate is not there.
+            KeysError: if the authority's key or a certificate is not there, or the authority
+                ends before.
             ValueError: if a host can be none.
         """
         authority = certificates.Certified(
             self._of_authority("ca.key"), self._of_authority("ca.crt")
         )
+        _check_days(days, authority)
         proxy = hosts or certificates.hosts_of(self._certificate("proxy"))
         made = {
             place: certificates.signed(f"csg-fl {place}", names, authority, days)
@@ -234,6 +237,12 @@ class Keys:
         return answer
 
 
+def _check_days(days: int, authority: certificates.Certified) -> None:
+    end = certificates.end_of(authority.certificate)
+    if datetime.now(UTC) + timedelta(days=days) > end:
+        raise KeysError(f"--days {days}: the authority ends on {end:%Y-%m-%d}; give fewer")
+
+
 def _replace(path: Path, content: bytes, mode: int) -> None:
     partial = path.with_suffix(".new")
     partial.unlink(missing_ok=True)
@@ -327,7 +336,9 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--clients", type=_number, default=2, help="how many to begin with (2)")
     add = commands.add_parser("add", help="more clients")
     add.add_argument("name", nargs="+")
-    register = commands.add_parser("register", help="let clients in; all without a name")
+    register = commands.add_parser(
+        "register", help="let clients in; without a name, all whom the SuperLink does not know"
+    )
     register.add_argument("name", nargs="*")
     revoke = commands.add_parser("revoke", help="turn a client away for good")
     revoke.add_argument("name")

@@ -6,18 +6,16 @@ set -eu
 take() {
   exec 9< "$1/key" && flock --nonblock 9
 }
-closed() {
-  echo "start-client: $1 is not open to user $(id -u); set CSG_UID to its owner, or give it to that user" >&2
-  exit 2
-}
 folder=
+closed=
 for candidate in /keys /keys/*; do
-  [ ! -d "$candidate" ] || [ -x "$candidate" ] || closed "$candidate"
-  if [ -e "$candidate/key" ]; then
-    [ -r "$candidate/key" ] || closed "$candidate/key"
+  if [ -r "$candidate/key" ]; then
     if take "$candidate"; then folder=$candidate; break; fi
+  elif [ -e "$candidate/key" ] || { [ -d "$candidate" ] && [ ! -x "$candidate" ]; }; then
+    closed=$candidate
   fi
 done
+[ -n "$folder" ] || [ -z "$closed" ] || { echo "start-client: $closed is not open to user $(id -u); set CSG_UID to its owner, or give it to that user" >&2; exit 2; }
 [ -n "$folder" ] || { echo "start-client: no free key in /keys; keys add makes one more client" >&2; exit 2; }
 place="partition-id=$(cat "$folder/partition") interface=\"${CSG_INTERFACE:-auto}\""
 [ -z "${CSG_DATA_DIR:-}" ] || place="$place data-dir=\"$CSG_DATA_DIR\""

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -74,6 +75,7 @@ class Rounds:
         self._saved = -1
         self._counted = server_interface(recipe)
         self._best: Best | None = None
+        self._better: ServerState | None = None  # what the best model is to be made of
 
     @property
     def _begun(self) -> bool:
@@ -105,17 +107,12 @@ class Rounds:
         self._resume_best()
 
     def _resume_best(self) -> None:
-        """Drop a best model of a round that is to be run again."""
-        path = self.folder.checkpoints / "best.safetensors"
-        try:
-            found = int(read_with_extra(path)[2]["round"])
-        except (CheckpointError, KeyError):
-            found = -1
-        best = self._best
-        if best is not None and found != best.round and best.round == self.state.round:
-            self._write_best(best.round)
-        elif found > self.state.round:
-            path.unlink(missing_ok=True)
+        """Take up a best model that the checkpoint has behind it, and drop one of a later round."""
+        if _round_of(self._next_path) > self.state.round:
+            self._next_path.unlink()
+        self._promote()
+        if _round_of(self._best_path) > self.state.round:
+            self._best_path.unlink()
 
     def run(self, on_round: Callable[[RoundRow], None]) -> None:
         """Every round that is left; ``on_round`` is told of each.
@@ -209,32 +206,52 @@ class Rounds:
         return result.loss, result.accuracy
 
     def _record(self, row: RoundRow, state: ServerState) -> None:
-        """Row, checkpoint, best model, so that one that was not written can be made up for.
-
-        A resumed run drops rows that are newer than its checkpoint, and has the best model of the
-        checkpoint's round if that was not written any more.
-        """
+        """Row first: a resumed run drops rows that are newer than its checkpoint."""
         best = best_of([row], self._best)
-        improved = best is not self._best
         self.folder.append(row)
-        self.state, self._best = state, best
+        self.state = state
+        if best is not self._best:
+            self._best, self._better = best, state
         due = row.round % self.recipe.run.checkpoint_every == 0
-        if due or improved or row.round == self.recipe.train.rounds:
+        if due or row.round == self.recipe.train.rounds:
             self._save()
-        if improved:
-            self._write_best(row.round)
-
-    def _write_best(self, round_: int) -> None:
-        unpack(self._model, self.state.values, self._groups)
-        path = self.folder.checkpoints / "best.safetensors"
-        extra = {"round": torch.tensor(round_)}
-        write_checkpoint(path, self._model, self.recipe.model, extra)
 
     def _save(self) -> None:
-        if self._saved != self.state.round:
-            recipe, folder = self.recipe, self.folder.checkpoints
-            save_state(folder, self.state, self._model, recipe.model, self._groups)
-            self._saved = self.state.round
+        """The state, and the best model so far if that is new.
+
+        The one before is there until the checkpoint is: a run that breaks off in between makes the
+        later rounds anew, and they may not be as good then.
+        """
+        if self._saved == self.state.round:
+            return
+        recipe, better = self.recipe, self._better
+        if better is not None:
+            unpack(self._model, better.values, self._groups)
+            extra = {"round": torch.tensor(better.round)}
+            write_checkpoint(self._next_path, self._model, recipe.model, extra)
+        save_state(self.folder.checkpoints, self.state, self._model, recipe.model, self._groups)
+        self._saved, self._better = self.state.round, None
+        self._promote()
+
+    def _promote(self) -> None:
+        if self._next_path.exists():
+            self._next_path.rename(self._best_path)
+
+    @property
+    def _best_path(self) -> Path:
+        return self.folder.checkpoints / "best.safetensors"
+
+    @property
+    def _next_path(self) -> Path:
+        return self.folder.checkpoints / "best-next.safetensors"
+
+
+def _round_of(path: Path) -> int:
+    """The round of a best model's file, -1 if there is none."""
+    try:
+        return int(read_with_extra(path)[2]["round"])
+    except (CheckpointError, KeyError):
+        return -1
 
 
 def best_of(rows: list[RoundRow], found: Best | None = None) -> Best | None:

@@ -44,6 +44,8 @@ class RunData:
 def read_runs(paths: Sequence[Path]) -> list[RunData]:
     """The runs in folders, and in the folders of a folder that is none itself.
 
+    Of the latter, those without a complete round are left out.
+
     Runs of one name are told apart by the folders above them.
 
     Raises:
@@ -63,7 +65,9 @@ def read_runs(paths: Sequence[Path]) -> list[RunData]:
 def _runs_below(path: Path) -> list[Path]:
     if (path / "config.toml").exists():
         return [path]
-    return sorted(found.parent for found in path.glob("*/config.toml")) or [path]
+    below = sorted(found.parent for found in path.glob("*/config.toml"))
+    begun = [found for found in below if RunFolder(found).rows()]
+    return begun or below or [path]
 
 
 def read_run(path: Path) -> RunData:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from federation.code import code_identity
 from federation.devices import device_of, precision_of
 from federation.recipe import Recipe
 
@@ -37,6 +38,7 @@ def environment(recipe: Recipe) -> dict[str, Any]:
         "precision": precision_of(recipe),
         "seed": recipe.run.seed,
         "commit": _commit(),
+        "code": code_identity(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

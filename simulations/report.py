@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN",
                         help="folders of runs, or folders that hold such")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE",
-                        help="none: report.html in the first run's folder")  # fmt: skip
+                        help="none: report.html in the first folder")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="machine-readable answer")
 
 

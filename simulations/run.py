@@ -40,15 +40,16 @@ def run(options: argparse.Namespace) -> int:
     recipe = _resolved(deployed(recipe))
     check(recipe)
     client_app(recipe.run.client_app)
-    recipe = _placed(name, recipe)
-    folder = RunFolder(Path(str(recipe.run.dir)))
     found = {"recipe": name, **environment(recipe)}
     if recipe.run.engine == "local":
         found["clients at once"] = clients_at_once(recipe)
     if recipe.server.start_from is not None:
         with Path(recipe.server.start_from).open("rb") as file:
             found["start_from sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-    folder.create(recipe, found, _spread(recipe))
+    spread = _spread(recipe)
+    recipe = _placed(name, recipe)
+    folder = RunFolder(Path(str(recipe.run.dir)))
+    folder.create(recipe, found, spread)
     return follow(recipe, folder, "run", as_json=options.json)
 
 

@@ -22,7 +22,6 @@ from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
-from federation.code import code_identity
 from server.checkpoints import replace_file
 from server.record import RunFolder
 from simulations import command
@@ -132,8 +131,7 @@ def keep(run: RunData, path: Path, copy: str) -> None:
     rows = [{key: asdict(row)[key] for key in columns + payload} for row in run.rows]
     environment = {key: value for key, value in run.environment.items() if key != "spread"}
     recipe = run.recipe.model_dump(exclude={"data": {"dir"}, "run": {"dir"}}, exclude_none=True)
-    content = {"data": copy, "code": code_identity(), "environment": environment,
-               "recipe": recipe, "rows": rows}  # fmt: skip
+    content = {"data": copy, "environment": environment, "recipe": recipe, "rows": rows}
     path.parent.mkdir(exist_ok=True)
     replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
 

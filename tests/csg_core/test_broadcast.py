@@ -185,14 +185,14 @@ def test_both_ends_go_no_further_than_float16_where_a_codec_does():
     target = np.random.default_rng(0).uniform(-65_000, 65_000, SIZE).astype(np.float32)
     channel = _channel("uniform:bits=1,rotate=true")
     sender = Sender(channel, np.zeros(SIZE, np.float32))
-    held, errors = sender.held, []
+    held, errors, largest = sender.held, [], []
     for round_ in range(1, 11):
         sender.advance(target, round_, _rng())
         held = channel.receive(sender.message(held.version), round_, held)
         assert np.array_equal(held.values, sender.held.values)
         errors.append(np.abs(target - held.values).mean())
-    assert np.abs(held.values).max() <= 65_504
-    assert np.abs(sender.held.values).max() == 65_504 or errors[0] > 1_000
+        largest.append(np.abs(held.values).max())
+    assert max(largest) == 65_504
     assert errors[-1] < errors[0] / 10, "what was cut off comes later"
 
 

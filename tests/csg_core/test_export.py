@@ -85,13 +85,17 @@ def test_folding_keeps_what_a_parametrized_convolution_does():
     model = nn.Sequential(_Twice(3, 8, 3), nn.Conv2d(8, 8, 3))
     calls = []
     model[0].register_forward_hook(lambda *_: calls.append(1))
-    for name in ("weight", "bias"):
+    model[0].register_buffer("scale", torch.ones(1))
+    for name in ("weight", "bias", "scale"):
         parametrize.register_parametrization(model[0], name, _Half())
     x = torch.randn(2, 3, 8, 8)
     plain, outputs = fold(model), model(x)
     torch.testing.assert_close(plain(x), outputs)
     assert type(plain[0]) is _Twice
-    assert set(plain.state_dict()) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert [name for name, _ in plain.named_parameters()] == [
+        "0.weight", "0.bias", "1.weight", "1.bias"
+    ]  # fmt: skip
+    assert [name for name, _ in plain.named_buffers()] == ["0.scale"]
     assert len(calls) == 2
     torch.testing.assert_close(model(x), outputs)  # which is as it was
 

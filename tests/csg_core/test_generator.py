@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
-from csg_core import SliceGenerator, build, manifest, paper_std
+from csg_core import SliceGenerator, build, manifest, pack, paper_std
 from csg_core.spec import ModelSpec
 
 # Fixed once: a seeded generator must be the same bits on every machine, for ever.
@@ -122,10 +123,12 @@ def test_impossible_settings_are_refused_in_one_line(arguments, message):
 def test_a_build_draws_on_the_cpu_alone(monkeypatch):
     seeded = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
     with torch.device("meta"):  # as one that a caller has chosen
         SliceGenerator(4, 4)
-    before = torch.get_rng_state()
-    build(ModelSpec(width=0.25), seed=3)
+        there = build(ModelSpec(width=0.25), seed=3)
+    here = build(ModelSpec(width=0.25), seed=3)
+    assert np.array_equal(pack(there), pack(here))
     assert torch.equal(torch.get_rng_state(), before)
     assert not seeded, "a caller's dropout on a GPU goes on"
 

@@ -140,6 +140,7 @@ def test_without_the_authoritys_key_nothing_is_renewed(made):
         (["add", "../up"], "'../up': use letters"),
         (["add", "a"], "has no authority; keys make"),
         (["renew"], "has no authority; keys make"),
+        (["make", "--host", "a", "--days", "4000"], "--days 4000: the authority ends on 20"),
         (["renew", "--days", "0"], "--days: '0' is no number"),
         (["revoke", "a"], "'a' is unknown; there are none"),
         (["register", "a"], "'a' is unknown; there are none"),

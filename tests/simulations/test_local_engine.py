@@ -171,21 +171,22 @@ def test_a_checkpoint_without_its_rows_is_not_resumed(tiny, run):
     assert folder.summary()["outcome"].startswith("stopped: ")
 
 
-@pytest.mark.parametrize("stage", ["checkpoint", "best model"])
+@pytest.mark.parametrize("stage", ["write_checkpoint", "save_state", "Rounds._promote"])
 def test_the_best_model_is_there_whenever_a_run_breaks_off(tiny, tmp_path, monkeypatch, stage):
-    """Also if the round is not as good when it is run again, as with clients elsewhere."""
+    """Also if rounds are not as good when they are run again, as with clients elsewhere."""
     from server import rounds
     from server.checkpoints import read_with_extra
 
-    accuracies = {1: 0.5, 2: 0.3, 3: 0.6}
+    accuracies = {1: 0.5, 2: 0.3, 3: 0.6, 4: 0.2}
     monkeypatch.setattr(
         rounds.Rounds, "_evaluate", lambda _self, round_, _values: (1.0, accuracies[round_])
     )
-    name = {"checkpoint": "save_state", "best model": "write_checkpoint"}[stage]
-    real = getattr(rounds, name)
+    owner, _, name = stage.rpartition(".")
+    place = getattr(rounds, owner) if owner else rounds
+    real = getattr(place, name)
 
     def breaking(*arguments):
-        if folder.rows() and folder.rows()[-1].round == 3:
+        if folder.rows() and folder.rows()[-1].round == 4:
             raise CheckpointError("the power is gone")
         return real(*arguments)
 
@@ -193,13 +194,15 @@ def test_the_best_model_is_there_whenever_a_run_breaks_off(tiny, tmp_path, monke
     recipe = tiny(run={"dir": str(folder.path), "checkpoint_every": 2}, train={"rounds": 4})
     folder.create(recipe, {}, [])
     with monkeypatch.context() as broken:
-        broken.setattr(rounds, name, breaking)
+        broken.setattr(place, name, breaking)
         with pytest.raises(CheckpointError):
             run_local(recipe, lambda _row: None)
     accuracies |= {3: 0.4, 4: 0.4}
     run_local(recipe, lambda _row: None)
+    names = {path.name for path in folder.checkpoints.iterdir()}
+    assert names == {f"{name}.safetensors" for name in ("round-000002", "round-000004", "best")}
     best = int(read_with_extra(folder.checkpoints / "best.safetensors")[2]["round"])
-    assert best == folder.summary()["best_round"] == (1 if stage == "checkpoint" else 3)
+    assert best == folder.summary()["best_round"] == (3 if owner else 1)
 
 
 def test_the_card_is_of_the_round_that_made_the_file(tiny, run, capsys):
