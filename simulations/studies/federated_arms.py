@@ -28,6 +28,7 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "csg-small": ("model.code_size=36",),
     # more channels with shorter codes, about as many parameters
     "csg-wide": ("model.width=1.5", "model.code_size=36"),
+    "csg-wide-slow": ("model.width=1.5", "model.code_size=36", "train.generator_lr=0.3"),
     "csg-frozen": ("model.generator=frozen", "model.code_size=144"),
     "fedpara": ("model.parametrization=fedpara",),
     "flocora": ("model.parametrization=flocora", "model.options.rank=8"),
@@ -40,6 +41,9 @@ _CLIPPED = ("dense", "csg", "dense-narrow", "csg-small", "csg-wide", "dense32", 
             "csg56")  # fmt: skip
 _CLIP = ("train.clip_norm=1",)
 NETWORKS |= {f"{name}-clip": NETWORKS[name] + _CLIP for name in _CLIPPED}
+NETWORKS |= {
+    f"{name}-clip5": NETWORKS[name] + ("train.clip_norm=5",) for name in ("csg", "csg-wide")
+}
 
 
 def _both(codec: str, *more: str) -> tuple[str, ...]:
