@@ -85,9 +85,9 @@ class LocalClient:
         """
         recipe, held, started = self.recipe, received.held, time.perf_counter()
         trained, staying = self._sent.flat(), self._kept.flat()
-        finite = all_finite(trained) and (not self._kept.size or all_finite(staying))
-        if not finite or not math.isfinite(losses.mean):
-            more = "" if finite else ", and a value of the model is no number"
+        sound = math.isfinite(losses.mean)
+        if not sound or not all_finite(trained) or not all_finite(staying):
+            more = ", and a value of the model is no number" if sound else ""
             raise TrainingError(
                 f"client {job.partition}: the loss is {losses.mean} in round {job.round_}{more}; "
                 f"lower train.lr {recipe.train.lr}"
