@@ -108,8 +108,8 @@ class Rounds:
 
     def _resume_best(self) -> None:
         """Take up a best model that the checkpoint has behind it, and drop one of a later round."""
-        if _round_of(self._next_path) > self.state.round:
-            self._next_path.unlink()
+        if not 0 <= _round_of(self._next_path) <= self.state.round:  # or damaged
+            self._next_path.unlink(missing_ok=True)
         self._promote()
         if _round_of(self._best_path) > self.state.round:
             self._best_path.unlink()

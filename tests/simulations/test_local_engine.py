@@ -205,6 +205,16 @@ def test_the_best_model_is_there_whenever_a_run_breaks_off(tiny, tmp_path, monke
     assert best == folder.summary()["best_round"] == (3 if owner else 1)
 
 
+def test_a_damaged_next_best_model_does_not_take_the_place_of_the_best(tiny, run):
+    folder, _ = run(tiny())
+    best, following = (folder.checkpoints / f"{n}.safetensors" for n in ("best", "best-next"))
+    before = best.read_bytes()
+    following.write_bytes(before[:-9])
+    run_local(folder.recipe(), lambda _row: None)
+    assert best.read_bytes() == before
+    assert not following.exists()
+
+
 def test_the_card_is_of_the_round_that_made_the_file(tiny, run, capsys):
     from server.checkpoints import read_with_extra
     from simulations.cli import main
