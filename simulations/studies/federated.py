@@ -18,10 +18,13 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+from federation.recipe import Recipe, read_recipe
 from server.checkpoints import replace_file
 from server.record import RunFolder
 from simulations import command
@@ -104,8 +107,6 @@ def kept() -> list[Result]:
 
 def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
     path = RESULTS / f"{arm}-{partition}-seed{options.seed}.json"
-    if path.exists():
-        return
     folder = options.runs / path.stem
     values = [
         *ARMS[arm],
@@ -115,6 +116,10 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
         f"run.dir={folder}",
         *options.set,
     ]
+    if path.exists():
+        if others := differences(json.loads(path.read_text())["recipe"], values):
+            sys.exit(f"federated: {path} is of another arm ({others}); delete it to run this one")
+        return
     settings = [part for value in values for part in ("--set", value)]
     again = (folder / "rounds.jsonl").exists()
     done = RunFolder(folder).summary().get("outcome") == "completed"
@@ -122,6 +127,22 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
     if not done and csg(arguments):
         sys.exit(f"federated: {path.stem} did not end well; see {folder}")
     keep(read_run(folder), path, options.copy)
+
+
+def differences(kept: dict[str, Any], values: Sequence[str]) -> str:
+    """What a kept recipe has otherwise than the arm of these values, in words.
+
+    Where, how and in what precision a run was run is not the arm's. What a kept recipe doesn't say
+    is as it is by default; what it says of a setting that there is no more is not looked at.
+    """
+    default, arm = Recipe().model_dump(), read_recipe(RECIPE, values).model_dump()
+    return ", ".join(
+        f"{section}.{key}={was}, now {now}"
+        for section in ("model", "data", "train", "wire")
+        for key, now in arm[section].items()
+        if key not in ("dir", "precision")
+        and (was := kept[section].get(key, default[section][key])) != now
+    )
 
 
 def keep(run: RunData, path: Path, copy: str) -> None:

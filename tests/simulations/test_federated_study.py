@@ -75,6 +75,27 @@ def test_a_run_that_is_done_is_kept_and_not_run_again(tiny, tmp_path, monkeypatc
     assert (kept["rows"][0]["models"], kept["rows"][0]["updates"]) == (4, 4)
 
 
+def test_what_was_kept_is_of_the_arms_as_they_are_now():
+    for result in federated.kept():
+        values = [*federated_arms.ARMS[result.arm], *federated_arms.PARTITIONS[result.partition]]
+        assert not federated.differences(result.content["recipe"], values), result
+
+
+def test_a_result_of_another_arm_is_not_taken_for_this_one(monkeypatch):
+    monkeypatch.setitem(federated_arms.ARMS, "csg-clip", ("train.clip_norm=2", "train.lr=0.1"))
+    monkeypatch.setattr(federated, "csg", lambda _arguments: pytest.fail("it was run"))
+    options = SimpleNamespace(runs=federated.RESULTS, seed=0, data="x", set=[], copy="a copy")
+    with pytest.raises(SystemExit, match=r"lr=0\.05, now 0\.1, train\.clip_norm=1\.0, now 2\.0"):
+        federated._run("csg-clip", "small", options)
+    monkeypatch.setitem(federated_arms.ARMS, "csg-clip", ())
+    with pytest.raises(SystemExit, match=r"of another arm \(train\.clip_norm=1\.0, now None\)"):
+        federated._run("csg-clip", "small", options)
+    monkeypatch.setitem(federated_arms.ARMS, "csg", ("train.clip_norm=1",))
+    with pytest.raises(SystemExit, match=r"of another arm \(train\.clip_norm=None, now 1\.0\)"):
+        federated._run("csg", "small", options)
+    federated._run("dense", "small", options)
+
+
 def test_ratios_are_to_the_dense_run_on_the_same_shards():
     results = federated.kept()
     dense = next(r for r in results if (r.arm, r.partition, r.seed) == ("dense", "iid", 0))
