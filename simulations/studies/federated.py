@@ -1,10 +1,10 @@
 """Bytes to accuracy: ten clients a round, 20 rounds, every network with every codec.
 
 Networks are ResNet-20 where no depth is named, as in csg56; in arms called clip, the norm of each
-step's gradient is at most 1. The arms called frontier are dense and generated networks of many
-depths and widths with the same codec, the generated ones clipped, the dense ones clipped and not,
-since clipping costs some of them accuracy. What an arm or a kind of shards is cannot be
-changed by --set, which only says how runs are run.
+step's gradient is at most 1, in those called momentum the server's momentum is 0.5. The arms called
+frontier are dense and generated networks of many depths and widths with the same codec, the
+generated ones clipped, the dense ones clipped and not, since clipping costs some of them accuracy.
+What an arm or a kind of shards is cannot be changed by --set, which only says how runs are run.
 
 Every run is a ``csg run``; what is kept of it is one JSON file, and a run whose file is there is
 not repeated. The tables in docs/results.md and the README, and the pictures, are made from the
@@ -132,15 +132,16 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
 def differences(kept: dict[str, Any], values: Sequence[str]) -> str:
     """What a kept recipe has otherwise than the arm of these values, in words.
 
-    Where, how and in what precision a run was run is not the arm's. What a kept recipe doesn't say
-    is as it is by default; what it says of a setting that there is no more is not looked at.
+    Where, how and in what precision a run was run, and what was refused, is not the arm's. What a
+    kept recipe doesn't say is as it is by default; what it says of a setting that there is no more
+    is not looked at.
     """
     default, arm = Recipe().model_dump(), read_recipe(RECIPE, values).model_dump()
     return ", ".join(
         f"{section}.{key}={was}, now {now}"
-        for section in ("model", "data", "train", "wire")
+        for section in ("model", "data", "train", "server", "wire")
         for key, now in arm[section].items()
-        if key not in ("dir", "precision")
+        if key not in ("dir", "precision", "max_examples")
         and (was := kept[section].get(key, default[section][key])) != now
     )
 

@@ -44,6 +44,12 @@ NETWORKS |= {f"{name}-clip": NETWORKS[name] + _CLIP for name in _CLIPPED}
 NETWORKS |= {
     f"{name}-clip5": NETWORKS[name] + ("train.clip_norm=5",) for name in ("csg", "csg-wide")
 }
+# the server goes on by half of its last step (Hsu et al., "Measuring the effects of non-identical
+# data distribution", 2019)
+_MOMENTUM = ("server.strategy=fedavgm", "server.options.server_momentum=0.5")
+_WITH_MOMENTUM = ("dense", "dense-clip", "dense-narrow", "dense-narrow-clip", "csg-clip",
+                  "csg-wide", "csg-wide-clip", "dense56", "dense56-clip", "csg56-clip")  # fmt: skip
+NETWORKS |= {f"{name}-momentum": NETWORKS[name] + _MOMENTUM for name in _WITH_MOMENTUM}
 
 
 def _both(codec: str, *more: str) -> tuple[str, ...]:
