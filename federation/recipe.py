@@ -138,8 +138,9 @@ class Recipe(Section):
     def dense_twin(self) -> "Recipe":
         """The same as FedAvg has it: an ordinary network, unclipped, sent whole in float32."""
         train = self.train.model_copy(update={"clip_norm": None})
-        twin = {"model": self.model.dense_twin(), "train": train, "wire": WireConfig()}
-        return self.model_copy(update=twin)
+        server = self.server.model_copy(update={"strategy": "fedavg", "options": {}})
+        twin = {"train": train, "server": server, "wire": WireConfig()}
+        return self.model_copy(update={"model": self.model.dense_twin(), **twin})
 
     def to_toml(self) -> str:
         """Every value, resolved; keys without a value are left out."""

@@ -90,3 +90,15 @@ def test_schedules_over_rounds():
     assert cosine[0] == 1.0
     assert cosine[4] == 0.5
     assert cosine == sorted(cosine, reverse=True)
+
+
+def test_the_dense_twin_is_plain_fedavg_of_the_same_work():
+    server = {"strategy": "fedavgm", "options": {"server_momentum": 0.5}, "min_clients": 3}
+    wire = {"uplink": "ecsq", "downlink": "ecsq", "deltas": True}
+    train = {"clip_norm": 1.0, "lr": 0.05, "batch_size": 16}
+    recipe = recipe_of(
+        {"model": {"width": 1.5}, "server": server, "wire": wire, "train": train}, "x"
+    )
+    wanted = {"model": {"width": 1.5, "parametrization": "dense"}, "server": {"min_clients": 3},
+              "train": {"lr": 0.05, "batch_size": 16}}  # fmt: skip
+    assert recipe.dense_twin() == recipe_of(wanted, "x")
