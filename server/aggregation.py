@@ -100,6 +100,19 @@ class Aggregation:
         tail = current + _mean(kept, current.size)
         return np.concatenate([head, tail[self._trained :]])
 
+    @property
+    def momentum(self) -> Values:
+        """What FedAvgM will add to the next model of earlier rounds; of others, and first, zeros.
+
+        float32 [trained].
+        """
+        flower = self._flower
+        if not isinstance(flower, FedAvgM) or flower.momentum_vector is None:
+            return np.zeros(self._trained, np.float32)
+        factor = np.float32(-flower.server_learning_rate * flower.server_momentum)
+        step: Values = factor * flower.momentum_vector[0]
+        return step
+
     def state(self) -> dict[str, NDArray[Any]]:
         """What an adaptive strategy carries from round to round, for a checkpoint."""
         found: dict[str, NDArray[Any]] = {}

@@ -107,9 +107,9 @@ def test_what_feedback_left_out_comes_with_the_next_update(tiny):
     assert not memory.residual[summed:].any()
 
 
-@pytest.mark.parametrize("downlink", ["ecsq:step=3", "uniform:bits=2", "fp32"])
-def test_the_model_is_the_mean_of_what_clients_came_to(tiny, run, monkeypatch, downlink):
-    """Though they were not sent all of it: what is owed waits, and comes with the next model."""
+@pytest.fixture
+def noted(monkeypatch):
+    """What clients came to and what they held: (round, images, model) and (round, model) each."""
     from client.local import LocalClient
 
     came_to, held, answer = [], [], LocalClient.answer
@@ -120,22 +120,53 @@ def test_the_model_is_the_mean_of_what_clients_came_to(tiny, run, monkeypatch, d
         return answer(self, job, received, *rest)
 
     monkeypatch.setattr(LocalClient, "answer", noting)
+    return came_to, held
+
+
+def _mean(came_to, round_):
+    own = [(weight, values) for r, weight, values in came_to if r == round_]
+    return np.average([v for _, v in own], axis=0, weights=[w for w, _ in own])
+
+
+@pytest.mark.parametrize("wire", [{}, {"deltas": True}])
+def test_momentum_is_owed_too(tiny, run, noted, wire):
+    """The model that is kept is the mean of what clients came to; the next one goes on from it."""
+    came_to, held = noted
+    server = {"strategy": "fedavgm",
+              "options": {"server_momentum": 0.5, "server_learning_rate": 0.8}}  # fmt: skip
+    _, state = run(tiny(train={"rounds": 4}, server=server, wire=wire))
+    kept = manifest(build(tiny().model))
+    trained = kept.size - kept.count("statistics")
+    sent = {round_: values[:trained] for round_, values in held}
+    for round_ in (2, 3):
+        step = 0.8 * (_mean(came_to, round_)[:trained] - sent[round_])
+        wanted = sent[round_] + 0.5 * (sent[round_] - sent[round_ - 1]) + step
+        np.testing.assert_allclose(sent[round_ + 1], wanted, atol=2e-3 if wire else 1e-5)
+    step = 0.8 * (_mean(came_to, 4)[:trained] - sent[4])
+    np.testing.assert_allclose(state.values[:trained], sent[4] + step, atol=1e-5)
+    np.testing.assert_allclose(state.values[trained:], _mean(came_to, 4)[trained:], atol=1e-5)
+    momentum = 0.5 * (sent[4] - sent[3])
+    np.testing.assert_allclose(
+        state.carried["owed"][:trained], momentum, atol=2e-3 if wire else 1e-5
+    )
+    assert np.abs(momentum).max() > 0.01
+
+
+@pytest.mark.parametrize("downlink", ["ecsq:step=3", "uniform:bits=2", "fp32"])
+def test_the_model_is_the_mean_of_what_clients_came_to(tiny, run, noted, downlink):
+    """Though they were not sent all of it: what is owed waits, and comes with the next model."""
+    came_to, held = noted
     recipe = tiny(data={"partition": "dirichlet"}, train={"rounds": 3},
                   wire={"downlink": downlink, "deltas": True})  # fmt: skip
     _, state = run(recipe)
-    last = [(weight, values) for round_, weight, values in came_to if round_ == 3]
-    mean = np.average([v for _, v in last], axis=0, weights=[w for w, _ in last])
-    np.testing.assert_allclose(state.values, mean, atol=1e-6)
+    np.testing.assert_allclose(state.values, _mean(came_to, 3), atol=1e-6)
     summed = manifest(build(recipe.model)).count("statistics")
     owed = state.carried["owed"]
     assert not owed[-summed:].any()
     # what clients hold follows the sum of all updates, but for what is owed
     moved = sum(
-        np.average([v for n, _, v in came_to if n == round_], axis=0,
-                   weights=[w for n, w, _ in came_to if n == round_])
-        - next(v for n, v in held if n == round_)
-        for round_ in (1, 2, 3)
-    )  # fmt: skip
+        _mean(came_to, round_) - next(v for n, v in held if n == round_) for round_ in (1, 2, 3)
+    )
     first = next(v for n, v in held if n == 1)
     begun = pack(build(recipe.model, seed=recipe.run.seed))
     assert np.abs(first - begun).max() < 1e-3  # the model of the seed, as float16 holds it
