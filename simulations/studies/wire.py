@@ -71,6 +71,15 @@ ARMS = {
     "plain Flower, TLS": Arm(None, over="TLS"),
     "csg s=12 d=72, ecsq, TLS": Arm(_lossy("ecsq"), over="TLS"),
     "csg s=12 d=72, ecsq, HTTP/2": Arm(_lossy("ecsq"), over="HTTP/2"),
+    "csg s=12 d=72, ecsq codes 1.5, HTTP/2": Arm(
+        [
+            *_lossy("ecsq:codes=1.5"),
+            "train.clip_norm=1",
+            "server.strategy=fedavgm",
+            "server.options.server_momentum=0.5",
+        ],
+        over="HTTP/2",
+    ),
     "csg s=12 d=72, ecsq steps 3, 4, HTTP/2": Arm(_lossy("ecsq:step=3,codes=4"), over="HTTP/2"),
 }
 
