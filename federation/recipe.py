@@ -136,9 +136,18 @@ class Recipe(Section):
         return self.server.max_examples or _IMAGES[self.data.name]
 
     def dense_twin(self) -> "Recipe":
-        """The same as FedAvg has it: an ordinary network, unclipped, sent whole in float32."""
+        """The same as FedAvg has it: an ordinary network, unclipped, sent whole in float32.
+
+        It begins with its seed's model: what a recipe starts from fits no dense network.
+        """
         train = self.train.model_copy(update={"clip_norm": None})
-        server = self.server.model_copy(update={"strategy": "fedavg", "options": {}})
+        plain: dict[str, Any] = {
+            "strategy": "fedavg",
+            "options": {},
+            "start_from": None,
+            "start_with": "model",
+        }
+        server = self.server.model_copy(update=plain)
         twin = {"train": train, "server": server, "wire": WireConfig()}
         return self.model_copy(update={"model": self.model.dense_twin(), **twin})
 

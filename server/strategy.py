@@ -54,12 +54,12 @@ class CsgStrategy(Strategy):
 
     Works under any Grid, by ``strategy.start`` or round by round. ``outcome`` tells of the last
     round. The model is an ArrayRecord with one float32 array, as ``pack`` makes it: what clients
-    were sent, plus the mean of their updates. That is the mean of their trained models, to which
-    their running statistics belong. What a lossy downlink has left out so far is owed, and is added
-    to the model that clients are next sent to train (error feedback: Tang et al., "DoubleSqueeze",
-    2019). So is FedAvgM's momentum, where statistics travel (as in Nesterov's form of it; clients
-    come to the same). What is owed is of the arrays that ``aggregate_train`` last gave, and goes
-    with no others.
+    were sent, plus the mean of their updates, or what another strategy makes of them. The former is
+    the mean of their trained models, to which their running statistics belong. What a lossy
+    downlink has left out so far is owed, and is added to the model that clients are next sent to
+    train (error feedback: Tang et al., "DoubleSqueeze", 2019). So is FedAvgM's momentum, where
+    statistics travel; clients come to the same. What is owed is of the arrays that
+    ``aggregate_train`` last gave, and goes with no others.
     ``first`` is the model that the recipe's seed makes; ``partitions`` tells the partition of
     nodes, where that is known before they answer. Clients that are ``in_process`` are handed
     arrays as they are, if they would be sent as they are.
@@ -89,10 +89,8 @@ class CsgStrategy(Strategy):
         self.downlink = Downlink(recipe, manifest, first, start)
         self._passes = in_process and _sends_plain(recipe)
         self._owed: Values | None = None  # what clients have not been sent of earlier updates
-        self._next: Values = np.zeros(
-            0, np.float32
-        )  # to be owed once the model now sent is trained
-        self._summed: Tensor | None = None  # what was sent and is to be owed, where updates are
+        self._left_out: Values = np.zeros(0, np.float32)  # of the model that is trained now
+        self._summed: Tensor | None = None  # what was sent and left out, where updates are
         self.cohort = Cohort(recipe, partitions)
 
     def configure_train(
@@ -110,10 +108,9 @@ class CsgStrategy(Strategy):
         if self._owed is not None:
             target = target + self._owed
         payloads = self._payloads(target, server_round, MessageType.TRAIN, nodes)
-        self._next, self._summed = target - self.downlink.held, None
+        self._left_out, self._summed = target - self.downlink.held, None
         # the next update holds what is missing of them again
-        self._next[self._trained :] = 0
-        self._next[: self._trained] += self._momentum
+        self._left_out[self._trained :] = 0
         wanted = self.aggregation.configure(server_round, self.downlink.held, grid)
         self.outcome = RoundOutcome(len(nodes))
         whole = ConfigRecord({**config, **wanted})
@@ -134,9 +131,10 @@ class CsgStrategy(Strategy):
             self._check_quorum(server_round)
             raise RunError(f"round {server_round}: {error}") from error
         self._check_quorum(server_round)
+        owed = self._left_out
         if momentum.any():
             new[: self._trained] -= momentum
-        owed = self._next
+            owed[: self._trained] += momentum
         if not self.recipe.wire.schedule.trains(server_round):
             still = self.manifest.count("generator")  # the first values
             new[:still], owed[:still] = sent[:still], 0
@@ -271,7 +269,7 @@ class CsgStrategy(Strategy):
     def _largest(self, update: Tensor) -> float:
         """Of the model that would be sent next, were this the only update."""
         if self._summed is None or self._summed.device != update.device:
-            summed = self.downlink.held + self._next
+            summed = self.downlink.held + self._left_out
             self._summed = torch.from_numpy(summed).to(update.device)
         low, high = (self._summed + update).aminmax()
         return float(torch.maximum(high, -low))

@@ -117,11 +117,12 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
         *options.set,
     ]
     if path.exists():
-        if others := differences(json.loads(path.read_text())["recipe"], values):
-            sys.exit(f"federated: {path} is of another arm ({others}); delete it to run this one")
+        _refuse_another_arm(path, json.loads(path.read_text())["recipe"], values)
         return
     settings = [part for value in values for part in ("--set", value)]
     again = (folder / "rounds.jsonl").exists()
+    if again:
+        _refuse_another_arm(folder, RunFolder(folder).recipe().model_dump(), values)
     done = RunFolder(folder).summary().get("outcome") == "completed"
     arguments = ["resume", str(folder)] if again else ["run", str(RECIPE), *settings]
     if not done and csg(arguments):
@@ -129,20 +130,27 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
     keep(read_run(folder), path, options.copy)
 
 
+def _refuse_another_arm(place: Path, kept: dict[str, Any], values: Sequence[str]) -> None:
+    if others := differences(kept, values):
+        sys.exit(f"federated: {place} is of another arm ({others}); delete it to run this one")
+
+
 def differences(kept: dict[str, Any], values: Sequence[str]) -> str:
     """What a kept recipe has otherwise than the arm of these values, in words.
 
-    Where, how and in what precision a run was run, and what was refused, is not the arm's. What a
-    kept recipe doesn't say is as it is by default; what it says of a setting that there is no more
-    is not looked at.
+    Where, how and in what precision a run was run, and how long was waited, is not the arm's. What
+    a kept recipe doesn't say is as it is by default; what it says of a setting that there is no
+    more is not looked at.
     """
     default, arm = Recipe().model_dump(), read_recipe(RECIPE, values).model_dump()
+    of_arm = {section: list(arm[section]) for section in ("model", "data", "train", "wire")}
+    of_arm |= {"server": ["strategy", "options"], "run": ["seed", "eval_every"]}
     return ", ".join(
-        f"{section}.{key}={was}, now {now}"
-        for section in ("model", "data", "train", "server", "wire")
-        for key, now in arm[section].items()
-        if key not in ("dir", "precision", "max_examples")
-        and (was := kept[section].get(key, default[section][key])) != now
+        f"{section}.{key}={was}, now {arm[section][key]}"
+        for section, keys in of_arm.items()
+        for key in keys
+        if key not in ("dir", "precision")
+        and (was := kept[section].get(key, default[section][key])) != arm[section][key]
     )
 
 

@@ -93,7 +93,8 @@ def test_schedules_over_rounds():
 
 
 def test_the_dense_twin_is_plain_fedavg_of_the_same_work():
-    server = {"strategy": "fedavgm", "options": {"server_momentum": 0.5}, "min_clients": 3}
+    server = {"strategy": "fedavgm", "options": {"server_momentum": 0.5}, "min_clients": 3,
+              "start_from": "best.safetensors", "start_with": "generator"}  # fmt: skip
     wire = {"uplink": "ecsq", "downlink": "ecsq", "deltas": True}
     train = {"clip_norm": 1.0, "lr": 0.05, "batch_size": 16}
     recipe = recipe_of(

@@ -58,11 +58,29 @@ def test_payloads_are_counted_and_failures_shown():
     assert "| flocora-int8 (1 failed) |" in table([result])
 
 
-def test_a_run_that_is_done_is_kept_and_not_run_again(tiny, tmp_path, monkeypatch):
+def test_a_run_of_another_arm_is_neither_kept_nor_gone_on_with(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(federated, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(federated, "csg", lambda _arguments: pytest.fail("it was run"))
+    folder = RunFolder(tmp_path / "csg-small-seed7")
+    folder.create(tiny(train={"clip_norm": 2.0}), {"code": "of then"}, [])
+    folder.append(RoundRow(
+        round=1, clients=4, failures=0, train_loss=2.0, test_loss=1.5, test_accuracy=0.3,
+        payload_bytes_up=1, payload_bytes_down=2, seconds=1.0, models=4, updates=4,
+    ))  # fmt: skip
+    options = SimpleNamespace(runs=tmp_path, seed=7, data="x", set=[], copy="a copy")
+    for outcome in ("stopped", "completed"):
+        folder.write_summary({"outcome": outcome})
+        with pytest.raises(SystemExit, match=r"csg-small-seed7 is of another arm .*clip_norm=2"):
+            federated._run("csg", "small", options)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_run_that_is_done_is_kept_and_not_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(federated, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(federated, "csg", lambda _arguments: pytest.fail("it is done"))
     folder = RunFolder(tmp_path / "csg-small-seed7")
-    folder.create(tiny(), {"code": "of then"}, [])
+    values = [*federated_arms.ARMS["csg"], *federated_arms.PARTITIONS["small"], "run.seed=7"]
+    folder.create(read_recipe(federated.RECIPE, values), {"code": "of then"}, [])
     folder.append(RoundRow(
         round=1, clients=4, failures=0, train_loss=2.0, test_loss=1.5, test_accuracy=0.3,
         payload_bytes_up=1, payload_bytes_down=2, seconds=1.0, models=4, updates=4,
@@ -77,7 +95,8 @@ def test_a_run_that_is_done_is_kept_and_not_run_again(tiny, tmp_path, monkeypatc
 
 def test_what_was_kept_is_of_the_arms_as_they_are_now():
     for result in federated.kept():
-        values = [*federated_arms.ARMS[result.arm], *federated_arms.PARTITIONS[result.partition]]
+        values = [*federated_arms.ARMS[result.arm], *federated_arms.PARTITIONS[result.partition],
+                  f"run.seed={result.seed}"]  # fmt: skip
         assert not federated.differences(result.content["recipe"], values), result
 
 
