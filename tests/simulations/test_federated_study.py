@@ -11,10 +11,13 @@ import pytest
 
 from federation.recipe import read_recipe
 from server.record import RoundRow, RunFolder
+from simulations.recipe_names import recipe_from
 from simulations.studies import federated, federated_arms
 from simulations.studies.federated_pictures import best, draw_frontier
 from simulations.studies.federated_tables import table
 from simulations.studies.pages import README
+
+COMPRESSED = "csg56-clip-momentum-ecsq-even"
 
 
 def test_the_readme_shows_what_was_kept(tmp_path, monkeypatch, capsys):
@@ -113,6 +116,14 @@ def test_a_result_of_another_arm_is_not_taken_for_this_one(monkeypatch):
     with pytest.raises(SystemExit, match=r"of another arm \(train\.clip_norm=None, now 1\.0\)"):
         federated._run("csg", "small", options)
     federated._run("dense", "small", options)
+
+
+def test_the_recipe_of_few_bytes_is_the_arm_that_was_measured():
+    for name, arm in (("cifar10-compressed", COMPRESSED), ("cifar10-compressed-dense", "dense56")):
+        _, recipe = recipe_from(SimpleNamespace(recipe=name, set=[]))
+        values = [*federated_arms.ARMS[arm], *federated_arms.PARTITIONS["iid"]]
+        assert not federated.differences(recipe.model_dump(), values)
+        assert (federated.RESULTS / f"{arm}-iid-seed0.json").exists()
 
 
 def test_ratios_are_to_the_dense_run_on_the_same_shards():
