@@ -113,13 +113,14 @@ def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
 def short_table(results: Sequence[Result]) -> str:
     """Markdown: accuracy at the end and payload, with ratios to dense float32 where it is there."""
     lines = [
-        "| arm | accuracy | of dense | payload, kB a client and round | times fewer |",
-        "| --- | --: | --: | --: | --: |",
+        "| shards | arm | accuracy | of dense | payload, kB a client and round | times fewer |",
+        "| --- | --- | --: | --: | --: | --: |",
     ]
     for result in results:
         points, fewer = _to_dense(result, results)
         accuracy, payload = f"{100 * result.accuracy:.2f} %", f"{sum(result.kilobytes_each):,.1f}"
-        lines.append(f"| {result.arm} | {accuracy} | {points} | {payload} | {fewer} |")
+        cells = (result.partition, result.arm, accuracy, points, payload, fewer)
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
