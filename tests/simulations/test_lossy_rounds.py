@@ -5,7 +5,10 @@ import pytest
 
 from client.job import Job
 from csg_core import build, manifest, pack
+from server.record import RunFolder
+from server.state import load_state
 from simulations.estimate import estimate
+from simulations.local_engine import run_local
 
 LOSSY = {"uplink": "ecsq:step=1; statistics=fp16", "downlink": "ecsq:step=1; statistics=fp16",
          "deltas": True}  # fmt: skip
@@ -150,6 +153,29 @@ def test_momentum_is_owed_too(tiny, run, noted, wire):
         state.carried["owed"][:trained], momentum, atol=2e-3 if wire else 1e-5
     )
     assert np.abs(momentum).max() > 0.01
+
+
+@pytest.mark.parametrize("wire", [{}, LOSSY])
+def test_what_is_owed_is_taken_up_by_a_resumed_run(tiny, run, tmp_path, wire):
+    server = {"strategy": "fedavgm", "options": {"server_momentum": 0.5}}
+    recipe = tiny(train={"rounds": 4}, server=server, wire=wire)
+    _, whole = run(recipe, "whole")
+
+    def interrupt(row):
+        if row.round == 2:
+            raise KeyboardInterrupt
+
+    folder = RunFolder(tmp_path / "parts")
+    section = recipe.run.model_copy(update={"dir": str(folder.path)})
+    recipe = recipe.model_copy(update={"run": section})
+    folder.create(recipe, {}, [])
+    with pytest.raises(KeyboardInterrupt):
+        run_local(recipe, interrupt)
+    run_local(recipe, lambda _row: None)
+    parts = load_state(folder.checkpoints, recipe.model, recipe.train.travelling())
+    assert np.array_equal(parts.values, whole.values)
+    assert np.array_equal(parts.carried["owed"], whole.carried["owed"])
+    assert np.abs(whole.carried["owed"]).max() > 0.01
 
 
 @pytest.mark.parametrize("downlink", ["ecsq:step=3", "uniform:bits=2", "fp32"])
