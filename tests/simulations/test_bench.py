@@ -47,12 +47,14 @@ def test_the_engine_costs_little_more_than_a_loop_without_federation(tiny, tmp_p
 
 def test_the_loop_does_the_work_of_the_recipe(tiny):
     data = {"images": 1437, "clients": 2}
-    rounds = list(loop(tiny(data=data, train={"rounds": 7}, run={"eval_every": 4})))
+    rounds = list(
+        loop(tiny(data=data, train={"rounds": 5, "batch_size": 8}, run={"eval_every": 4}))
+    )
     evaluated = [
         place for place, round_ in enumerate(rounds, 1) if round_.test_accuracy is not None
     ]
-    assert evaluated == [4, 7]
-    assert rounds[-1].test_accuracy > 0.15  # digits, seven rounds; guessing is 0.1
+    assert evaluated == [4, 5]
+    assert rounds[-1].test_accuracy > 0.3  # digits, five rounds; guessing is 0.1
     assert all(round_.seconds > 0 for round_ in rounds)
 
 
