@@ -229,14 +229,14 @@ STAGES = {
 
 
 # the same bits, and so the same best round, on processors with wider registers
-_BITS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nobody interrupts, with a strategy that carries state."""
     place = tmp_path_factory.mktemp("whole")
-    done = _csg(*_momentum("run"), cwd=place, **_BITS)
+    done = _csg(*_momentum("run"), cwd=place, **_AVX2)
     assert done.returncode == 0, done.stderr
     return RunFolder(place / "run")
 
@@ -256,9 +256,9 @@ def _momentum(folder):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_killed_at_any_stage_ends_as_if_it_had_not_been(stage, whole, tmp_path):
     place, count = STAGES[stage]
-    killed = _csg(place, count, *_momentum("run"), cwd=tmp_path, code=KILLER, **_BITS)
+    killed = _csg(place, count, *_momentum("run"), cwd=tmp_path, code=KILLER, **_AVX2)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = _csg("resume", "run", "--json", cwd=tmp_path, **_BITS)
+    done = _csg("resume", "run", "--json", cwd=tmp_path, **_AVX2)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outcome"] == "completed"
     folder = RunFolder(tmp_path / "run")
