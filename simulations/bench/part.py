@@ -67,7 +67,11 @@ def training_step(
     return step
 
 
-def time_in_turn(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def time_in_turn(
+    calls: Mapping[str, Callable[[], object]],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of each call, again and again; all calls see the same load of the machine."""
     for call in calls.values():
         for _ in range(WARM_UP):
@@ -75,7 +79,7 @@ def time_in_turn(calls: Mapping[str, Callable[[], object]], repeats: int) -> dic
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            began = time.perf_counter()
+            began = clock()
             call()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(clock() - began)
     return seconds

@@ -35,10 +35,11 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "dense32": ("model.parametrization=dense", "model.name=resnet32"),
     "dense56": ("model.parametrization=dense", "model.name=resnet56"),
     "csg56": ("model.name=resnet56",),
+    "csg56-small": ("model.name=resnet56", "model.code_size=36"),
     "csg56-slow": ("model.name=resnet56", "train.generator_lr=0.3"),
 }
 _CLIPPED = ("dense", "csg", "dense-narrow", "csg-small", "csg-wide", "dense32", "dense56",
-            "csg56")  # fmt: skip
+            "csg56", "csg56-small")  # fmt: skip
 _CLIP = ("train.clip_norm=1",)
 NETWORKS |= {f"{name}-clip": NETWORKS[name] + _CLIP for name in _CLIPPED}
 NETWORKS |= {
@@ -48,7 +49,8 @@ NETWORKS |= {
 # data distribution", 2019)
 _MOMENTUM = ("server.strategy=fedavgm", "server.options.server_momentum=0.5")
 _WITH_MOMENTUM = ("dense", "dense-clip", "dense-narrow", "dense-narrow-clip", "csg-clip",
-                  "csg-wide", "csg-wide-clip", "dense56", "dense56-clip", "csg56-clip")  # fmt: skip
+                  "csg-wide", "csg-wide-clip", "dense56", "dense56-clip", "csg56-clip",
+                  "csg56-small-clip")  # fmt: skip
 NETWORKS |= {f"{name}-momentum": NETWORKS[name] + _MOMENTUM for name in _WITH_MOMENTUM}
 
 
@@ -76,6 +78,7 @@ CODECS: dict[str, tuple[str, ...]] = {
     "ecsq-sparse": _both("ecsq:step=8,codes=8", _DELTAS),
     # codes in steps as fine as the generator's; kernels by place, not by frequency
     "ecsq-even": _both("ecsq:codes=1.5", _DELTAS),
+    "ecsq-mid": _both("ecsq:step=1.75,codes=1.75", _DELTAS),
     "ecsq-places": _both("ecsq:dct=false", _DELTAS),
 }
 SCHEDULES: dict[str, tuple[str, ...]] = {  # of the generator, for csg alone
@@ -111,6 +114,7 @@ _KNOWN = {  # networks above, which have names
     "csg20-16-s12-d72": "csg",
     "csg20-16-s12-d36": "csg-small",
     "csg20-24-s12-d36": "csg-wide",
+    "csg56-16-s12-d36": "csg56-small",
     "csg56-16-s12-d72": "csg56",
 }
 _SIZED_ARMS = {

@@ -53,9 +53,9 @@ def test_a_hundred_thousand_frames_of_old_versions_are_refused_at_once():
     wide = Channel(FINGERPRINT, (Part("other", 3_000_000),), codec_named("none"), True)
     model = Held(200_000, np.zeros(3_000_000, np.float32))
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.thread_time()
     _refused(wide, old, 1, model, f"more than {MOST_FRAMES} frames")
-    assert time.perf_counter() - started < 0.5
+    assert time.thread_time() - started < 0.5
     assert tracemalloc.get_traced_memory()[1] < 100_000
     tracemalloc.stop()
 

@@ -215,8 +215,8 @@ def test_no_honest_payload_is_too_long(step, values):
 def test_the_largest_payload_is_refused_before_its_checksum_is_taken():
     """A gigabyte would take a second to sum; here it is 64 MB, refused at once."""
     payload = seal(bytes(64_000_000), label(), codec_named("fp32"))
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(PayloadError, match="64,000,056 bytes; this round takes"):
         decode(payload, label(), codec_named("fp32"))
-    assert time.perf_counter() - started < 0.01
+    assert time.thread_time() - started < 0.01
     assert payload_bytes(PARTS, codec_named("fp32")) < 1000

@@ -23,7 +23,8 @@ TINY = ("model.width=0.25", "model.slice_size=4", "model.code_size=12",
 
 @pytest.mark.slow
 def test_a_step_of_generated_filters_costs_little_more_than_a_dense_one():
-    row = steps.compare("resnet20", "fp32", 16, 5)
+    assert torch.get_num_threads() == 1
+    row = steps.compare("resnet20", "fp32", 16, 5, time.thread_time)  # others work beside it
     for kind in ("step_ratio", "evaluation_ratio"):
         assert set(row[kind]) == {"csg", "per-layer", "folded"}
         assert all(0.2 < ratio < 5 for ratio in row[kind].values())
@@ -33,16 +34,16 @@ def test_a_step_of_generated_filters_costs_little_more_than_a_dense_one():
 
 
 def test_the_engine_costs_little_more_than_a_loop_without_federation(tiny, tmp_path):
-    ratios = []
+    by_hand, by_engine = [], []
     for turn in range(2):
         folder = tmp_path / str(turn)
         folder.mkdir()
         recipe = tiny(data={"clients": 2}, run={"dir": str(folder)})
-        by_hand = [round_.seconds for round_ in loop(recipe)]
+        by_hand += [round_.seconds for round_ in loop(recipe)]
         run_local(recipe, lambda _row: None)
-        by_engine = [row.seconds for row in RunFolder(folder).rows()]
-        ratios.append(by_engine[-1] / by_hand[-1])
-    assert 0.3 < min(ratios) < 1.8  # of the quietest turn; near 1 where clients have more to do
+        by_engine += [row.seconds for row in RunFolder(folder).rows()]
+    ratio = min(by_engine) / min(by_hand)  # of the rounds in which others worked least
+    assert 0.3 < ratio < 1.8  # near 1 where clients have more to do
 
 
 def test_the_loop_does_the_work_of_the_recipe(tiny):
