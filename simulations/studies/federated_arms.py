@@ -34,12 +34,14 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "flocora": ("model.parametrization=flocora", "model.options.rank=8"),
     "dense32": ("model.parametrization=dense", "model.name=resnet32"),
     "dense56": ("model.parametrization=dense", "model.name=resnet56"),
+    # six channels: half as many parameters again as csg56-small
+    "dense56-narrow": ("model.parametrization=dense", "model.name=resnet56", "model.width=0.375"),
     "csg56": ("model.name=resnet56",),
     "csg56-small": ("model.name=resnet56", "model.code_size=36"),
     "csg56-slow": ("model.name=resnet56", "train.generator_lr=0.3"),
 }
 _CLIPPED = ("dense", "csg", "dense-narrow", "csg-small", "csg-wide", "dense32", "dense56",
-            "csg56", "csg56-small")  # fmt: skip
+            "dense56-narrow", "csg56", "csg56-small")  # fmt: skip
 _CLIP = ("train.clip_norm=1",)
 NETWORKS |= {f"{name}-clip": NETWORKS[name] + _CLIP for name in _CLIPPED}
 NETWORKS |= {
@@ -49,8 +51,8 @@ NETWORKS |= {
 # data distribution", 2019)
 _MOMENTUM = ("server.strategy=fedavgm", "server.options.server_momentum=0.5")
 _WITH_MOMENTUM = ("dense", "dense-clip", "dense-narrow", "dense-narrow-clip", "csg-clip",
-                  "csg-wide", "csg-wide-clip", "dense56", "dense56-clip", "csg56-clip",
-                  "csg56-small-clip")  # fmt: skip
+                  "csg-wide", "csg-wide-clip", "dense56", "dense56-clip",
+                  "dense56-narrow-clip", "csg56-clip", "csg56-small-clip")  # fmt: skip
 NETWORKS |= {f"{name}-momentum": NETWORKS[name] + _MOMENTUM for name in _WITH_MOMENTUM}
 
 
@@ -110,6 +112,7 @@ _KNOWN = {  # networks above, which have names
     "dense20-16": "dense",
     "dense20-11": "dense-narrow",
     "dense32-16": "dense32",
+    "dense56-6": "dense56-narrow",
     "dense56-16": "dense56",
     "csg20-16-s12-d72": "csg",
     "csg20-16-s12-d36": "csg-small",
