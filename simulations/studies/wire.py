@@ -41,9 +41,10 @@ _FAILED = Path("runs/wire-failed")
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Settings over the recipe, or none for the plain app; and where the arm is measured."""
+    """Settings over a recipe, or none for the plain app; and where the arm is measured."""
 
     settings: list[str] | None
+    recipe: str = "cifar10-resnet56"
     timestamps: bool = True  # of TCP
     merging: bool = False  # of received segments, by hosts
     slow: bool = False  # also on a slow link
@@ -72,15 +73,12 @@ ARMS = {
     "csg s=12 d=72, ecsq, TLS": Arm(_lossy("ecsq"), over="TLS"),
     "csg s=12 d=72, ecsq, HTTP/2": Arm(_lossy("ecsq"), over="HTTP/2"),
     "csg s=12 d=72, ecsq codes 1.5, HTTP/2": Arm(
-        [
-            *_lossy("ecsq:codes=1.5"),
-            "train.clip_norm=1",
-            "server.strategy=fedavgm",
-            "server.options.server_momentum=0.5",
-        ],
+        ["model.code_size=72", *_lossy("ecsq:codes=1.5")],
+        recipe="cifar10-compressed",
         over="HTTP/2",
     ),
     "csg s=12 d=72, ecsq steps 3, 4, HTTP/2": Arm(_lossy("ecsq:step=3,codes=4"), over="HTTP/2"),
+    "cifar10-compressed, HTTP/2": Arm([], recipe="cifar10-compressed", over="HTTP/2"),
 }
 
 
@@ -111,7 +109,7 @@ def measure(arm: Arm, rounds: int, link: Link | None) -> dict[str, Any]:
                 if arm.settings is None:
                     found = plain(deployment, rounds)
                 else:
-                    found = ours(deployment, rounds, arm.settings)
+                    found = ours(deployment, rounds, arm.recipe, arm.settings)
         except (MeasureError, TimeoutError) as error:
             shutil.rmtree(_FAILED, ignore_errors=True)
             shutil.copytree(scratch, _FAILED)

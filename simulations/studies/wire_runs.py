@@ -55,7 +55,7 @@ def plain(deployment: Deployment, rounds: int) -> dict[str, Any]:
     }
 
 
-def ours(deployment: Deployment, rounds: int, settings: list[str]) -> dict[str, Any]:
+def ours(deployment: Deployment, rounds: int, recipe: str, settings: list[str]) -> dict[str, Any]:
     """Bytes and seconds per client and round of this project, and its payload.
 
     Raises:
@@ -66,7 +66,7 @@ def ours(deployment: Deployment, rounds: int, settings: list[str]) -> dict[str, 
               "train.local_epochs=1", "train.lr=0.01", f"run.dir={folder}",
               *settings]  # fmt: skip
     options = [part for value in values for part in ("--set", value)]
-    csg = deployment.csg("run", "cifar10-resnet56", *deployment.settings, *options, log=sys.stderr)
+    csg = deployment.csg("run", recipe, *deployment.settings, *options, log=sys.stderr)
     if csg.wait():
         raise MeasureError("the run did not end well")
     rows = RunFolder(folder).rows()[1:]  # the first round has the start-up in it

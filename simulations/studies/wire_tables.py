@@ -7,6 +7,7 @@ from simulations.studies.pages import DOCS
 
 PAGE = DOCS / "wire.md"
 _TRACED = ("plain Flower", "csg s=12 d=72")  # whose requests are shown
+_SECURE = ("TLS", "HTTP/2")  # names of such arms end so
 _REQUEST = ("up", "down", "packets", "http", "body")
 _PHASES = ("push", "wait", "pull", "work")
 
@@ -35,7 +36,7 @@ def tables(content: Mapping[str, Any], *, link: bool) -> dict[str, str]:
 
 
 def bytes_table(results: Results) -> str:
-    """kB per client and round, and how many times fewer than plain Flower.
+    """kB per client and round, and how many times fewer than plain Flower, with TLS or without.
 
     Both ways together are counted where they were sent: a receiver that merges segments counts
     them without their Ethernet headers.
@@ -51,7 +52,8 @@ def bytes_table(results: Results) -> str:
             kilobytes = f"{found['payload_up'] / 1e3:.1f} + {found['payload_down'] / 1e3:.1f}"
             more = whole[name] - payload
             over = f"{more / 1e3:.1f} kB, {100 * more / payload:.1f} %"
-        fewer = f"{whole['plain Flower'] / whole[name]:.1f}" if "plain Flower" in whole else ""
+        plain = whole.get("plain Flower, TLS" if name.endswith(_SECURE) else "plain Flower")
+        fewer = f"{plain / whole[name]:.1f}" if plain else ""
         ways = ("wire_up", "wire_down", "client_wire_up", "client_wire_down")
         wire = " | ".join(f"{found[way] / 1e3:.1f}" for way in ways)
         lines.append(

@@ -174,8 +174,8 @@ def test_what_many_clients_take_is_arithmetic_on_what_was_measured():
     link = {"nodes": 10, "memory_alone_mb": 100.0, "memory_a_node_kb": 100.0,
             "requests_a_second": 100.0, "cpu_ms_a_request": 10.0, "cores_used": 1.0}  # fmt: skip
     lines = server.many({"updates": {"ecsq": update}, "superlink": link}).splitlines()
-    # 3,667 requests a second of 10 ms; 100 clients of 60 kB, of 9 requests and of 10 ms
-    assert lines[3].startswith("| 10,000 | 3,667 | 36.7 | 5.39 | 6.00 | 9.0 | 1.00 |")
+    # 3,750 requests a second of 10 ms; 100 clients of 60 kB, of 9 requests and of 10 ms
+    assert lines[3].startswith("| 10,000 | 3,750 | 37.5 | 5.51 | 6.00 | 9.0 | 1.00 |")
 
 
 def test_the_command_keeps_json_and_fills_its_page(tmp_path, monkeypatch, capsys):
