@@ -7,6 +7,7 @@ the run goes to that SuperLink, which shares this file system, and to its SuperN
 """
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -183,7 +184,9 @@ def _listening(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port of this machine on which nothing listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of this machine on which nothing listens now, and that no connection is given."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)  # Linux gives those from 32,768 on
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -4,14 +4,12 @@ import hashlib
 import os
 import re
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +25,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from client import supernode
 from client.supernode import FleetClient
+from simulations.flower_engine import free_port
 from simulations.studies.deployment import proxy_settings
 from simulations.studies.processes import listens, wait_until
 
@@ -79,7 +78,7 @@ class Proxied:
         context.load_cert_chain(own / "tls.crt", own / "tls.key")
         self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
         Thread(target=self.server.serve_forever, daemon=True).start()
-        self.port, health = _free_ports(2)
+        self.port, health = free_port(), free_port()
         ports = {"8000": self.server.server_port, "8443": self.port, "8080": health}
         text = proxy_settings(folder, folder / "requests")
         text = text.replace("http {", f"http {{\n  log_format brief '{LINE}';", 1)
@@ -108,13 +107,6 @@ class Proxied:
         self.nginx.wait()
         self.server.shutdown()
         self.server.server_close()
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-                   for _ in range(count)]  # fmt: skip
-        return [each.getsockname()[1] for each in sockets]
 
 
 @pytest.fixture
@@ -351,7 +343,7 @@ def test_headers_are_of_the_last_response_without_trailers():
 def test_a_supernode_that_cannot_begin_ends(tmp_path):
     """Threads of Flower's would keep it up."""
     (tmp_path / "ca.crt").write_text("none")
-    (port,) = _free_ports(1)
+    port = free_port()
     command = [sys.executable, "-m", "client.supernode", "--superlink", "127.0.0.1:1",
                "--root-certificates", str(tmp_path / "ca.crt"), "--port", str(port)]  # fmt: skip
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -118,6 +118,26 @@ from simulations.cli import main
 sys.exit(main(sys.argv[3:]))
 """
 
+# Makes round 2 the best, whatever a processor's rounding makes of it; accuracies stay apart.
+SECOND_IS_BEST = """
+from server.rounds import Rounds
+measured = Rounds._evaluate
+
+
+def evaluated(self, round_, values):
+    loss, accuracy = measured(self, round_, values)
+    return loss, accuracy / 2 + (round_ == 2) / 2
+
+
+Rounds._evaluate = evaluated
+"""
+BEST = f"""{SECOND_IS_BEST}
+import sys
+from simulations.cli import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
 
 def _csg(*arguments, cwd, code=None, **environment):
     start = [sys.executable, *(["-c", code] if code else ["-m", "simulations.cli"])]
@@ -228,15 +248,11 @@ STAGES = {
 }
 
 
-# the same bits, and so the same best round, on processors with wider registers
-_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nobody interrupts, with a strategy that carries state."""
     place = tmp_path_factory.mktemp("whole")
-    done = _csg(*_momentum("run"), cwd=place, **_AVX2)
+    done = _csg(*_momentum("run"), cwd=place, code=BEST)
     assert done.returncode == 0, done.stderr
     return RunFolder(place / "run")
 
@@ -256,9 +272,9 @@ def _momentum(folder):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_killed_at_any_stage_ends_as_if_it_had_not_been(stage, whole, tmp_path):
     place, count = STAGES[stage]
-    killed = _csg(place, count, *_momentum("run"), cwd=tmp_path, code=KILLER, **_AVX2)
+    killed = _csg(place, count, *_momentum("run"), cwd=tmp_path, code=SECOND_IS_BEST + KILLER)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = _csg("resume", "run", "--json", cwd=tmp_path, **_AVX2)
+    done = _csg("resume", "run", "--json", cwd=tmp_path, code=BEST)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outcome"] == "completed"
     folder = RunFolder(tmp_path / "run")
@@ -277,7 +293,7 @@ def test_the_killed_run_had_state_of_every_kind_to_lose(whole):
     carried = {"strategy/momentum_vector", "downlink/reference", "downlink/frames"}
     wanted = {f"extra/carried/{name}" for name in carried} | {"extra/client/0", "extra/round"}
     assert wanted <= set(names)
-    assert whole.summary()["best_round"] == 2, "which the runs killed in round 2 have to make anew"
+    assert whole.summary()["best_round"] == 2, "which the runs killed in round 2 make anew"
 
 
 def test_a_complete_run_is_not_resumed(whole):
@@ -299,7 +315,7 @@ def test_an_interrupt_ends_cleanly_with_a_checkpoint(demo, tmp_path, number):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     folder = RunFolder(tmp_path / "run")
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while len(folder.rows()) < 2 and time.monotonic() < until:
         time.sleep(0.1)
     process.send_signal(number)

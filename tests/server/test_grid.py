@@ -147,7 +147,7 @@ def test_an_upload_that_is_too_late_is_dropped(grid, link, monkeypatch):
     objects = {name: found.deflate() for name, found in get_all_nested_objects(inner).items()}
     objects.popitem()
     link.push(inner.object_id, get_object_tree(inner), objects)
-    assert grid.send_and_receive(asked, timeout=0.05) == []
+    assert grid.send_and_receive(asked, timeout=1.0) == []
     assert link.forgotten == [inner.object_id]
     _push_honest(link)
     (found,) = grid.send_and_receive(asked, timeout=5)

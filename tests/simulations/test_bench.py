@@ -4,12 +4,12 @@ import json
 import signal
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from server.record import RunFolder
 from simulations.bench import __main__ as bench
 from simulations.bench import engines, growth, limits, server, steps
 from simulations.bench.limits import Arm
@@ -34,16 +34,13 @@ def test_a_step_of_generated_filters_costs_little_more_than_a_dense_one():
 
 
 def test_the_engine_costs_little_more_than_a_loop_without_federation(tiny, tmp_path):
-    by_hand, by_engine = [], []
-    for turn in range(2):
-        folder = tmp_path / str(turn)
-        folder.mkdir()
-        recipe = tiny(data={"clients": 2}, run={"dir": str(folder)})
-        by_hand += [round_.seconds for round_ in loop(recipe)]
-        run_local(recipe, lambda _row: None)
-        by_engine += [row.seconds for row in RunFolder(folder).rows()]
-    ratio = min(by_engine) / min(by_hand)  # of the rounds in which others worked least
-    assert 0.3 < ratio < 1.8  # near 1 where clients have more to do
+    recipe = tiny(data={"clients": 2}, train={"rounds": 5}, run={"dir": str(tmp_path)})
+    ends = {"loop": [], "engine": []}  # of rounds, in this thread's own time: others work beside it
+    for _ in loop(recipe):
+        ends["loop"].append(time.thread_time())
+    run_local(recipe, lambda _row: ends["engine"].append(time.thread_time()))
+    least = {name: min(b - a for a, b in pairwise(found)) for name, found in ends.items()}
+    assert 0.3 < least["engine"] / least["loop"] < 1.8  # near 1 where clients have more to do
 
 
 def test_the_loop_does_the_work_of_the_recipe(tiny):
@@ -86,9 +83,9 @@ def test_a_command_is_ended_at_its_limit_with_what_it_began():
         f"print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True); "
         "time.sleep(600)"
     )
-    done = measured(["-c", script], limit=3.0)
+    done = measured(["-c", script], limit=10.0)
     assert done.status == -signal.SIGKILL
-    assert 3.0 <= done.seconds < 60
+    assert 10.0 <= done.seconds < 60
     assert not _runs(int(done.output))
 
 
@@ -104,10 +101,13 @@ def test_what_a_command_leaves_running_is_ended():
 
 
 def _runs(pid):
-    """Whether a process works; one that was killed may wait to be reaped by the init process."""
-    time.sleep(0.5)
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    """Whether a process goes on working; a killed one may wait to be reaped by the init process."""
+    stat, until = Path(f"/proc/{pid}/stat"), time.monotonic() + 20
+    while stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        if time.monotonic() > until:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @pytest.mark.slow
@@ -189,10 +189,11 @@ def test_the_command_keeps_json_and_fills_its_page(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(bench, "SPEED", page)
     monkeypatch.setattr(sys, "argv", ["bench", "--parts", "steps", "engines"])
+    dates = {time.strftime("%Y-%m-%d")}
     bench.main()
     assert "engines: needs CIFAR-10; name its folder" in capsys.readouterr().out
     assert "| tiny fp32 | 1.250 | 1.250 | 1.250 | 1.500 |" in page.read_text()
     kept = json.loads((tmp_path / "results" / "steps.json").read_text())
     assert kept["found"] == found
-    assert kept["date"] == time.strftime("%Y-%m-%d")
+    assert kept["date"] in dates | {time.strftime("%Y-%m-%d")}
     assert kept["machine"]["torch"] == torch.__version__

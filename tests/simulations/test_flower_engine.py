@@ -91,11 +91,12 @@ def test_sigterm_leaves_nothing_running(tmp_path, scratch, tiny_settings):
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    folder, until = RunFolder(tmp_path / "run"), time.monotonic() + 120
+    folder, until = RunFolder(tmp_path / "run"), time.monotonic() + 300
     while not folder.rows() and time.monotonic() < until:
         time.sleep(0.2)
+    assert folder.rows()
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 130, err
     assert not _left_in(scratch)
     done = _csg("export", "run", cwd=tmp_path)

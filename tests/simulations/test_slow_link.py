@@ -66,12 +66,13 @@ def test_a_transfer_takes_the_time_it_must():
 
 def test_without_a_link_nothing_is_slow():
     with Network(1, timestamps=False) as network:
-        first, seconds, received = _transfer(network, 100_000)
+        transfers = [_transfer(network, 100_000) for _ in range(3)]
         script = "print(open('/proc/sys/net/ipv4/tcp_timestamps').read().strip())"
         command = [*network.inside("server"), sys.executable, "-c", script]
         assert subprocess.run(command, capture_output=True, text=True).stdout == "0\n"
-    assert received == 100_000
-    assert first + seconds < 0.8, "a link of 1 Mbit/s takes longer"
+    assert [received for _, _, received in transfers] == [100_000] * 3
+    quickest = min(first + seconds for first, seconds, _ in transfers)
+    assert quickest < 0.8, "a link of 1 Mbit/s takes longer, however idle the machine"
 
 
 def test_a_network_leaves_nothing_behind():

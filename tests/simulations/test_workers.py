@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -45,6 +46,7 @@ def train(message, context):
         if trouble == "raises":
             raise OSError("the disk is gone")
         if trouble == "hangs":
+            (Path(os.environ["NOTES"]) / "hanging").touch()
             time.sleep(600)
         os._exit(9)
     return real(message, context)
@@ -119,14 +121,22 @@ def test_an_interrupt_leaves_no_worker(tiny, run, tmp_path, monkeypatch):
     def interrupt(_number, _frame):
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 30)
+    def once_it_hangs():
+        until = time.monotonic() + 300
+        while not (tmp_path / "hanging").exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    watching = threading.Thread(target=once_it_hangs)
+    watching.start()
     try:
         with pytest.raises(KeyboardInterrupt):
             run(tiny(run={"workers": 2}))
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        watching.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert (tmp_path / "hanging").exists()
     started = _processes(tmp_path, range(4))
     assert started
     assert not [pid for pid in started if _alive(pid)]
