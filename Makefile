@@ -36,7 +36,7 @@ fault-test: $(READY)
 
 # Images, compose project, TLS and keys for real; brings a Docker engine where there is none (root).
 deploy-test: $(READY)
-	tests/docker/with-engine.sh $(BIN)/python -m pytest -m containers tests/docker
+	tests/docker/with-engine.sh $(BIN)/python -m pytest -m containers --durations 10 tests/docker
 
 lint: $(READY)
 	$(BIN)/ruff check .
