@@ -184,9 +184,14 @@ def _listening(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port of this machine on which nothing listens now, and that no connection is given."""
-    while True:
-        port = 20_000 + secrets.randbelow(12_000)  # Linux gives those from 32,768 on
+    """A port of this machine on which nothing listens now, and that no connection is given.
+
+    Raises:
+        RunError: if none of a hundred is free.
+    """
+    for _ in range(100):
+        port = 20_000 + secrets.randbelow(12_000)  # by default Linux gives those from 32,768 on
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+    raise RunError("no port from 20,000 to 31,999 of 127.0.0.1 can be listened at; free some")

@@ -67,11 +67,7 @@ def training_step(
     return step
 
 
-def time_in_turn(
-    calls: Mapping[str, Callable[[], object]],
-    repeats: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
+def time_in_turn(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each call, again and again; all calls see the same load of the machine."""
     for call in calls.values():
         for _ in range(WARM_UP):
@@ -79,7 +75,7 @@ def time_in_turn(
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            began = clock()
+            began = time.perf_counter()
             call()
-            seconds[name].append(clock() - began)
+            seconds[name].append(time.perf_counter() - began)
     return seconds

@@ -40,8 +40,8 @@ WIRES: dict[str, dict[str, Any]] = {
 _UPDATES = 50
 _NODES, _SECONDS = 100, 10.0
 _PATIENCE_S = 60.0  # with a SuperLink that does not answer
-# By Flower 1.41: a node asks for messages every 3 s, and says every 21 to 27 s that it is alive.
-_POLL_S, _HEARTBEAT_S = 3.0, 24.0
+# By Flower 1.41: a node asks for messages every 3 s, and says every 20 s or so that it is alive.
+_POLL_S, _HEARTBEAT_S = 3.0, 20.0
 _POLL_BYTES = 1_470  # both ways, headers and all; docs/wire.md
 _REQUESTS = (
     9  # of a message that a node takes and answers, polls and heartbeats apart; docs/wire.md

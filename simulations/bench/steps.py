@@ -12,7 +12,6 @@ neighbouring steps:
 
 import multiprocessing
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -59,23 +58,14 @@ def usable_precisions() -> list[Precision]:
     return [p for p in get_args(Precision) if p in ("fp32", fastest)]
 
 
-def compare(
-    network: str,
-    precision: Precision,
-    size: int,
-    repeats: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Any]:
-    """Ratios to the dense network of a training step and of an evaluation pass, and memory.
-
-    A ``clock`` of the thread's own time, for one thread, tells the same on a busy machine.
-    """
+def compare(network: str, precision: Precision, size: int, repeats: int) -> dict[str, Any]:
+    """Ratios to the dense network of a training step and of an evaluation pass, and memory."""
     images, labels = batch(size)
     models = {arm: _model(network, arm) for arm in ARMS}
     steps = {a: training_step(m, images, labels, precision) for a, m in models.items()}
-    trained = time_in_turn(steps, repeats, clock)
+    trained = time_in_turn(steps, repeats)
     passes = {a: _evaluation(m.eval(), images, precision) for a, m in models.items()}
-    evaluated = time_in_turn(passes, repeats * 2, clock)
+    evaluated = time_in_turn(passes, repeats * 2)
     return {
         "network": network,
         "precision": precision,

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,7 +146,7 @@ def main() -> None:
         try:
             found = measure(ARMS[name], rounds, link)
             about = {"rounds": rounds, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
-            content["results"][name] = {**about, **found}
+            content["results"][name] = {"arm": asdict(ARMS[name]), **about, **found}
         except MeasureError as error:
             sys.exit(f"wire: {name}: {error}")
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
@@ -156,6 +156,9 @@ def main() -> None:
     if not kept:
         sys.exit(f"wire: {path} holds no results yet; leave --arms out to measure")
     ordered = {name: kept[name] for name in ARMS if name in kept}
+    for name, result in ordered.items():
+        if result["arm"] != asdict(ARMS[name]):
+            sys.exit(f"wire: {path} has {name!r} of other settings; measure it again: --arms")
     found = tables({**content, "results": ordered}, link=link is not None)
     print("\n\n".join(found.values()))
     fill(found, PAGE)

@@ -7,7 +7,6 @@ from simulations.studies.pages import DOCS
 
 PAGE = DOCS / "wire.md"
 _TRACED = ("plain Flower", "csg s=12 d=72")  # whose requests are shown
-_SECURE = ("TLS", "HTTP/2")  # names of such arms end so
 _REQUEST = ("up", "down", "packets", "http", "body")
 _PHASES = ("push", "wait", "pull", "work")
 
@@ -52,7 +51,8 @@ def bytes_table(results: Results) -> str:
             kilobytes = f"{found['payload_up'] / 1e3:.1f} + {found['payload_down'] / 1e3:.1f}"
             more = whole[name] - payload
             over = f"{more / 1e3:.1f} kB, {100 * more / payload:.1f} %"
-        plain = whole.get("plain Flower, TLS" if name.endswith(_SECURE) else "plain Flower")
+        secure = found["arm"]["over"] != "HTTP/1.1"
+        plain = whole.get("plain Flower, TLS" if secure else "plain Flower")
         fewer = f"{plain / whole[name]:.1f}" if plain else ""
         ways = ("wire_up", "wire_down", "client_wire_up", "client_wire_down")
         wire = " | ".join(f"{found[way] / 1e3:.1f}" for way in ways)

@@ -78,7 +78,9 @@ class Proxied:
         context.load_cert_chain(own / "tls.crt", own / "tls.key")
         self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
         Thread(target=self.server.serve_forever, daemon=True).start()
-        self.port, health = free_port(), free_port()
+        self.port = health = free_port()
+        while health == self.port:
+            health = free_port()
         ports = {"8000": self.server.server_port, "8443": self.port, "8080": health}
         text = proxy_settings(folder, folder / "requests")
         text = text.replace("http {", f"http {{\n  log_format brief '{LINE}';", 1)
