@@ -55,7 +55,8 @@ RECIPE = Path(__file__).parent / "federated.toml"
 PAGE = DOCS / "results.md"
 _SHORT = {  # in the README, by shards
     "iid": ("dense56", "csg56-clip-momentum-ecsq-even", "csg56-small-clip-momentum-ecsq-mid",
-            "csg56-clip-momentum-ecsq-low", "dense", "csg", "csg-wide-clip-momentum-ecsq"),
+            "csg56-clip-momentum-ecsq-low", "dense56-narrow-clip-momentum-ecsq-mid",
+            "dense", "csg", "csg-wide-clip-momentum-ecsq"),
     "dirichlet": ("dense", "dense-ecsq", "csg", "csg-ecsq", "csg-ecsq-low",
                   "dense-narrow-ecsq", "dense-narrow-ecsq-low"),
 }  # fmt: skip
