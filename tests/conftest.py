@@ -7,17 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
 
 from federation.recipe import Recipe, recipe_of
 
 # On a busy machine several threads of small operations wait for each other more than they work.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start
-
-# What is generated may take seconds on a busy machine.
-settings.register_profile("busy", deadline=None)
-settings.load_profile("busy")
 
 # The shared CIFAR-10 copy and the released checkpoint are no part of the repository; tests that
 # need them look here and beside the checkout.

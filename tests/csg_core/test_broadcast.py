@@ -62,7 +62,7 @@ def test_a_chain_that_begins_with_another_model_is_sent_whole_to_who_is_new(delt
     assert np.array_equal(late.values, sender.held.values)
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_lost_repeated_and_late_messages_never_part_the_two_ends(data):
     """Acknowledgements get lost, messages come twice or not at all, clients lose their memory."""
@@ -166,7 +166,7 @@ def test_whole_models_need_nothing_held():
     assert np.array_equal(held.values, models[1].astype(np.float16).astype(np.float32))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(place=st.integers(0, 10**6), change=st.integers(1, 255), cut=st.integers(0, 10**6))
 def test_damaged_messages_are_refused(place, change, cut):
     models = _models(4)

@@ -33,7 +33,7 @@ def _small() -> nn.Module:
 
 # torch says so once a process, of a copy of its own for kernels of even size
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 @given(
     channels=st.integers(4, 20),
     out=st.integers(1, 20),

@@ -124,7 +124,7 @@ def test_another_round_is_refused_before_any_work():
 
 @pytest.mark.parametrize("line", LINES)
 @pytest.mark.parametrize("deltas", [True, False])
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=5000)
 @given(data=st.data())
 def test_frames_mixed_at_will_lead_to_the_senders_model_or_nowhere(line, deltas, data):
     channel = _channel(line, deltas=deltas)

@@ -67,14 +67,14 @@ def test_cut_at_every_length(line):
 
 
 @pytest.mark.parametrize("line", LINES)
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=5000)
 @given(more=st.binary(min_size=1, max_size=40), times=st.sampled_from([1, 100, 10_000]))
 def test_longer_than_it_is(line, more, times):
     assert not _decoded(_sealed(_body(line) + more * times, line), line)
 
 
 @pytest.mark.parametrize("line", LINES)
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=5000)
 @given(data=st.data())
 def test_changed_swapped_and_overwritten_bytes(line, data):
     body = bytearray(_body(line, seed=data.draw(st.integers(0, 3))))
@@ -97,7 +97,7 @@ def test_changed_swapped_and_overwritten_bytes(line, data):
 
 
 @pytest.mark.parametrize("line", LINES)
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=5000)
 @given(noise=st.binary(max_size=1500))
 def test_noise_behind_a_good_header(line, noise):
     _decoded(_sealed(noise, line), line)
@@ -115,7 +115,7 @@ def test_another_codecs_bytes_under_this_codecs_header():
 _NUMBER = st.one_of(st.sampled_from([0, 1, 2**31 - 1, 2**31, 2**32 - 1]), st.integers(0, 2**32 - 1))
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=5000)
 @given(line=st.sampled_from(LINES), field=st.integers(0, 6), number=_NUMBER,
        identity=st.none() | st.binary(min_size=4, max_size=4))  # fmt: skip
 def test_whatever_a_header_declares_nothing_is_allocated(line, field, number, identity):
@@ -204,7 +204,7 @@ def test_memory_of_the_process_too():
 
 @pytest.mark.parametrize("step", [1e-3, 0.01, 1.5, 100])
 @given(values=st.lists(st.floats(-60_000, 60_000, width=32), min_size=SIZE, max_size=SIZE))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=5000)
 def test_no_honest_payload_is_too_long(step, values):
     codec = Ecsq(step=step)
     array = np.array(values, np.float32)

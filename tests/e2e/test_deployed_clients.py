@@ -18,14 +18,14 @@ pytestmark = needs_namespaces
 def test_a_client_killed_in_mid_training_is_named_and_comes_back_as_another_node(deploy):
     deployment = deploy()
     slow_down(deployment, 1, 5)
-    run = Run(deployment, "server.round_timeout=300", rounds=4)
+    run = Run(deployment, rounds=4)
     run.await_training(1, 2)
     before = deployment.node_ids["client-1"]
     deployment.restart("client-1")
     assert deployment.node_ids["client-1"] != before
     rows = run.completed()
     assert rows[1].failed == {"client 1": "lost its connection (no heartbeat)"}
-    assert rows[1].seconds < 200, "the timeout is 300"
+    assert rows[1].seconds < 100
     assert [sorted(c["partition"] for c in row.contributions) for row in rows[2:]] == [[0, 1]] * 2
     assert not rows[3].failed
 
@@ -34,7 +34,7 @@ def test_a_client_that_keeps_its_key_is_the_same_node_again(deploy):
     """Flower lets it back in only when it takes the killed process for gone."""
     deployment = deploy(secure=True)
     slow_down(deployment, 1, 5)
-    run = Run(deployment, "server.round_timeout=300", rounds=4)
+    run = Run(deployment, rounds=4)
     run.await_training(1, 2)
     before = deployment.node_ids["client-1"]
     deployment.restart("client-1")
@@ -44,7 +44,7 @@ def test_a_client_that_keeps_its_key_is_the_same_node_again(deploy):
     assert all(re.search(r"POST /v1/fleet/[a-z-]+ HTTP/2.0", line) for line in requests)
     assert len(requests) > 50
     assert list(rows[1].failed) == ["client 1"]
-    assert rows[1].seconds < 200, "the timeout is 300"
+    assert rows[1].seconds < 100
     assert not rows[3].failed, "a client that holds nothing is sent a whole model"
     assert rows[3].clients == 2
 
@@ -64,12 +64,12 @@ def test_a_cut_of_ten_seconds_costs_no_more_than_time(deploy):
 def test_a_client_cut_off_for_good_is_done_without(deploy):
     deployment = deploy()
     slow_down(deployment, 1, 5)
-    run = Run(deployment, "server.round_timeout=300", rounds=4)
+    run = Run(deployment, rounds=4)
     run.await_training(1, 2)
     deployment.cut("client-1")
     rows = run.completed()
     assert rows[1].failed == {"client 1": "lost its connection (no heartbeat)"}
-    assert rows[1].seconds < 200, "the timeout is 300"
+    assert rows[1].seconds < 100
     assert [(row.clients, row.failed) for row in rows[2:]] == [(1, {})] * 2
 
 

@@ -96,7 +96,7 @@ def test_sigterm_leaves_nothing_running(tmp_path, scratch, tiny_settings):
         time.sleep(0.2)
     assert folder.rows()
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=180)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert not _left_in(scratch)
     done = _csg("export", "run", cwd=tmp_path)
