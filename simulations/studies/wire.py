@@ -157,8 +157,10 @@ def main() -> None:
         sys.exit(f"wire: {path} holds no results yet; leave --arms out to measure")
     ordered = {name: kept[name] for name in ARMS if name in kept}
     for name, result in ordered.items():
-        if result["arm"] != asdict(ARMS[name]):
-            sys.exit(f"wire: {path} has {name!r} of other settings; measure it again: --arms")
+        if result.get("arm") != asdict(ARMS[name]):
+            sys.exit(
+                f"wire: {path} has {name!r} of other settings; measure it with --arms {name!r}"
+            )
     found = tables({**content, "results": ordered}, link=link is not None)
     print("\n\n".join(found.values()))
     fill(found, PAGE)

@@ -53,3 +53,11 @@ def test_the_page_shows_the_results(monkeypatch, capsys, tmp_path, link):
     assert shown >= {"plain Flower", "csg s=12 d=72"}
     assert page.read_text() == PAGE.read_text(), "docs/wire.md holds the tables of these results"
     assert all(line in page.read_text() for line in lines)
+
+
+def test_a_result_of_other_settings_is_not_shown_as_this_arms(monkeypatch):
+    monkeypatch.setitem(wire.ARMS, "dense", Arm(["model.width=2"]))
+    monkeypatch.setattr("sys.argv", ["wire", "--arms"])
+    monkeypatch.setattr(wire, "fill", lambda *_: pytest.fail("it was shown"))
+    with pytest.raises(SystemExit, match="has 'dense' of other settings; measure it with --arms"):
+        wire.main()
