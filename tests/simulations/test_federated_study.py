@@ -119,10 +119,11 @@ def test_a_result_of_another_arm_is_not_taken_for_this_one(monkeypatch):
 
 
 def test_the_recipe_of_few_bytes_is_the_arm_that_was_measured():
-    for name, arm in (("cifar10-compressed", COMPRESSED), ("cifar10-compressed-dense", "dense56")):
+    unused = ("model.code_size=36",)  # a dense network has no codes
+    for name, arm, more in (("cifar10-compressed", COMPRESSED, ()),
+                            ("cifar10-compressed-dense", "dense56", unused)):  # fmt: skip
         _, recipe = recipe_from(SimpleNamespace(recipe=name, set=[]))
-        values = [*federated_arms.ARMS[arm], *federated_arms.PARTITIONS["iid"]]
-        values.append("model.code_size=36")  # of which a dense network makes nothing
+        values = [*federated_arms.ARMS[arm], *federated_arms.PARTITIONS["iid"], *more]
         assert not federated.differences(recipe.model_dump(), values)
         assert (federated.RESULTS / f"{arm}-iid-seed0.json").exists()
 
