@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csg_core.networks.pooling import mean_over_pixels
+
 _BOTTLENECK = 4  # channels of a bottleneck, in growths
 
 
@@ -67,5 +69,5 @@ class CifarDenseNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, classes] of images [N, 3, H, W]."""
         x = F.relu(self.bn(self.features(x)), inplace=True)
-        logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        logits: Tensor = self.fc(mean_over_pixels(x))
         return logits

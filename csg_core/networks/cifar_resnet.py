@@ -1,8 +1,9 @@
 """ResNets for 32 x 32 images (He et al. 2016, section 4.2), with option-A shortcuts."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from csg_core.networks.pooling import mean_over_pixels
 
 
 class Block(nn.Module):
@@ -21,7 +22,7 @@ class Block(nn.Module):
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(y))
         if self.stride != 1 or self.new_channels:
-            x = x[:, :, :: self.stride, :: self.stride]
+            x = F.avg_pool2d(x, 1, self.stride)  # every other pixel; see mean_over_pixels
             x = F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
         return F.relu(y + x, inplace=True)
 
@@ -54,7 +55,7 @@ class CifarResNet(nn.Module):
         """Logits [N, classes] of images [N, 3, H, W]."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = self.layer3(self.layer2(self.layer1(x)))
-        logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        logits: Tensor = self.fc(mean_over_pixels(x))
         return logits
 
 

@@ -1,6 +1,7 @@
 """How fast a bare training step is here, and what bounds it.
 
-Every arm differs from the first, which is what clients do, in one thing. An arm is measured in
+Every arm differs from the first in one thing, those in bf16 from the one in bf16, which is what
+clients do where the processor has instructions for it. An arm is measured in
 processes of its own; the arms take turns, and the ratio to the first is of the same turn.
 """
 
@@ -27,6 +28,7 @@ SIZES = (10, 20, 32, 128)
 _IMAGES = 1_000  # that an arm is timed on, at least
 _START_S = 600.0
 _MATRIX = 2048  # rows and columns of the product that stands for what the processor can do
+_TYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _SHARES = {  # of operators' names
     "convolutions forward": ("mkldnn_convolution", "cudnn_convolution", "thnn_conv2d"),
     "convolutions backward": ("convolution_backward",),
@@ -58,7 +60,7 @@ class Arm:
 
 
 def arms_of(network: str) -> dict[str, Arm]:
-    """What clients do, and what differs from it in one thing."""
+    """A step in float32, and what differs from it in one thing; the same in bf16, where usable."""
     first = Arm(network)
     arms = {
         "csg, float32, channels_last, batch of 64, one process": first,
@@ -68,12 +70,19 @@ def arms_of(network: str) -> dict[str, Arm]:
         "dense, torch.compile": replace(first, parametrization="dense", compiled=True),
     }
     arms |= {f"batch of {size}": replace(first, batch_size=size) for size in SIZES}
+    many = torch.get_num_threads()
+    apart = f"{many} processes of one thread"
+    if many > 1:
+        arms[apart] = replace(first, processes=many)
     if "bf16" in usable_precisions():
         bf16 = replace(first, precision="bf16")
-        arms |= {"bf16": bf16, "bf16, torch.compile": replace(bf16, compiled=True)}
-    if torch.get_num_threads() > 1:
-        many = torch.get_num_threads()
-        arms[f"{many} processes of one thread"] = replace(first, processes=many)
+        arms |= {
+            "bf16": bf16,
+            "bf16, dense": replace(bf16, parametrization="dense"),
+            "bf16, torch.compile": replace(bf16, compiled=True),
+        }
+        if many > 1:
+            arms[f"bf16, {apart}"] = replace(bf16, processes=many)
     return arms
 
 
@@ -81,10 +90,15 @@ def measure(
     _images: str | None = None, *, networks: Sequence[str] = NETWORKS, turns: int = 2
 ) -> dict[str, Any]:
     """Images a second by arm, the share of operators in a step, and what a product reaches."""
+    precisions = usable_precisions()
     return {
         "rates": [row for network in networks for row in _rates(network, turns)],
-        "shares": {network: shares(Arm(network)) for network in networks},
-        "product_gflops": product_gflops(),
+        "shares": {
+            f"{network}, {precision}": shares(Arm(network, precision=precision))
+            for network in networks
+            for precision in precisions
+        },
+        "product_gflops": {precision: product_gflops(precision) for precision in precisions},
     }
 
 
@@ -162,9 +176,9 @@ def shares(arm: Arm) -> dict[str, float]:
     return found | {"all else": 1 - sum(found.values())}
 
 
-def product_gflops() -> float:
-    """Of a float32 product of square matrices: about the most that the processor does."""
-    a, b = torch.randn(2, _MATRIX, _MATRIX)
+def product_gflops(precision: Precision) -> float:
+    """Of a product of square matrices: about the most that the processor does."""
+    a, b = torch.randn(2, _MATRIX, _MATRIX, dtype=_TYPES[precision])
     seconds = time_in_turn({"product": lambda: torch.mm(a, b)}, 10)["product"]
     return 2 * _MATRIX**3 / statistics.median(seconds) / 1e9
 
@@ -174,16 +188,15 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
     lines = ["| network | arm | images a second | of the first | GFLOP/s | of a product's |",
              "| --- | --- | --: | --: | --: | --: |"]  # fmt: skip
     for row in found["rates"]:
-        part = 100 * row["gflops"] / found["product_gflops"]
+        part = 100 * row["gflops"] / found["product_gflops"][row["precision"]]
         lines.append(f"| {row['network']} | {row['arm']} | {row['images_per_second']:,.0f} "
                      f"| {row['ratio']:.2f} | {row['gflops']:.0f} | {part:.0f} % |")  # fmt: skip
-    networks = list(found["shares"])
-    times = [f"| of a step's time | {' | '.join(networks)} |",
-             "| --- |" + " --: |" * len(networks)]  # fmt: skip
-    for kind in found["shares"][networks[0]]:
-        cells = (f"{100 * found['shares'][network][kind]:.1f} %" for network in networks)
+    steps = list(found["shares"])
+    times = [f"| of a step's time | {' | '.join(steps)} |",
+             "| --- |" + " --: |" * len(steps)]  # fmt: skip
+    for kind in found["shares"][steps[0]]:
+        cells = (f"{100 * found['shares'][step][kind]:.1f} %" for step in steps)
         times.append(f"| {kind} | {' | '.join(cells)} |")
-    product = (
-        f"A float32 product of {_MATRIX:,} rows and columns: {found['product_gflops']:.0f} GFLOP/s."
-    )
+    reached = ", ".join(f"{rate:.0f} in {p}" for p, rate in found["product_gflops"].items())
+    product = f"GFLOP/s of a product of {_MATRIX:,} rows and columns: {reached}."
     return {"limits": "\n".join(lines), "profile": "\n".join(times), "product": product}

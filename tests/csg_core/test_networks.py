@@ -5,10 +5,12 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from csg_core import NETWORKS, build, count_trainable, dense_network
 from csg_core.spec import ModelSpec
 
+_BATCH = 5  # no size of a kernel
 REFERENCE = {
     ("resnet20", None): 269_722,
     ("resnet20", (12, 72)): 115_426,
@@ -54,6 +56,33 @@ def test_every_network_makes_logits_dense_and_generated(name):
         model = build(spec).eval()
         with torch.no_grad():
             assert model(torch.randn(2, 3, side, side)).shape == (2, 7)
+
+
+class _Meetings(TorchDispatchMode):
+    """Operators in which feature maps in channels_last meet others that are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        maps = [
+            a for a in args if isinstance(a, torch.Tensor) and a.dim() == 4 and len(a) == _BATCH
+        ]
+        if len({a.stride(1) == 1 for a in maps}) > 1:
+            self.found.append(str(operator))
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "densenet40-36"])
+def test_gradients_come_in_the_memory_format_of_activations(name):
+    """Else backward passes of activations take many times as long on a CPU."""
+    model = build(ModelSpec(name=name, width=0.5, slice_size=4, code_size=12))
+    model.to(memory_format=torch.channels_last)
+    images = torch.randn(_BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
+    with _Meetings() as meetings:
+        model(images).logsumexp(dim=1).mean().backward()
+    assert meetings.found == []
 
 
 def test_narrow_controls_have_narrow_channels():

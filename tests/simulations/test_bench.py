@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -141,18 +142,25 @@ def test_a_step_of_resnet20_takes_three_times_its_passes_operations():
     assert flops == pytest.approx(3 * forward, rel=0.05)
 
 
-def test_arms_of_limits_differ_from_the_first_in_one_thing():
+def test_arms_of_limits_differ_from_the_first_in_one_thing(monkeypatch):
+    monkeypatch.setattr(limits, "usable_precisions", lambda: ["fp32", "bf16"])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     arms = limits.arms_of("resnet20")
     first = next(iter(arms.values()))
     assert first == Arm("resnet20")
     assert arms["contiguous"] == Arm("resnet20", channels_last=False)
     assert arms["batch of 10"].batch_size == 10
+    assert arms["bf16, 2 processes of one thread"] == replace(arms["bf16"], processes=2)
     assert len(set(arms.values())) == len(arms)
     row = {"network": "resnet20", "arm": "first", "images_per_second": 400.0, "ratio": 1.0,
-           "gflops": 100.0}  # fmt: skip
-    found = {"rates": [row], "shares": {"resnet20": {"copies": 0.25}}, "product_gflops": 200.0}
+           "gflops": 100.0, "precision": "fp32"}  # fmt: skip
+    other = row | {"arm": "bf16", "precision": "bf16"}
+    found = {"rates": [row, other], "shares": {"resnet20": {"copies": 0.25}},
+             "product_gflops": {"fp32": 200.0, "bf16": 400.0}}  # fmt: skip
     tables = limits.tables(found)
     assert "| resnet20 | first | 400 | 1.00 | 100 | 50 % |" in tables["limits"]
+    assert "| resnet20 | bf16 | 400 | 1.00 | 100 | 25 % |" in tables["limits"]
+    assert tables["product"].endswith("200 in fp32, 400 in bf16.")
     assert "| copies | 25.0 % |" in tables["profile"]
 
 
