@@ -18,6 +18,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="generated filters, ordinary ones, or those of a rival")  # fmt: skip
     add("--slice-size", type=int, default=usual.slice_size, help="filters and channels of a slice")
     add("--code-size", type=int, default=usual.code_size, help="numbers that make a slice")
+    add("--kernel-size", type=int, default=usual.kernel_size,
+        help="height and width of the kernels that are generated; 5 for blazefl-cnn")  # fmt: skip
     add("--generator", choices=GENERATOR_KINDS, default=usual.generator,
         help="frozen and binary ones never train and never travel")  # fmt: skip
     add("--generator-seed", type=int, default=usual.generator_seed, help="seed of its draw")
@@ -33,6 +35,7 @@ def spec_from(options: argparse.Namespace, *, classes: int | None = None) -> Mod
         parametrization=options.parametrization,
         slice_size=options.slice_size,
         code_size=options.code_size,
+        kernel_size=options.kernel_size,
         generator=options.generator,
         generator_seed=options.generator_seed,
         layout=options.layout,

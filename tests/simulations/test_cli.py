@@ -92,6 +92,17 @@ def test_train_then_compress_and_fine_tune(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_kernels_of_another_size_are_generated_when_asked_for(capsys):
+    of_digits = ["--data", "digits", "--epochs", "1", "--slice-size", "4", "--code-size", "4"]
+    assert main(["train", "blazefl-cnn", "--kernel-size", "5", *of_digits, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["spec"]["kernel_size"] == 5
+    assert answer["parameters"] < 62_006
+    assert main(["train", "blazefl-cnn", *of_digits]) == 2
+    assert "conv2 is 5 x 5; the generator makes 3 x 3" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("generator", ["learned", "frozen", "binary"])
 @pytest.mark.parametrize("start", ["fan_in", "paper"])
 def test_a_fitted_network_is_read_back_as_it_was_trained(tmp_path, capsys, generator, start):
