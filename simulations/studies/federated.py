@@ -57,8 +57,8 @@ _SHORT = {  # in the README, by shards
     "iid": ("dense56", "csg56-clip-momentum-ecsq-even", "csg56-small-clip-momentum-ecsq-mid",
             "csg56-clip-momentum-ecsq-low", "dense56-narrow-clip-momentum-ecsq-mid",
             "dense", "csg", "csg-wide-clip-momentum-ecsq"),
-    "dirichlet": ("dense", "dense-ecsq", "csg", "csg-ecsq", "csg-ecsq-low",
-                  "dense-narrow-ecsq", "dense-narrow-ecsq-low"),
+    "dirichlet": ("dense", "dense-ecsq", "csg", "csg-ecsq", "csg-ecsq-low", "dense-narrow-ecsq",
+                  "dense-narrow-ecsq-low", "csg-wide-clip-momentum-ecsq"),
 }  # fmt: skip
 _ENOUGH = 4  # networks on the same shards, for a table and a picture of the frontier
 _HOW = ("run.cohort", "run.workers", "run.device")  # what --set may change

@@ -82,6 +82,8 @@ CODECS: dict[str, tuple[str, ...]] = {
     "ecsq-even": _both("ecsq:codes=1.5", _DELTAS),
     "ecsq-mid": _both("ecsq:step=1.75,codes=1.75", _DELTAS),
     "ecsq-places": _both("ecsq:dct=false", _DELTAS),
+    # norms and statistics, which move alike at all clients, in coarser steps, most so on the way up
+    "ecsq-lean": ("wire.uplink=ecsq:fine=1.8", "wire.downlink=ecsq:fine=0.9", _DELTAS),
 }
 SCHEDULES: dict[str, tuple[str, ...]] = {  # of the generator, for csg alone
     "ecsq-seldom": (*CODECS["ecsq"], "wire.generator_every=4"),
