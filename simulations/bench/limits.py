@@ -1,8 +1,8 @@
 """How fast a bare training step is here, and what bounds it.
 
 Every arm differs from the first in one thing, those in bf16 from the one in bf16, which is what
-clients do where the processor has instructions for it. An arm is measured in
-processes of its own; the arms take turns, and the ratio to the first is of the same turn.
+clients do where the processor has instructions for it. An arm is measured in processes of its own;
+the arms take turns, and the ratio to the first is of the same turn.
 """
 
 import multiprocessing
