@@ -223,11 +223,22 @@ def _steps(exponents: NDArray[np.int8]) -> NDArray[np.float64]:
     return np.where(exponents == _ZERO, 0.0, steps)
 
 
+@lru_cache(maxsize=256)
 def _rate(step: float) -> float:
-    """Bits a value of a Laplacian source, its root mean square being one."""
-    beyond = math.exp(-math.sqrt(2) * step / 2)  # not zero
-    further = math.exp(-math.sqrt(2) * step)  # a level higher, given that it is not zero
-    return _binary(beyond) + beyond * (1 + _binary(further) / (1 - further))
+    """Bits a value whose root mean square is one takes in the levels' model, zero or geometric.
+
+    Of normal or of Laplacian values, whichever are more: updates are nearer to the former, and in
+    steps of more than three deviations it is the latter's tails that are left.
+    """
+    beyond = math.exp(-math.sqrt(2) * step / 2)  # a Laplacian value's level is not zero
+    mean = 1 / (1 - beyond**2)  # of the magnitudes of such levels
+    tails = [math.erfc((k + 0.5) * step / math.sqrt(2)) for k in range(round(9 / step) + 1)]
+    return max(_bits(beyond, mean), _bits(tails[0], sum(tails) / tails[0]) if tails[0] else 0.0)
+
+
+def _bits(beyond: float, mean: float) -> float:
+    """Bits a level, if it is not zero with a probability, and geometric of this mean then."""
+    return _binary(beyond) + beyond * (1 + mean * _binary(1 - 1 / mean))  # and its sign
 
 
 def _binary(p: float) -> float:

@@ -53,13 +53,25 @@ from simulations.studies.pages import DOCS, README, fill
 RESULTS = Path(__file__).parent / "federated"
 RECIPE = Path(__file__).parent / "federated.toml"
 PAGE = DOCS / "results.md"
-_SHORT = {  # in the README, by shards
-    "iid": ("dense56", "csg56-clip-momentum-ecsq-even", "csg56-small-clip-momentum-ecsq-mid",
-            "csg56-clip-momentum-ecsq-low", "dense56-narrow-clip-momentum-ecsq-mid",
-            "dense", "csg", "csg-wide-clip-momentum-ecsq"),
-    "dirichlet": ("dense", "dense-ecsq", "csg", "csg-ecsq", "csg-ecsq-low", "dense-narrow-ecsq",
-                  "dense-narrow-ecsq-low", "csg-wide-clip-momentum-ecsq"),
-}  # fmt: skip
+_SHORT = {  # in the README, by shards: arms and what they are
+    "iid": {
+        "dense56": "dense ResNet-56, float32",
+        "csg56-clip-momentum-ecsq-even": "CSG ResNet-56, codes of 72, steps of 1.5",
+        "csg56-small-clip-momentum-ecsq-mid": "CSG ResNet-56, codes of 36, steps of 1.75: "
+        "`cifar10-compressed`",
+        "dense56-narrow-clip-momentum-ecsq-mid": "dense ResNet-56, 6 channels, steps of 1.75",
+        "dense": "dense ResNet-20, float32",
+        "csg": "CSG ResNet-20, float32",
+        "csg-wide-clip-momentum-ecsq": "CSG ResNet-20, 24 channels, steps of 1.5 and 3",
+    },
+    "dirichlet": {
+        "dense": "dense ResNet-20, float32",
+        "dense-narrow-ecsq": "dense ResNet-20, 11 channels, steps of 1.5",
+        "csg": "CSG ResNet-20, float32",
+        "csg-ecsq": "CSG ResNet-20, steps of 1.5 and 3",
+        "csg-wide-clip-momentum-ecsq": "CSG ResNet-20, 24 channels, steps of 1.5 and 3",
+    },
+}
 _ENOUGH = 4  # networks on the same shards, for a table and a picture of the frontier
 _HOW = ("run.cohort", "run.workers", "run.device")  # what --set may change
 
@@ -81,10 +93,9 @@ def main() -> None:
     named = [result for result in results if result.arm in NAMED]
     some = [r for r in named if r.content["recipe"]["data"].get("images") is not None]
     whole = [result for result in named if result not in some]
-    short = [r for r in whole if r.seed == 0 and r.arm in _SHORT.get(r.partition, ())]
     beside = [result for result in named if result.arm in DENSE and result.partition in shards]
     tables = {
-        "federated-short": short_table(short),
+        "federated-short": short_table(whole, _SHORT),
         "federated": table(whole),
         "federated-some": table(some, SOME_TARGETS),
         "frontier": table(by_payload([*sized, *beside]), ()),

@@ -82,8 +82,14 @@ CODECS: dict[str, tuple[str, ...]] = {
     "ecsq-even": _both("ecsq:codes=1.5", _DELTAS),
     "ecsq-mid": _both("ecsq:step=1.75,codes=1.75", _DELTAS),
     "ecsq-places": _both("ecsq:dct=false", _DELTAS),
-    # norms and statistics, which move alike at all clients, in coarser steps, most so on the way up
+    # norms, head and statistics, which move alike at all clients, in coarser steps, most so on the
+    # way up, where they are those of all else (fine=1.8 is no more than step)
     "ecsq-lean": ("wire.uplink=ecsq:fine=1.8", "wire.downlink=ecsq:fine=0.9", _DELTAS),
+    "ecsq-mid-lean": (
+        "wire.uplink=ecsq:step=1.75,codes=1.75,fine=1.75",
+        "wire.downlink=ecsq:step=1.75,codes=1.75,fine=0.9",
+        _DELTAS,
+    ),
 }
 SCHEDULES: dict[str, tuple[str, ...]] = {  # of the generator, for csg alone
     "ecsq-seldom": (*CODECS["ecsq"], "wire.generator_every=4"),

@@ -1,6 +1,6 @@
 """Tables of the federated study, from what was kept of its runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -110,17 +110,27 @@ def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
     return "\n".join(lines)
 
 
-def short_table(results: Sequence[Result]) -> str:
-    """Markdown: accuracy at the end and payload, with ratios to dense float32 where it is there."""
+def short_table(results: Sequence[Result], names: Mapping[str, Mapping[str, str]]) -> str:
+    """Markdown: by shards and arm, what ``names`` calls it, accuracy of each seed, mean payload.
+
+    Ratios are to dense float32 where it is there, points to a run on the same machine.
+    """
     lines = [
-        "| shards | arm | accuracy | of dense | payload, kB a client and round | times fewer |",
+        "| shards | network and codec | accuracy in %, by seed | of dense, points "
+        "| payload, kB a client and round | times fewer |",
         "| --- | --- | --: | --: | --: | --: |",
     ]
-    for result in results:
-        points, fewer = _to_dense(result, results)
-        accuracy, payload = f"{100 * result.accuracy:.2f} %", f"{sum(result.kilobytes_each):,.1f}"
-        cells = (result.partition, result.arm, accuracy, points, payload, fewer)
-        lines.append("| " + " | ".join(cells) + " |")
+    for shards, arms in names.items():
+        for arm, name in arms.items():
+            seeds = [r for r in results if (r.partition, r.arm) == (shards, arm)]
+            payload = fmean(sum(result.kilobytes_each) for result in seeds)
+            twins = [twin for result in seeds if (twin := _dense_twin(result, results))]
+            dense = fmean(sum(twin.kilobytes_each) for twin in twins) if twins else None
+            points = [_to_dense(result, results)[0] for result in seeds]
+            cells = [shards, name, ", ".join(f"{100 * r.accuracy:.2f}" for r in seeds)]
+            cells += [", ".join(points), f"{payload:,.1f}"]
+            cells.append("" if dense is None else f"{dense / payload:.0f}")
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from federation.recipe import read_recipe
 from server.record import RoundRow, RunFolder
+from simulations.estimate import estimate
 from simulations.recipe_names import recipe_from
 from simulations.studies import federated, federated_arms
 from simulations.studies.federated_pictures import best, draw_frontier
@@ -126,6 +127,20 @@ def test_the_recipe_of_few_bytes_is_the_arm_that_was_measured():
         values = [*federated_arms.ARMS[arm], *federated_arms.PARTITIONS["iid"], *more]
         assert not federated.differences(recipe.model_dump(), values)
         assert (federated.RESULTS / f"{arm}-iid-seed0.json").exists()
+
+
+def test_payloads_are_about_as_large_as_was_estimated():
+    compared = 0
+    for result in federated.kept():
+        codec = result.arm.partition("-ecsq")[2]
+        if "ecsq" not in result.arm or codec in ("-sparse", "-seldom", "-freeze"):
+            continue
+        values = [*federated_arms.ARMS[result.arm], *federated_arms.PARTITIONS[result.partition]]
+        found = estimate(read_recipe(federated.RECIPE, values))
+        expected = (found["payload_bytes_up"] + found["payload_bytes_down"]) / 1e3
+        assert expected == pytest.approx(sum(result.kilobytes_each), rel=0.2), result
+        compared += 1
+    assert compared > 30
 
 
 def test_ratios_are_to_the_dense_run_on_the_same_shards():
