@@ -18,7 +18,8 @@ _log = logging.getLogger(__name__)
 class Cohort:
     """The nodes that were last ``asked``, of which those ``waiting`` have not answered.
 
-    ``partitions`` tells the partition of nodes, where that is known before they answer.
+    A partition is of the first node in a cohort that had it. ``partitions`` tells those of nodes,
+    where they are known before they answer.
     """
 
     def __init__(self, recipe: Recipe, partitions: Mapping[int, int] | None = None) -> None:
@@ -27,7 +28,8 @@ class Cohort:
         self._recipe = recipe
         self._nodes: dict[int, Node] = {}  # as they were when last looked for
         self._partitions = dict(partitions or {})
-        self._trained: dict[int, int] = {}  # nodes by partition, of this round
+        self._owners: dict[int, int] = {}  # nodes by partition, of those that were asked
+        self._silent: set[int] = set()
 
     def sample(self, round_: int, grid: Grid) -> tuple[list[int], list[int]]:
         """A cohort, drawn from (seed, round); and the nodes that were restarted since the last.
@@ -40,6 +42,11 @@ class Cohort:
         rng = np.random.Generator(np.random.Philox(key=seed))
         chosen = rng.choice(len(nodes), size=min(self._recipe.cohort, len(nodes)), replace=False)
         self.asked = [nodes[place] for place in sorted(chosen)]
+        self._owners = {}
+        asked = set(self.asked)
+        for node, partition in self._partitions.items():
+            if node in asked:
+                self._owners.setdefault(partition, node)
         return self.asked, restarted
 
     def _gather(self, round_: int, grid: Grid) -> tuple[list[int], list[int]]:
@@ -65,7 +72,7 @@ class Cohort:
 
     def expect(self, nodes: list[int]) -> None:
         """Wait for one answer of each node."""
-        self.waiting, self._trained = set(nodes), {}
+        self.waiting = set(nodes)
 
     def answers(self, node: int) -> bool:
         """Whether this is the one answer that the node was asked for."""
@@ -75,14 +82,18 @@ class Cohort:
         self.waiting.remove(node)
         return True
 
-    def silent(self) -> list[int]:
+    def give_up(self) -> list[int]:
         """The nodes that have not answered; they are no longer waited for."""
-        silent = sorted(self.waiting)
-        self.waiting.clear()
-        return silent
+        self._silent, self.waiting = self.waiting, set()
+        return sorted(self._silent)
+
+    @property
+    def answered(self) -> list[int]:
+        """Of the nodes that were last asked those that were not given up, in order."""
+        return [node for node in self.asked if node not in self._silent]
 
     def check_partition(self, node: int, partition: int) -> None:
-        """Refuse a partition that is another client's, or not the one the node had before.
+        """Refuse a partition that another client of the cohort has, or other than the node's own.
 
         Raises:
             ReplyError: saying whose it is.
@@ -90,16 +101,16 @@ class Cohort:
         known = self._partitions.get(node, partition)
         if known != partition:
             raise ReplyError(f"claims partition {partition}; it has {known}")
-        if self._trained.get(partition, node) != node:
+        if self._owners.get(partition, node) != node:
             raise ReplyError(
-                f"claims partition {partition}, which another client trained; "
+                f"claims partition {partition}, which another client has; "
                 "give each client a partition-id of its own"
             )
 
     def trained(self, node: int, partition: int) -> None:
         """The node trained on a partition, which is its own from now on."""
         self._partitions[node] = partition
-        self._trained[partition] = node
+        self._owners.setdefault(partition, node)
 
     def name(self, node: int) -> str:
         """A node for a reader: by its partition, else the name of its key, else its id."""

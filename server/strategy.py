@@ -107,6 +107,8 @@ class CsgStrategy(Strategy):
         target = model_in(arrays)
         if self._owed is not None:
             target = target + self._owed
+        # an update is looked at without what momentum adds
+        target = target.clip(-_LARGEST, _LARGEST)
         payloads = self._payloads(target, server_round, MessageType.TRAIN, nodes)
         self._left_out, self._summed = target - self.downlink.held, None
         # the next update holds what is missing of them again
@@ -149,11 +151,11 @@ class CsgStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Messages to the cohort of the round, where clients keep what a whole model needs."""
+        """Messages to those of the cohort that answered, where clients keep what a model needs."""
         if not self.recipe.clients_evaluate:
             return []
         present = set(grid.get_node_ids())
-        nodes = [node for node in self.cohort.asked if node in present]
+        nodes = [node for node in self.cohort.answered if node in present]
         # it may be beyond what a coarse codec of the downlink left out, which is taken back next
         model = model_in(arrays).clip(-_LARGEST, _LARGEST)
         payloads = self._payloads(model, server_round, MessageType.EVALUATE, nodes)
@@ -285,7 +287,7 @@ class CsgStrategy(Strategy):
         self.outcome.check_quorum(round_, self.recipe.quorum)
 
     def _fail_silent(self, stage: str = "") -> None:
-        for node in self.cohort.silent():
+        for node in self.cohort.give_up():
             reason = f"{stage}did not answer within {self.recipe.server.round_timeout:g} s"
             self.outcome.fail(self.cohort.name(node), reason)
 

@@ -22,11 +22,14 @@ NODES = (11, 12, 13)
 class _Nodes:
     """All that the strategy asks of a Grid."""
 
+    def __init__(self, there=NODES):
+        self._there = there
+
     def get_nodes(self):
-        return [NodeInfo(node_id=node) for node in NODES]
+        return [NodeInfo(node_id=node) for node in self._there]
 
     def get_node_ids(self):
-        return NODES
+        return self._there
 
 
 @pytest.fixture
@@ -34,14 +37,15 @@ def made(tiny, monkeypatch):
     for name in ("_run_id", "_task_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
 
-    def make(*, wire=None, far=0.0, holdout=0.0, **settings):
+    def make(*, wire=None, far=0.0, holdout=0.0, server=None, **settings):
         """A strategy that has sent a model, the one of the seed or one that is ``far`` from it.
 
         With ``holdout``, clients keep their running statistics, and evaluate.
         """
         train = {"batch_norm": "local_statistics" if holdout else "average"}
         data = {"clients": 3, "holdout": holdout}
-        recipe = tiny(data=data, train=train, server={"min_clients": 2}, wire=wire or {})
+        server = {"min_clients": 2, **(server or {})}
+        recipe = tiny(data=data, train=train, server=server, wire=wire or {})
         model, groups = build(recipe.model, seed=0), recipe.train.travelling()
         found = CsgStrategy(recipe, manifest(model, groups), pack(model, groups), **settings)
         first = model_record(found.downlink.held + np.float32(far))
@@ -71,11 +75,11 @@ def _message(node, content=None, error=None):
     return make_message(about, content=content, error=error)
 
 
-def _honest(strategy, partition, value=0.5):
+def _honest(strategy, partition, value=0.5, round_=1):
     codec = codec_named(strategy.recipe.wire.uplink)
     update = np.full(strategy.manifest.size, value, np.float32)
-    payload = encode(update, strategy.downlink.update_label(1), codec, np.random.default_rng(0))
-    return _reply(payload, partition)
+    label = strategy.downlink.update_label(round_)
+    return _reply(encode(update, label, codec, np.random.default_rng(0)), partition)
 
 
 def _passed(strategy, value, *, version=1, shape=None):
@@ -217,6 +221,63 @@ def test_a_coarse_downlink_near_the_bound_ends_no_run(made):
     assert arrays["model"].numpy().max() > 65_504
     assert len(strategy.configure_evaluate(1, arrays, ConfigRecord(), _Nodes())) == len(NODES)
     strategy.configure_train(2, arrays, ConfigRecord(), _Nodes())
+
+
+@pytest.mark.parametrize("deltas", [True, False])
+@pytest.mark.parametrize("kept", [0.0, 0.1], ids=["statistics travel", "statistics stay"])
+def test_momentum_beyond_the_bound_ends_no_run(made, deltas, kept):
+    """Updates that are within it one by one add up."""
+    momentum = {"strategy": "fedavgm", "options": {"server_momentum": 0.9}}
+    strategy = made(wire={"deltas": deltas}, server=momentum, holdout=kept)
+    largest = 0.0
+    for round_ in range(1, 6):
+        value = 65_400 - strategy.downlink.held.max()
+        replies = [
+            _message(node, _honest(strategy, place, value, round_))
+            for place, node in enumerate(NODES)
+        ]
+        arrays, _ = strategy.aggregate_train(round_, replies)
+        assert not strategy.outcome.failures
+        strategy.configure_train(round_ + 1, arrays, ConfigRecord(), _Nodes())
+        largest = max(largest, strategy.downlink.held.max())
+    assert largest == 65_504
+
+
+def test_a_partition_is_of_the_first_who_had_it(made):
+    """A newcomer that claims it fails, and not the client, however their node ids are ordered."""
+    strategy = made()
+    first = [_message(12, _honest(strategy, 0)), _message(13, _honest(strategy, 1))]
+    arrays, _ = strategy.aggregate_train(1, first)
+    for round_ in (2, 3):
+        strategy.configure_train(round_, arrays, ConfigRecord(), _Nodes())
+        replies = [_message(node, _honest(strategy, partition, round_=round_))
+                   for node, partition in ((11, 0), (12, 0), (13, 1))]  # fmt: skip
+        arrays, _ = strategy.aggregate_train(round_, replies)
+        assert strategy.outcome.reporters == [12, 13]
+        ((who, why),) = strategy.outcome.failures.items()
+        assert who == "node 11"
+        assert "claims partition 0, which another client has" in why
+
+
+def test_a_partition_goes_to_a_newcomer_where_its_first_owner_is_gone(made):
+    strategy = made()
+    first = [_message(11, _honest(strategy, 0)), _message(12, _honest(strategy, 1))]
+    arrays, _ = strategy.aggregate_train(1, first)
+    for there, trained in (((12, 13), [12, 13]), (NODES, [11, 12])):
+        round_ = there[0] - 9
+        strategy.configure_train(round_, arrays, ConfigRecord(), _Nodes(there))
+        replies = [_message(node, _honest(strategy, int(node == 12), round_=round_))
+                   for node in there]  # fmt: skip
+        strategy.aggregate_train(round_, replies)
+        assert sorted(strategy.outcome.reporters) == trained
+
+
+def test_who_was_silent_in_a_round_is_not_asked_to_evaluate_in_it(made):
+    strategy = made(holdout=0.1)
+    replies = [_message(node, _honest(strategy, place)) for place, node in enumerate(NODES[:2])]
+    arrays, _ = strategy.aggregate_train(1, replies)
+    messages = strategy.configure_evaluate(1, arrays, ConfigRecord(), _Nodes())
+    assert [message.metadata.dst_node_id for message in messages] == list(NODES[:2])
 
 
 @pytest.mark.parametrize(
