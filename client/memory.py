@@ -1,7 +1,7 @@
 """What a client keeps from round to round: in Flower's context, and in a file that outlives it.
 
 A SuperNode's context is lost when it is restarted, and a resumed run is a new one to Flower. So a
-deployed client also writes what only it has to its cache, under the run's recipe and its partition.
+deployed client also writes what only it has to its cache, under the run and its partition.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 from csg_core.broadcast import Held
 from federation.cache import cache_folder
 from federation.code import code_identity
+from federation.messages import STARTED
 from federation.recipe import Recipe
 
 _log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def recall(context: Context, recipe: Recipe, partition: int, round_: int) -> Mem
     own = {name: records[name][name].numpy() for name in (_KEPT, _RESIDUAL) if name in records}
     of = int(numbers[_ROUND]["round"]) if _ROUND in numbers else 0  # type: ignore[arg-type]
     if not own and recipe.run.superlink is not None:
-        own, of = _read(_file(recipe, partition))
+        own, of = _read(_file(context, recipe, partition))
     residual = own.get(_RESIDUAL) if of < round_ else None
     return Memory(kept=own.get(_KEPT), residual=residual, held=held)
 
@@ -87,7 +88,7 @@ def keep(context: Context, recipe: Recipe, partition: int, round_: int, memory: 
         context.state[_HELD] = ArrayRecord({_HELD: packed})
         context.state[_VERSION] = MetricRecord({"version": held.version})
     if own and recipe.run.superlink is not None:
-        path = _file(recipe, partition)
+        path = _file(context, recipe, partition)
         try:
             _write(path, own, round_)
         except (OSError, SafetensorError) as error:
@@ -96,9 +97,10 @@ def keep(context: Context, recipe: Recipe, partition: int, round_: int, memory: 
                 path.unlink(missing_ok=True)
 
 
-def _file(recipe: Recipe, partition: int) -> Path:
-    """By recipe, which names the run's folder, and code, so that sizes are those of now."""
-    described = recipe.model_dump_json() + code_identity()
+def _file(context: Context, recipe: Recipe, partition: int) -> Path:
+    """By the run: recipe, which names its folder, when it began, and code, so that sizes fit."""
+    started = context.run_config.get(STARTED, "")
+    described = f"{recipe.model_dump_json()} {started} {code_identity()}"
     run = hashlib.sha256(described.encode()).hexdigest()[:16]
     return cache_folder() / "clients" / f"{run}-{partition}.safetensors"
 

@@ -223,9 +223,12 @@ class FleetClient(FleetHttpClient):
             self._pace.pause()
         try:
             response = super()._unary_unary(path=path, **options)
-        except httpx.HTTPError:
+        except httpx.HTTPError as error:
             if path != _HEARTBEAT:
                 self._pace.begin()  # what failed is asked again soon
+            elif isinstance(error, httpx.HTTPStatusError) and not _turned_away(error):
+                # by another error Flower's thread of heartbeats would end, and nothing else
+                raise httpx.NetworkError(str(error), request=error.request) from error
             raise
         if heard := os.environ.get("CSG_HEARD"):
             Path(heard).touch()
@@ -250,6 +253,11 @@ def main() -> None:
     # its connection ended by an error, and threads of its would keep the process for ever
     _log.error("the SuperNode has ended; start it again")
     os._exit(1)
+
+
+def _turned_away(error: httpx.HTTPStatusError) -> bool:
+    """Whether the server knows this client no longer, by which Flower ends the SuperNode."""
+    return error.response.status_code == httpx.codes.UNAUTHORIZED
 
 
 def _most_pause() -> float:

@@ -23,7 +23,9 @@ _NAME_BYTES = 15  # of an interface, in Linux
 _COUNTER = 2**63  # what Flower's integers hold
 _SHOWN = 60  # characters
 _MOST = 1e9  # of losses and seconds
-RECIPE = "recipe"  # key of the run config: the recipe as JSON
+# keys of the run config: the recipe as JSON, and when the run began, by which clients tell it from
+# one that was in its folder before
+RECIPE, STARTED = "recipe", "started"
 
 
 class ReplyError(ValueError):

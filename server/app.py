@@ -61,7 +61,7 @@ def serve(recipe: Recipe, grid: Grid, on_round: Callable[[RoundRow], None]) -> N
         CheckpointError: if the disk does not take the record or a checkpoint, or the first model is
             to be taken from a file that does not hold it.
         DataError: if the test images cannot be used.
-        RunFolderError: if another process runs this run.
+        RunFolderError: if another process runs this run, or its record cannot be read or written.
     """
     if recipe.run.dir is None:
         raise RecipeError("run.dir is not set; name the folder of the run")

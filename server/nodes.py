@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
@@ -13,6 +14,7 @@ _log = logging.getLogger(__name__)
 PROBE_S = 30.0  # of silence, at least
 _LONG = 1.5  # of the slowest reply
 RESTARTED = "was restarted in this round"
+NOT_TAKEN = "the SuperLink did not take its message; was it revoked?"
 _MOST_AGAIN = 3
 _PULL_S = 0.5  # with Flower's 3 s, a client often looks for its message in vain first
 _LOOK_S = 5.0
@@ -99,15 +101,22 @@ class _Pending:
 
     def __init__(self, grid: Grid, before: Mapping[int, Node], messages: list[Message]) -> None:
         self._grid, self._before = grid, before
-        self.waiting = self._push(messages)
         self.replies: list[Message] = []
+        self.waiting = self._send(messages)
         self.last_answer: float | None = None
         self._probes: dict[str, str] = {}  # and the message that each is about
         self._again: dict[str, int] = {}  # how often, of messages that were sent again
 
-    def _push(self, messages: list[Message]) -> dict[str, Message]:
-        pushed = self._grid.push_messages(messages)  # without a name: not taken
-        return {name: message for name, message in zip(pushed, messages, strict=False) if name}
+    def _send(self, messages: list[Message]) -> dict[str, Message]:
+        """Messages by their ids; those that are not taken are answered with an error."""
+        taken = {}
+        for name, message in zip_longest(self._grid.push_messages(messages), messages):
+            if name:
+                taken[name] = message
+            else:
+                error = Error(ErrorCode.NODE_UNAVAILABLE, NOT_TAKEN)
+                self.replies.append(Message(error, reply_to=message))
+        return taken
 
     def pull(self) -> None:
         """Take what has come in; answers first, since a probe is answered after them."""
@@ -135,7 +144,7 @@ class _Pending:
         _log.warning("node %d is idle and has not answered; it is sent it again", of.dst_node_id)
         ttl = max(1.0, of.created_at + of.ttl - time.time())
         more = Message(lost.content, of.dst_node_id, of.message_type, ttl=ttl, group_id=of.group_id)
-        pushed = self._push([more])
+        pushed = self._send([more])
         self._again |= dict.fromkeys(pushed, self._again.get(name, 0) + 1)
         self.waiting |= pushed
 
@@ -146,8 +155,9 @@ class _Pending:
             Message(RecordDict(), node, MessageType.QUERY, ttl=PROBE_S, group_id="")
             for node in about
         ]
-        for name, message in self._push(messages).items():
-            self._probes[name] = about[message.metadata.dst_node_id]
+        for name, message in zip(self._grid.push_messages(messages), messages, strict=False):
+            if name:  # else it is not taken
+                self._probes[name] = about[message.metadata.dst_node_id]
 
     def give_up_restarted(self) -> None:
         """Answer with an error for nodes that have connected anew since the messages were sent."""
@@ -162,7 +172,8 @@ class _Pending:
 def refusal(error: Error, timeout: float) -> str:
     """What a reply's error means, in one line."""
     if error.code == ErrorCode.NODE_UNAVAILABLE:
-        return RESTARTED if error.reason == RESTARTED else "lost its connection (no heartbeat)"
+        known = error.reason in (RESTARTED, NOT_TAKEN)
+        return str(error.reason) if known else "lost its connection (no heartbeat)"
     if error.code in (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE):
         return f"did not answer within {timeout:g} s, or was revoked"
     if error.code == ErrorCode.CLIENT_APP_CRASHED:

@@ -225,10 +225,21 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def cut(self, last: int) -> list[RoundRow]:
-        """Drop the rows after round ``last``, and any line cut short; the rows that stay."""
+        """Drop the rows after round ``last``, and any line cut short; the rows that stay.
+
+        Raises:
+            RunFolderError: if a line before the last is damaged, or the file cannot be written.
+        """
         rows = [row for row in self.rows() if row.round <= last]
         content = "".join(map(_line, rows))
-        replace_file(self.path / "rounds.jsonl", content.encode())
+        path = self.path / "rounds.jsonl"
+        try:
+            replace_file(path, content.encode())
+        except OSError as error:
+            raise RunFolderError(
+                f"{path}: cannot be written ({error.strerror}); nothing of it is lost: "
+                f"csg resume {self.path} once that is mended"
+            ) from error
         return rows
 
     def write_summary(self, summary: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from federation.code import CODE, code_identity
-from federation.messages import RECIPE
+from federation.messages import RECIPE, STARTED
 from federation.recipe import Recipe
 from server.outcome import RunError
 from server.record import RoundRow, RunFolder
@@ -158,7 +158,8 @@ def _alive(entry: Path) -> bool:
 def _submit(
     recipe: Recipe, scratch: Path, environment: dict[str, str], folder: RunFolder, log: Any
 ) -> str:
-    config = {RECIPE: recipe.model_dump_json(), CODE: code_identity()}
+    started = str(folder.environment().get("started", ""))
+    config = {RECIPE: recipe.model_dump_json(), CODE: code_identity(), STARTED: started}
     write_app(scratch / "app", recipe.run.client_app, "server.app:app", config)
     federation = [
         f"num-supernodes={recipe.data.clients}",

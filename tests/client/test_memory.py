@@ -9,13 +9,15 @@ from flwr.app import Context, RecordDict
 
 from client.memory import Memory, keep, recall
 from csg_core.broadcast import Held
+from federation.messages import STARTED
 
 RESIDUAL = np.arange(5, dtype=np.float32)
 MEMORY = Memory(residual=RESIDUAL, kept=2 * RESIDUAL, held=Held(3, RESIDUAL))
 
 
-def _context():
-    return Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+def _context(started="2026-01-01T00:00:00Z"):
+    config = {STARTED: started}
+    return Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=config)
 
 
 @pytest.fixture
@@ -65,6 +67,12 @@ def test_what_was_left_out_is_sent_once_and_norms_are_never_lost(deployed, round
 def test_nothing_is_taken_from_elsewhere(deployed, folder, partition, round_):
     keep(_context(), deployed(), 0, 4, MEMORY)
     assert recall(_context(), deployed(folder), partition, round_) == Memory()
+
+
+@pytest.mark.parametrize("round_", [1, 5])
+def test_a_run_begun_anew_in_the_same_folder_takes_nothing_of_the_one_before(deployed, round_):
+    keep(_context(), deployed(), 0, 4, MEMORY)
+    assert recall(_context("2026-01-02T00:00:00Z"), deployed(), 0, round_) == Memory()
 
 
 def test_a_simulated_client_writes_nothing(tiny, tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ class Proxied:
 
     def __init__(self, folder: Path, changes: dict[str, str]) -> None:
         self.folder, self.digests, self.free, self.pushing = folder, [], Event(), Event()
-        self.served = Counter()
+        self.served, self.status = Counter(), 200
         self.free.set()
         outer = self
 
@@ -61,7 +61,7 @@ class Proxied:
                     answer = PushObjectResponse(stored=True).SerializeToString()
                 if name == "send-node-heartbeat":
                     answer = SendNodeHeartbeatResponse(success=True).SerializeToString()
-                self.send_response(200)
+                self.send_response(outer.status)
                 self.send_header("content-length", str(len(answer)))
                 self.end_headers()
                 self.wfile.write(answer)
@@ -191,6 +191,22 @@ def test_a_file_tells_when_the_server_answered_last(proxied, tmp_path, monkeypat
         os.utime(heard, (0, 0))
         client.PullMessages(PullMessagesRequest())
     assert time.time() - heard.stat().st_mtime < 30
+
+
+@needs_nginx
+@pytest.mark.parametrize(
+    ("status", "error"), [(500, httpx.TransportError), (401, httpx.HTTPStatusError)]
+)
+def test_a_servers_error_ends_no_heartbeats_but_of_who_is_turned_away(proxied, status, error):
+    """Flower tries again after an error of transport, and ends its thread for good by another."""
+    with proxied.client() as client:
+        proxied.status = status
+        with pytest.raises(error, match=str(status)):
+            client.SendNodeHeartbeat(SendNodeHeartbeatRequest())
+        with pytest.raises(httpx.HTTPStatusError, match=str(status)):
+            client.PullMessages(PullMessagesRequest())
+        proxied.status = 200
+        assert client.SendNodeHeartbeat(SendNodeHeartbeatRequest()).success
 
 
 @needs_nginx

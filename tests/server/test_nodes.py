@@ -24,6 +24,7 @@ class Nodes(Grid):
         self.restarting: int | None = None
         self.losing: set[int] = set()  # nodes that a first message does not reach
         self.working: set[int] = set()  # nodes that do not answer in time
+        self.revoked: set[int] = set()  # nodes whose messages are not taken
         self.deaf = False  # whether all answer questions and no messages
         self.takes = 0.0  # seconds from a message to its reply
         self.coming: list[tuple[float, Message]] = []  # replies to be pulled, and when
@@ -51,6 +52,9 @@ class Nodes(Grid):
         names = []
         for message in messages:
             of = message.metadata
+            if of.dst_node_id in self.revoked:
+                names.append("")
+                continue
             names.append(f"m{len(self.pushed)}")
             of.__dict__["_message_id"] = names[-1]
             self.pushed.append((of.dst_node_id, of.message_type))
@@ -139,6 +143,19 @@ def test_a_node_that_connects_anew_in_a_round_is_answered_for():
     assert time.monotonic() - began >= 1.0, "the other is waited for"
     assert reply.metadata.src_node_id == 11
     assert refusal(reply.error, 1.0) == "was restarted in this round"
+
+
+@pytest.mark.parametrize("revoked", [{11}, {10, 11}], ids=["one", "the last ones"])
+def test_a_client_whose_message_is_not_taken_is_told_from_a_slow_one(revoked, monkeypatch):
+    grid = Nodes(0, 0)
+    grid.revoked = revoked
+    if revoked == {10, 11}:  # as when the whole request is refused
+        monkeypatch.setattr(grid, "push_messages", lambda _messages: [])
+    began = time.monotonic()
+    replies = Exchanges(grid).exchange(_messages(2), timeout=20)
+    assert time.monotonic() - began < 1.0, "it is not waited for"
+    failed = {r.metadata.src_node_id: refusal(r.error, 20.0) for r in replies if r.has_error()}
+    assert failed == dict.fromkeys(revoked, nodes.NOT_TAKEN)
 
 
 def test_a_message_that_was_lost_is_sent_again_and_one_at_work_is_let_alone():

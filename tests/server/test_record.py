@@ -1,5 +1,7 @@
 """A run's files: written whole, read back, and damage noticed."""
 
+import errno
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 from csg_core import build, pack
+from server import record
 from server.checkpoints import CheckpointError, read_checkpoint
 from server.record import RoundRow, RunFolder, RunFolderError
 from server.rounds import best_of, summary_of
@@ -46,6 +49,19 @@ def test_rows_come_back_and_a_torn_last_one_is_left_out(folder):
     assert folder.cut(1) == rows[:1]
     folder.append(rows[1])
     assert folder.rows() == rows[:2]
+
+
+def test_a_full_disk_loses_no_rows_and_is_named(folder, monkeypatch):
+    folder.append(ROW)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(record, "replace_file", full)
+    remedy = r"rounds\.jsonl: cannot be written \(No space left on device\).*csg resume .* once"
+    with pytest.raises(RunFolderError, match=remedy):
+        folder.cut(0)
+    assert folder.rows() == [ROW]
 
 
 def test_a_damaged_row_in_the_middle_is_named(folder):
