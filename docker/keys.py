@@ -30,6 +30,7 @@ import certificates
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _INSIDE = ["server", "localhost", "127.0.0.1"]  # as the proxy and the server's own side call it
 _AUTHORITY_DAYS = 3650
+_IN_USE = "key already in use"  # as Flower says it
 
 
 class KeysError(ValueError):
@@ -46,18 +47,24 @@ class Keys:
     def make(self, hosts: Sequence[str], clients: int, days: int) -> None:
         """A new authority, the certificates of server and proxy, and clients ``client-0`` and on.
 
+        What was broken off before there was a client is made anew.
+
         Raises:
-            KeysError: if there is an authority already, or a host can be none.
+            KeysError: if there are clients already, or a host can be none.
         """
-        if (self.path / "authority").exists():
+        folders = [self.path / place for place in ("authority", "server", "proxy")]
+        if self.clients() or (self.path / "clients" / "client-0").exists():
             raise KeysError(
-                f"{self.path / 'authority'}: exists, and clients trust it; keys add makes more "
+                f"{folders[0]}: exists, and clients trust it; keys add makes more "
                 "clients, another --dir another deployment"
             )
         for host in hosts:
             certificates.alternative(host)  # refused before anything is written
         authority = certificates.authority("csg-fl authority", _AUTHORITY_DAYS)
         _check_days(days, authority)
+        for folder in folders:
+            if folder.exists():
+                shutil.rmtree(folder)
         with _whole(self.path / "authority") as folder:
             _write(folder / "ca.key", authority.key, 0o600)
             _write(folder / "ca.crt", authority.certificate, 0o644)
@@ -131,46 +138,55 @@ class Keys:
     def register(self, names: Sequence[str], superlink: str) -> list[str]:
         """Let clients in; if none is named, all whom the SuperLink does not know; their names.
 
-        It forgets all of them with its database.
+        It forgets all of them with its database. One whom it knows, but whose node id was not
+        noted here, as the answer was lost, has the one node id that is no other client's.
 
         Raises:
             KeysError: if there is no such client, it was revoked, or the SuperLink refuses.
         """
         known = self.clients()
-        wanted = names
-        if not names:
-            listed = self._ask(superlink, ["supernode", "list"])["nodes"]
-            nodes = {node["node-id"] for node in listed if node["status"] != "unregistered"}
-            wanted = [
-                name for name, of in known.items() if not of["revoked"] and of["node"] not in nodes
-            ]
-        for name in wanted:
+        for name in names:
             if self._client(known, name)["revoked"]:
                 raise KeysError(f"client {name!r} was revoked; keys add makes a new one")
+        nodes = self._nodes(superlink)
+        wanted = names or [
+            name for name, of in known.items() if not of["revoked"] and of["node"] not in nodes
+        ]
         for name in wanted:
             public = str(self.path / "clients" / name / "key.pub")
             arguments = ["supernode", "register", public, "--name", name]
-            known[name]["node"] = str(self._ask(superlink, arguments)["node-id"])
+            try:
+                node = str(self._ask(superlink, arguments)["node-id"])
+            except KeysError as error:
+                others = nodes - {of["node"] for of in known.values()}
+                if _IN_USE not in str(error) or len(others) != 1:
+                    raise
+                (node,) = others
+            known[name]["node"] = node
             self._remember(known)
         return list(wanted)
 
     def revoke(self, name: str, superlink: str) -> None:
         """Turn a client away, now and whenever it comes back.
 
+        It is noted first, so that whatever comes in between can be revoked again.
+
         Raises:
             KeysError: if there is no such client, it is not let in, or the SuperLink refuses.
         """
         known = self.clients()
         client = self._client(known, name)
-        if client["revoked"] or not client["node"]:
+        let_in = client["node"] is not None and client["node"] in self._nodes(superlink)
+        if not let_in and (client["revoked"] or client["node"] is None):
             raise KeysError(f"client {name!r} is not registered; there is nothing to revoke")
-        self._ask(superlink, ["supernode", "unregister", client["node"]])
         known[name] = {**client, "revoked": True}
         self._remember(known)
         place = self.path / "clients" / name
         if place.exists():  # so that no client of this host takes it up again
             (self.path / "revoked").mkdir(mode=0o700, exist_ok=True)
             place.rename(self.path / "revoked" / name)
+        if let_in:
+            self._ask(superlink, ["supernode", "unregister", client["node"]])
 
     def clients(self) -> dict[str, dict[str, Any]]:
         """What is known of the clients, by name.
@@ -196,6 +212,11 @@ class Keys:
         partial = self._known.with_suffix(".tmp")
         partial.write_text(json.dumps(known, indent=1) + "\n")
         os.replace(partial, self._known)
+
+    def _nodes(self, superlink: str) -> set[str]:
+        """Ids of the nodes that the SuperLink lets in."""
+        listed = self._ask(superlink, ["supernode", "list"])["nodes"]
+        return {node["node-id"] for node in listed if node["status"] != "unregistered"}
 
     def _of_authority(self, name: str) -> bytes:
         folder = self.path / "authority"

@@ -1,6 +1,7 @@
 """The command that makes a deployment's certificates and keys."""
 
 import json
+import shutil
 import stat
 import subprocess
 import sys
@@ -14,6 +15,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+
+from simulations.flower_cli import script
+from simulations.flower_engine import free_port
+from simulations.studies.processes import listens, wait_until
 
 KEYS = Path(__file__).parents[2] / "docker" / "keys.py"
 
@@ -95,6 +100,65 @@ def test_more_clients_get_the_lowest_free_partitions(made):
     known = json.loads((made / "clients.json").read_text())
     assert (known["hospital-b"]["partition"], known["hospital-c"]["partition"]) == (1, 3)
     assert (made / "clients" / "hospital-b" / "partition").read_text() == "1\n"
+
+
+@pytest.mark.parametrize("left", [["server"], ["authority"], ["authority", "server", "proxy"]])
+def test_what_was_broken_off_or_made_by_compose_is_made_whole(made, left):
+    """Before there is a client, nobody trusts an authority; folders may be there and empty."""
+    for folder in [*made.iterdir()]:
+        if folder.name not in left:
+            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+    if left == ["server"]:
+        for file in (made / "server").iterdir():
+            file.unlink()
+    done = keys(made, "make", "--host", "fl2.example.org", "--clients", "1")
+    assert done.returncode == 0, done.stderr
+    ca = (made / "authority" / "ca.crt").read_bytes()
+    for place in ("server", "proxy", "clients/client-0"):
+        assert (made / place / "ca.crt").read_bytes() == ca
+
+
+@pytest.fixture
+def superlink(made):
+    """A real one of these keys; its address."""
+    port, own = free_port(), made / "server"
+    command = [script("flower-superlink"), "--host", "127.0.0.1", "--port", str(port),
+               "--isolation", "process", "--enable-supernode-auth",
+               "--ssl-ca-certfile", own / "ca.crt", "--ssl-certfile", own / "tls.crt",
+               "--ssl-keyfile", own / "tls.key"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: listens(process.pid, port), "the SuperLink does not listen")
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_what_the_superlink_did_and_was_not_noted_is_made_up_for(made, superlink):
+    """As when its answer comes too late, or the disk is full."""
+
+    def do(*arguments, status=0):
+        done = keys(made, *arguments, "--superlink", superlink)
+        assert done.returncode == status, done.stderr
+        return done.stdout + done.stderr
+
+    record, place = made / "clients.json", made / "clients" / "client-1"
+    assert do("register", "client-0") == "registered client-0\n"
+    before = record.read_bytes()
+    do("register", "client-1")
+    noted = record.read_bytes()
+    record.write_bytes(before)
+    assert do("register") == "registered client-1\n"
+    assert record.read_bytes() == noted
+    do("revoke", "client-1")
+    revoked = record.read_bytes()
+    record.write_bytes(noted)
+    do("revoke", "client-1")
+    assert record.read_bytes() == revoked
+    assert not place.exists()
+    assert "nothing to revoke" in do("revoke", "client-1", status=2)
+    assert do("register") == "registered none: all are\n"
 
 
 @pytest.mark.parametrize("hosts", [[], ["fl2.example.org", "192.0.2.7"]])
