@@ -19,7 +19,16 @@ done
 [ -n "$folder" ] || { echo "start-client: no free key in /keys; keys add makes one more client" >&2; exit 2; }
 place="partition-id=$(cat "$folder/partition") interface=\"${CSG_INTERFACE:-auto}\""
 [ -z "${CSG_DATA_DIR:-}" ] || place="$place data-dir=\"$CSG_DATA_DIR\""
-[ -z "${CSG_DATA_FOLDER:-}" ] || place="$place data-folder=\"$CSG_DATA_FOLDER\""
+case "${CSG_OWN_PICTURES:-no}" in
+  yes) place="$place data-folder=\"${CSG_DATA_DIR:?set it to the folder of the pictures}\"" ;;
+  no) ;;
+  *) echo "start-client: CSG_OWN_PICTURES=$CSG_OWN_PICTURES: give yes or no" >&2; exit 2 ;;
+esac
+if [ -n "${CSG_CPUS:-}" ]; then # a limit may be a part of a processor
+  threads=${CSG_CPUS%%.*}
+  [ "${threads:-0}" -ge 1 ] || threads=1
+  export OMP_NUM_THREADS="$threads"
+fi
 echo "start-client: $folder"
 exec python -m client.supernode --superlink "$CSG_SERVER" --root-certificates "$folder/ca.crt" \
   --auth-supernode-private-key "$folder/key" --node-config "$place" "$@"

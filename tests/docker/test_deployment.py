@@ -79,6 +79,24 @@ def test_an_image_holds_what_it_needs_and_the_versions_that_are_tested(project, 
     assert "cuda" not in versions["torch"]
 
 
+def test_a_folder_that_is_not_there_is_named_and_not_made(project):
+    there = project.settings["CSG_DATA"]
+    project.settings["CSG_DATA"] = missing = f"{there}-not"
+    try:
+        said = project.compose("run", "--rm", "--no-deps", "client", check=False)
+    finally:
+        project.settings["CSG_DATA"] = there
+    assert missing in said
+    assert not Path(missing).exists()
+
+
+def test_threads_are_as_many_as_whole_processors(project):
+    for service, threads in (("server", "2"), ("client", "1")):
+        look = "grep -hz ^OMP_NUM_THREADS= /proc/[0-9]*/environ | tr '\\0' '\\n'"
+        _, said = project.inside(service, "sh", "-c", look)
+        assert set(said.split()) == {f"OMP_NUM_THREADS={threads}"}
+
+
 def test_data_is_read_only_for_clients(project):
     status, said = project.inside("client", "touch", "/data/x")
     assert status != 0
@@ -193,18 +211,21 @@ def test_a_stranger_is_turned_away_and_the_run_goes_on(project):
 
 def test_the_whole_project_is_stopped_started_and_the_run_resumed(project):
     process = project.start(
-        *csg(["run", "cifar10-resnet20"], *TINY, "train.rounds=9", "run.dir=runs/stopped")
-    )
+        *csg(["run", "cifar10-resnet20"], *TINY, "train.rounds=9", "run.dir=runs/stopped",
+             "run.checkpoint_every=9")
+    )  # fmt: skip
     project.wait_for_rows("stopped", 2)
     project.compose("stop", "--timeout", "10")
     process.communicate(timeout=60)
     before = project.rows("stopped")
+    summary = json.loads((project.runs / "stopped" / "summary.json").read_text())
+    assert summary["outcome"] == f"interrupted after round {len(before)}", "it was told to end"
     project.compose("up", "--detach", "--wait")
     said = project.compose("exec", "-T", "server", "csg", "resume", "runs/stopped")
     assert "outcome: completed" in said
     rows = project.rows("stopped")
     assert [row["round"] for row in rows] == list(range(1, 10))
-    assert rows[:2] == before[:2]
+    assert rows[: len(before)] == before, "all of it was saved"
 
 
 def test_a_client_alone_on_another_host(project, tmp_path):
