@@ -44,7 +44,7 @@ class Shards:
 
 def own_folder(recipe: Recipe, device: torch.device, folder: str, partition: int) -> Shard:
     """A client's own pictures, in the normalisation of the recipe's data set."""
-    pictures = load_folder(folder).to(device)
+    pictures = load_folder(folder, recipe.data.name).to(device)
     return _held_out(recipe, pictures, torch.arange(len(pictures)), partition)
 
 

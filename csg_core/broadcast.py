@@ -94,7 +94,7 @@ class Channel:
     @property
     def most_bytes(self) -> int:
         """The most bytes of a message, to which receivers hold them: one frame, or many."""
-        whole = self.codec.most_bytes(self.parts)
+        whole = max(codec.most_bytes(self.parts) for codec in self.codecs)
         return HEADER_BYTES + (max(_KEY.most_bytes(self.parts), whole) if self.deltas else whole)
 
     def receive(self, message: Payload, round_: int, held: Held) -> Held:
@@ -277,7 +277,10 @@ def _rounded(values: Values) -> Values:
     with np.errstate(over="ignore"):
         rounded: Values = values.astype(np.float16).astype(np.float32)
     if not np.isfinite(rounded).all():
-        raise CodecError("a value of the model is beyond float16; send whole models (wire.deltas)")
+        largest = float(np.abs(values).max())
+        raise CodecError(
+            f"it has a value of {largest:g}, beyond float16; send whole models (wire.deltas=false)"
+        )
     return rounded
 
 

@@ -12,7 +12,7 @@ from csg_core.bank import KernelBank
 from csg_core.convolution import GeneratedConv2d
 from csg_core.generator import SliceGenerator, paper_std
 from csg_core.layout import Layout, check_layout
-from csg_core.modules import count_trainable, swap_modules
+from csg_core.modules import count_trainable, has_hooks, swap_modules
 from csg_core.start import STARTS, Start, check_finite, draw_codes, fit_to_kernels
 
 Selection = Callable[[str, nn.Conv2d], bool] | Iterable[str]
@@ -195,9 +195,7 @@ def _obstacle(name: str, conv: nn.Conv2d, kernel_size: int) -> str | None:
     if tuple(conv.kernel_size) != (kernel_size, kernel_size):
         height, width = conv.kernel_size
         return f"is {height} x {width}; the generator makes {kernel_size} x {kernel_size}"
-    hooks = (conv._forward_hooks, conv._forward_pre_hooks,
-             conv._backward_hooks, conv._backward_pre_hooks)  # fmt: skip
-    if any(hooks):
+    if has_hooks(conv):
         return "has hooks, which would be lost; remove them first"
     if name == "":
         return "is the model itself; wrap it in a module first"

@@ -73,7 +73,9 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 def fastest_precision(device: torch.device) -> Precision:
     """``bf16`` where the device has instructions for it, else ``fp32``."""
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        with torch.cuda.device(device):  # the question is of the current one
+            supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if supported else "fp32"
     if device.type == "cpu":
         tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         if any(getattr(torch.cpu, test, lambda: False)() for test in tests):

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from csg_core.convolution import GeneratedConv2d
-from csg_core.modules import generated, swap_modules, unwrap
+from csg_core.modules import generated, has_hooks, swap_modules, unwrap
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -16,7 +16,13 @@ def fold(model: nn.Module) -> nn.Module:
     Returns:
         A copy in which every generated convolution is an ordinary ``nn.Conv2d`` with a ``weight``,
         and so is every one with tensors that torch's ``parametrize`` makes; no generator is left.
+
+    Raises:
+        ValueError: if a generated convolution has hooks, which would be lost.
     """
+    for name, layer in generated(unwrap(model)).items():
+        if has_hooks(layer):
+            raise ValueError(f"{name} has hooks, which would be lost; remove them first")
     folded = copy.deepcopy(unwrap(model))
     with torch.no_grad():
         plain = {id(layer): _plain(layer) for layer in generated(folded).values()}

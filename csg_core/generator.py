@@ -8,8 +8,8 @@ Shape letters: S slices, V values of a slice (s*s*k*k), D code size.
 
 import hashlib
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ class SliceGenerator(nn.Module):
         }
         if self.draw is not None:
             description |= {"seed": int(self.draw[1]), "std": self.std}
-        elif self.kind == "frozen":
+        elif not self.weight.requires_grad:  # it does not travel
             values = self.weight.detach().to("cpu", torch.float32).contiguous().numpy()
             description["sha256"] = hashlib.sha256(values.tobytes()).hexdigest()
         return description
@@ -163,6 +163,14 @@ class SliceGenerator(nn.Module):
         drawn = (unit * np.float32(self.std)).reshape(self.slice_values, self.code_size)
         return torch.from_numpy(drawn)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """A drawn W is drawn anew in another dtype, so that float32 gets back all of its digits."""
+        before = self.weight.dtype
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.draw is not None and self.weight.dtype != before and not self.weight.is_meta:
+            self.weight = self._draw(int(self.draw[1])).to(self.weight)
+        return self
+
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
@@ -173,7 +181,8 @@ class SliceGenerator(nn.Module):
             if not (0 < kind < len(GENERATOR_KINDS) and seed >= 0 and _is_deviation(std)):
                 raise ValueError(f"{prefix}draw {given.tolist()} describes no generator")
             self.kind, self.std = GENERATOR_KINDS[kind], std
-            self.weight = self._draw(seed).to(self.weight)
+            on = given.device if self.weight.is_meta else self.weight.device
+            self.weight = self._draw(seed).to(on, self.weight.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

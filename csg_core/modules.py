@@ -36,6 +36,16 @@ def generated(model: nn.Module) -> dict[str, GeneratedConv2d]:
     return {name: m for name, m in model.named_modules() if isinstance(m, GeneratedConv2d)}
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something of a user's is called before or after it, forward or backward."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
 def refresh(model: nn.Module) -> None:
     """Have all kernels made anew; needed only after parameters were written through ``.data``."""
     for layer in generated(model).values():

@@ -31,6 +31,7 @@ _BOUNDS: dict[str, tuple[type | tuple[type, ...], int]] = {
     "classes": (int, 100_000),
 }
 _LARGEST_OPTION = 1e6
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _OWN = ("csg", "dense")
 
 
@@ -171,27 +172,29 @@ def restore(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
         ValueError: naming the first tensor that is missing, unknown, of another shape or kind, that
             holds NaN or infinity, or describes another generator than ``spec``.
     """
+    _refuse_another_network(spec, state)
     taken = None
     if spec.generator == "frozen":  # saved whole only if it was taken from elsewhere
         taken = next((t for n, t in state.items() if n.endswith(".generator.weight")), None)
     model = build(spec, generator_weight=taken)
     expected = model.state_dict()
     for name in [*expected, *(n for n in state if n not in expected)]:
-        here = tuple(expected[name].shape) if name in expected else "absent"
-        there = tuple(state[name].shape) if name in state else "absent"
-        if here != there:
-            raise ValueError(
-                f"the checkpoint is not of {spec.name}: {name} is {here} in the network and "
-                f"{there} in the checkpoint"
-            )
+        _require_shape(
+            spec, state, name, tuple(expected[name].shape) if name in expected else "absent"
+        )
         floating = state[name].is_floating_point() == expected[name].is_floating_point()
         if not floating or state[name].is_complex() or state[name].layout != torch.strided:
             raise ValueError(
                 f"the checkpoint is not of {spec.name}: {name} is {expected[name].dtype} in the "
                 f"network and {state[name].dtype} {state[name].layout} in the checkpoint"
             )
-        if not bool(torch.isfinite(state[name]).all()):
-            raise ValueError(f"the checkpoint is damaged: {name} holds NaN or infinity")
+        if floating and expected[name].is_floating_point():
+            if state[name].dtype not in _FLOATS:
+                raise ValueError(f"the checkpoint is of {state[name].dtype}; save it as float32")
+            if not bool(torch.isfinite(state[name].to(expected[name].dtype)).all()):
+                raise ValueError(f"the checkpoint is damaged: {name} holds NaN or infinity")
+            if name.endswith("running_var") and bool((state[name] < 0).any()):
+                raise ValueError(f"the checkpoint is damaged: {name} holds a negative variance")
         if name.endswith(".draw") and not torch.equal(state[name].cpu(), expected[name]):
             raise ValueError(
                 f"the checkpoint is not of {spec.name}: {name} is {expected[name].tolist()} by the "
@@ -199,3 +202,28 @@ def restore(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
             )
     model.load_state_dict(state)
     return model
+
+
+def _refuse_another_network(spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
+    """Before anything is allocated: a small file must not make a reader build a large network.
+
+    Norms and the head, of which the file has to hold every value, are as many as kernels are wide.
+    """
+    if spec.parametrization not in _OWN:
+        return
+    with torch.device("meta"):
+        network = dense_network(spec.name, width=spec.width, classes=spec.classes)
+    for name, tensor in network.state_dict().items():
+        if tensor.dim() != 4 or spec.parametrization == "dense":
+            _require_shape(spec, state, name, tuple(tensor.shape))
+
+
+def _require_shape(
+    spec: ModelSpec, state: Mapping[str, Tensor], name: str, here: tuple[int, ...] | str
+) -> None:
+    there = tuple(state[name].shape) if name in state else "absent"
+    if here != there:
+        raise ValueError(
+            f"the checkpoint is not of {spec.name}: {name} is {here} in the network and "
+            f"{there} in the checkpoint"
+        )

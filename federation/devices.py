@@ -15,7 +15,8 @@ def device_named(name: str) -> torch.device:
     try:
         device = torch.device(name)
         float(torch.zeros((), device=device))
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+    # AssertionError: torch without CUDA; ImportError: a device of another package
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"{name!r} cannot be used here; use cpu") from error
     return device
 

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,11 @@ class Recipe(Section):
                 f"train.batch_norm {self.train.batch_norm} leaves the server no whole model to "
                 "evaluate; set data.holdout, as 0.1, so that clients evaluate"
             )
+        if self.data.holdout and self.train.batch_norm == "average":
+            raise ValueError(
+                f"data.holdout {self.data.holdout:g}: with train.batch_norm=average the server "
+                "evaluates, and nobody would look at those images; leave it out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -172,7 +178,7 @@ def read_recipe(path: Path, settings: Sequence[str] = (), *, dense: bool = False
         content = recipe_of(content, str(path)).dense_twin().model_dump(exclude_none=True)
     for setting in settings:
         _put(content, setting)
-    return recipe_of(content, str(path))
+    return _validated(content, str(path), settings)
 
 
 def recipe_of(content: dict[str, Any], origin: str) -> Recipe:
@@ -181,9 +187,17 @@ def recipe_of(content: dict[str, Any], origin: str) -> Recipe:
     Raises:
         RecipeError: naming the first value that cannot be.
     """
+    return _validated(content, origin)
+
+
+def _validated(content: dict[str, Any], origin: str, settings: Sequence[str] = ()) -> Recipe:
+    """The recipe; in errors a value that a setting gave is put down to it, and not to the file."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
+        key = ".".join(str(part) for part in error.errors()[0]["loc"])
+        if key and any(setting.partition("=")[0].strip() == key for setting in settings):
+            origin = "--set"
         raise RecipeError(f"{origin}: {_first(error)}") from error
 
 
@@ -196,6 +210,8 @@ def _put(content: dict[str, Any], setting: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()  # a bare word is a string
+    if isinstance(value, date | time):  # as run.dir=2026-01-31
+        value = text.strip()
     table = content.setdefault(section, {})
     *tables, last = name.split(".")
     for inner in tables:

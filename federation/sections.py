@@ -9,6 +9,7 @@ from csg_core import GROUPS
 from csg_core.codecs import GeneratorSchedule, codec_named
 from csg_core.exchange import Group
 
+DataSet = Literal["cifar10", "digits"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10_000_000, strict=True)]
@@ -19,13 +20,13 @@ CLIENT_APP = "client.app:app"  # this package's own
 class Section(BaseModel):
     """A table of a recipe; keys that it does not know are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, coerce_numbers_to_str=True)
 
 
 class DataConfig(Section):
     """Which images there are, and how they are shared out."""
 
-    name: Literal["cifar10", "digits"] = Field("cifar10", description="data set")
+    name: DataSet = Field("cifar10", description="data set")
     dir: str | None = Field(None, description="folder of CIFAR-10; else $CSG_DATA_DIR, download")
     images: Count | None = Field(
         None, description="training images that are shared out, drawn by the seed; none: all"
@@ -170,9 +171,10 @@ class WireConfig(Section):
 
     @model_validator(mode="after")
     def _meaningful(self) -> "WireConfig":
-        if not self.deltas and "none" in self.downlink:
+        if not self.deltas and not codec_named(self.downlink).holds_models:
             raise ValueError(
-                f"downlink {self.downlink!r} would send zeros for a model; set wire.deltas=true"
+                f"downlink {self.downlink!r} is for what is new in a model, and ruins one that is "
+                "sent whole; set wire.deltas=true, or downlink=fp16"
             )
         if self.schedule != GeneratorSchedule() and not self.deltas:
             raise ValueError(

@@ -9,7 +9,6 @@ import json
 import os
 import tempfile
 import warnings
-import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -60,8 +59,19 @@ def _make(rule: dict[str, Any], labels: NDArray[np.int64], seed: int) -> list[ND
     clients, images = rule["clients"], rule["images"] or len(labels)
     if images > len(labels):
         raise DataError(f"data.images {images:,}: there are only {len(labels):,} to train on")
-    if clients * rule.get("shards_per_client", 1) > images:
-        raise DataError(f"data.clients {clients:,}: there are only {images:,} images to share")
+    classes = len(np.unique(labels))
+    if rule.get("classes_per_client", 1) > classes:
+        raise DataError(
+            f"data.classes_per_client {rule['classes_per_client']:,}: there are only {classes:,}"
+        )
+    least, key = next(
+        ((rule[key], key) for key in ("shards_per_client", "min_images") if key in rule), (1, "")
+    )
+    if clients * least > images:
+        each = f", data.{key} {least:,}" if key else ""
+        raise DataError(
+            f"data.clients {clients:,}{each}: there are only {images:,} images to share"
+        )
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(labels))[:images]
     partitioner = _partitioner(partitioners, rule, seed)
     partitioner.dataset = datasets.Dataset.from_dict({"label": labels[order], "row": order})
@@ -69,14 +79,17 @@ def _make(rule: dict[str, Any], labels: NDArray[np.int64], seed: int) -> list[ND
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of each further try to meet min_images
             warnings.simplefilter("ignore", FutureWarning)  # of datasets' sort, to pyarrow
+            warnings.simplefilter("error", RuntimeWarning)  # of shares that are not numbers
             return [
                 np.sort(np.asarray(partitioner.load_partition(c)["row"], np.int64))
                 for c in range(clients)
             ]
-    except ValueError as error:
+    except (ValueError, RuntimeWarning) as error:
+        more = f" with alpha {rule['alpha']:g}" if "alpha" in rule else ""
+        remedy = "fewer clients or a larger alpha" if more else "fewer clients"
         raise DataError(
-            f"data.partition {rule['partition']} over {clients:,} clients cannot be made "
-            f"({str(error).splitlines()[0]}); use fewer clients or a larger alpha"
+            f"data.partition {rule['partition']} over {clients:,} clients{more} cannot be made "
+            f"({str(error).splitlines()[0]}); use {remedy}"
         ) from error
 
 
@@ -108,7 +121,7 @@ def _read(path: Path, clients: int, images: int) -> list[NDArray[np.int64]] | No
     try:
         with path.open("rb") as file, np.load(file) as content:
             rows, ends = content["rows"], content["ends"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except Exception:  # of a damaged file: numpy and zipfile raise many kinds
         return None
     whole = rows.dtype == np.int64 and len(ends) == clients and len(rows) <= images
     if not whole or (len(rows) and not 0 <= rows.min() <= rows.max() < images):

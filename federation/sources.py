@@ -5,7 +5,9 @@ import io
 import os
 import pickle
 import re
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 
 from csg_core.images import CIFAR10_MEAN, CIFAR10_STD, ImageSet
 from federation.cache import cache_folder, cached
+from federation.sections import DataSet
 
 Split = Literal["train", "test"]
 CIFAR10_CLASSES = 10
@@ -24,7 +27,9 @@ CIFAR10_NAMES = (
 _DIGITS: dict[str, Any] = {"mean": (0.305,) * 3, "std": (0.323,) * 3}
 # means and deviations of the channels, of pixels scaled to 0..1
 STATISTICS = {"cifar10": (CIFAR10_MEAN, CIFAR10_STD), "digits": (_DIGITS["mean"], _DIGITS["std"])}
+_NAMES = {"cifar10": CIFAR10_NAMES, "digits": tuple(map(str, range(10)))}
 _SIZE = 32
+_OFFICIAL = "cifar-10-batches-py"  # folder in the official archive
 _BATCHES = {"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]}
 _FORMS = (
     "CIFAR-10 as its official python batches (data_batch_1 ... test_batch) or as parquet in the "
@@ -108,11 +113,15 @@ def _download() -> Path:
 
     folder = cache_folder() / "downloads"
     remedy = f"set data.dir or $CSG_DATA_DIR to a folder that holds {_FORMS}"
-    if list(folder.rglob("test_batch")):
-        return folder
+    whole = folder / "cifar10"
+    if whole.exists():
+        return whole
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        torchvision().datasets.CIFAR10(str(folder), download=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+            torchvision().datasets.CIFAR10(partial, download=True)
+            with suppress(OSError):  # another process was faster
+                os.rename(Path(partial) / _OFFICIAL, whole)
     except ModuleNotFoundError as error:
         raise DataError(
             f"CIFAR-10 is not named and torchvision, which downloads it, is not installed: {remedy}"
@@ -120,7 +129,7 @@ def _download() -> Path:
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"CIFAR-10 could not be downloaded ({reason}): {remedy}") from error
-    return folder
+    return whole
 
 
 def load_parquet(path: str | os.PathLike[str], *, classes: int = CIFAR10_CLASSES) -> ImageSet:
@@ -192,15 +201,15 @@ class _ArraysOnly(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a batch")
 
 
-def load_folder(folder: str | os.PathLike[str], names: Sequence[str] = CIFAR10_NAMES) -> ImageSet:
-    """A client's own pictures: one sub-folder per class, called by its name or its number.
+def load_folder(folder: str | os.PathLike[str], data: DataSet = "cifar10") -> ImageSet:
+    """A client's own pictures for a data set: one sub-folder per class, its name or its number.
 
-    Pictures of other sizes are resized to 32 x 32.
+    Pictures of other sizes are resized to 32 x 32, and normalised as the data set is.
 
     Raises:
         DataError: if there are none, a sub-folder is no class, or a picture cannot be used.
     """
-    folder = Path(folder)
+    folder, names = Path(folder), _NAMES[data]
     numbers = {name: number for number, name in enumerate(names)}
     numbers |= {str(number): number for number in range(len(names))}
     images, labels = [], []
@@ -216,7 +225,8 @@ def load_folder(folder: str | os.PathLike[str], names: Sequence[str] = CIFAR10_N
         raise DataError(f"{folder}: cannot be read ({error.strerror or error})") from error
     if not images:
         raise DataError(f"{folder}: holds no pictures; put them in one sub-folder per class")
-    return ImageSet(torch.from_numpy(np.stack(images)), torch.tensor(labels), len(names))
+    pictures = torch.from_numpy(np.stack(images))
+    return ImageSet(pictures, torch.tensor(labels), len(names), *STATISTICS[data])
 
 
 def _picture(path: Path) -> np.ndarray:

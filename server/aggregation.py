@@ -38,6 +38,8 @@ STRATEGIES: dict[str, type[FedAvg]] = {
 _OPTIMIZERS = (FedAvgM, FedAdam, FedYogi)
 # without these, Flower's defaults make the strategy plain FedAvg
 _NEEDED = {"fedprox": {"proximal_mu"}, "fedavgm": {"server_momentum"}}
+_FRACTIONS = {"server_momentum", "beta_1", "beta_2"}  # of what was before; else it grows for ever
+_MALICIOUS = "num_malicious_nodes"
 _IGNORED = {"eta_l"}  # a client's learning rate, which Flower's strategies keep but never use
 _STATE = ("momentum_vector", "m_t", "v_t")
 _KEY = "model"
@@ -60,10 +62,22 @@ class Update:
 
 
 class Aggregation:
-    """The recipe's strategy: ``trained`` is the number of values that are no running statistics."""
+    """The recipe's strategy: ``trained`` is the number of values that are no running statistics.
 
-    def __init__(self, name: str, options: dict[str, float], *, trained: int) -> None:
+    Raises:
+        ValueError: if an option is none of the strategy's, or cannot be for a ``cohort``.
+    """
+
+    def __init__(
+        self, name: str, options: dict[str, float], *, trained: int, cohort: int | None = None
+    ) -> None:
         self._flower = _flower_strategy(name, options)
+        malicious = int(options.get(_MALICIOUS, 0))
+        if cohort is not None and malicious and cohort < 2 * malicious + 3:
+            raise ValueError(  # Blanchard et al., "Machine learning with adversaries", 2017
+                f"server.options.{_MALICIOUS} = {malicious}: {name} takes at most "
+                f"{max(0, (cohort - 3) // 2)} of a cohort of {cohort}"
+            )
         self._trained = trained
 
     def configure(self, round_: int, current: Values, grid: Grid) -> ConfigRecord:
@@ -161,12 +175,12 @@ def _flower_strategy(name: str, options: dict[str, float]) -> FedAvg:
     for key in sorted(_NEEDED.get(name, set()) - set(options)):
         raise ValueError(f"server.strategy {name} is FedAvg without server.options.{key}; set it")
     for key, value in options.items():
-        if value < 0 or (key == "num_malicious_nodes" and value != int(value)):
-            kind_ = "whole number" if key == "num_malicious_nodes" else "number"
+        if value < 0 or (key == _MALICIOUS and value != int(value)):
+            kind_ = "whole number" if key == _MALICIOUS else "number"
             raise ValueError(f"server.options.{key} = {value:g}: give a {kind_} of at least 0")
-    whole: dict[str, Any] = {
-        k: int(v) if k == "num_malicious_nodes" else v for k, v in options.items()
-    }
+        if key in _FRACTIONS and value >= 1:
+            raise ValueError(f"server.options.{key} = {value:g}: give a number below 1, as 0.9")
+    whole: dict[str, Any] = {k: int(v) if k == _MALICIOUS else v for k, v in options.items()}
     try:
         strategy = kind(**whole)
     except (TypeError, ValueError) as error:

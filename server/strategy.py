@@ -82,6 +82,7 @@ class CsgStrategy(Strategy):
             recipe.server.strategy,
             recipe.server.options,
             trained=self._trained,
+            cohort=recipe.cohort,
         )
         self.outcome = RoundOutcome(0)
         self._counters = ClientCounters()

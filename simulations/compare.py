@@ -42,8 +42,8 @@ def markdown(rows: list[dict[str, Any]], targets: list[float]) -> str:
     """The table; MB are payload, both directions, all clients."""
     goals = "".join(f" to {100 * target:g} % |" for target in targets)
     lines = [
-        f"| run | rounds | accuracy | best | MB |{goals} seconds |",
-        "| --- | --: | --: | --: | --: |" + " --: |" * len(targets) + " --: |",
+        f"| run | rounds | accuracy | best | MB |{goals} seconds | outcome |",
+        "| --- | --: | --: | --: | --: |" + " --: |" * len(targets) + " --: | --- |",
     ]
     for row in rows:
         cells = [row["run"], str(row["rounds"]), _percent(row["accuracy"])]
@@ -52,8 +52,15 @@ def markdown(rows: list[dict[str, Any]], targets: list[float]) -> str:
             there = reached["rounds"] is not None
             cells.append(f"{reached['megabytes']:.1f} MB, round {reached['rounds']}"
                          if there else "not reached")  # fmt: skip
-        lines.append("| " + " | ".join([*cells, f"{row['seconds']:.0f}"]) + " |")
+        cells += [f"{row['seconds']:.0f}", _outcome(row)]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _outcome(row: dict[str, Any]) -> str:
+    """How it ended, in a few words, and the clients that failed."""
+    outcome = str(row["outcome"]).partition(":")[0]
+    return f"{outcome}, {row['failures']} failed" if row["failures"] else outcome
 
 
 def _percent(fraction: float | None) -> str:

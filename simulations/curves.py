@@ -1,5 +1,6 @@
 """Runs as numbers to show: what the table and the pictures of report and compare are made of."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +9,8 @@ from typing import Any
 
 from federation.recipe import Recipe
 from server.record import RoundRow, RunFolder, RunFolderError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +47,22 @@ class RunData:
 def read_runs(paths: Sequence[Path]) -> list[RunData]:
     """The runs in folders, and in the folders of a folder that is none itself.
 
-    Of the latter, those without a complete round are left out.
+    Of several, those without a complete round are left out, with a warning in the log.
 
     Runs of one name are told apart by the folders above them.
 
     Raises:
         RunFolderError: as ``read_run`` does.
     """
-    runs = [read_run(path) for given in paths for path in _runs_below(given)]
+    found = [path for given in paths for path in _runs_below(given)]
+    begun = [path for path in found if RunFolder(path).rows()]
+    if begun and len(found) > 1:
+        for path in found:
+            if path not in begun:
+                RunFolder(path).recipe()  # it is a run
+                _log.warning("%s: has no complete round yet, and is left out", path)
+        found = begun
+    runs = [read_run(path) for path in found]
     places = [run.folder.path.resolve().parts for run in runs]
     for shown in range(2, max(map(len, places)) + 1):
         counts = Counter(run.name for run in runs)
@@ -65,9 +76,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunData]:
 def _runs_below(path: Path) -> list[Path]:
     if (path / "config.toml").exists():
         return [path]
-    below = sorted(found.parent for found in path.glob("*/config.toml"))
-    begun = [found for found in below if RunFolder(found).rows()]
-    return begun or below or [path]
+    return sorted(found.parent for found in path.glob("*/config.toml")) or [path]
 
 
 def read_run(path: Path) -> RunData:

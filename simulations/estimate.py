@@ -7,9 +7,10 @@ from typing import Any
 from torch import nn
 
 from csg_core import ModelSpec, build, count_trainable, manifest
-from csg_core.codecs import Parts, codec_named, without_generator
+from csg_core.codecs import GeneratorSchedule, Parts, codec_named, without_generator
 from csg_core.payload import payload_bytes
 from federation.recipe import Recipe
+from server.aggregation import Aggregation
 from simulations.progress import megabytes
 from simulations.recipe_names import add_recipe_options, recipe_from
 
@@ -54,18 +55,24 @@ def run(options: argparse.Namespace) -> None:
     print(f"parameters  {counts['total']:,} (generator {counts['generator']:,}, "
           f"codes {counts['codes']:,}, other {counts['other']:,}); "
           f"dense twin {counts['dense']:,}")  # fmt: skip
+    whole = "" if recipe.wire.schedule == GeneratorSchedule() else " where the generator travels"
     print(f"payload     {megabytes(found['payload_bytes_up'])} up ({recipe.wire.uplink}), "
           f"{megabytes(found['payload_bytes_down'])} down ({recipe.wire.downlink}) per client and "
-          f"round; {megabytes(each * recipe.cohort)} per round")  # fmt: skip
-    print(f"run         {megabytes(found['total_bytes'])} in all, {found['ratio_to_dense']:.2f} "
-          "times fewer than the dense twin; Flower's own protocol comes on top")  # fmt: skip
+          f"round{whole}; {megabytes(each * recipe.cohort)} per round")  # fmt: skip
+    print(f"run         about {megabytes(found['total_bytes'])} in all, some "
+          f"{found['ratio_to_dense']:.3g} times fewer than the dense twin; Flower's own protocol "
+          "comes on top")  # fmt: skip
 
 
 def estimate(recipe: Recipe) -> dict[str, Any]:
     """Trainable parameters, and payload bytes if every client of every round answers.
 
     Where clients evaluate, each evaluation is counted as another download of its round.
+
+    Raises:
+        ValueError: if the recipe's strategy or an option of it cannot be.
     """
+    Aggregation(recipe.server.strategy, recipe.server.options, trained=0, cohort=recipe.cohort)
     total, (up, down) = _total_bytes(recipe), _each_way(recipe)
     return {
         "parameters": _with_twin(recipe.model),
@@ -99,8 +106,9 @@ def _total_bytes(recipe: Recipe) -> int:
     for round_ in range(1, rounds + 1):
         up, _ = whole if schedule.trains(round_) else partial
         _, down = whole if schedule.trains(max(1, round_ - 1)) else partial  # what that one made
-        if round_ == 1 and recipe.server.start_from is not None and recipe.wire.deltas:
-            down = payload_bytes(_parts(recipe), codec_named("fp16"))
+        if round_ == 1 and recipe.wire.deltas:  # the model of the seed, which clients make
+            line = "none" if recipe.server.start_from is None else "fp16"
+            down = payload_bytes(_parts(recipe), codec_named(line))
         evaluated = recipe.clients_evaluate and (round_ % every == 0 or round_ == rounds)
         total += up + down * (2 if evaluated else 1)
     return recipe.cohort * total

@@ -10,7 +10,7 @@ from csg_core.networks import usual_classes
 from federation.sources import load_images, load_parquet
 from server.checkpoints import read_checkpoint
 
-HELP = "accuracy of a checkpoint"
+HELP = "accuracy of a checkpoint, in float32"
 EXAMPLE = "csg evaluate acl-resnet20-slice16-code72.t7 --data test.parquet"
 
 
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps(answer))
         return
     print(f"{spec.name} {spec.kind}: {100 * result.accuracy:.2f} % of {result.examples:,} images, "
-          f"loss {result.loss:.4f}")  # fmt: skip
+          f"loss {result.loss:.4f}, in float32")  # fmt: skip
 
 
 def _images(place: str, classes: int) -> ImageSet:

@@ -26,11 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN",
                         help="folders of runs, or folders that hold such")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE",
-                        help="none: report.html in the first folder")  # fmt: skip
+                        help="none: report.html in the folder of the one run")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="machine-readable answer")
 
 
 def run(options: argparse.Namespace) -> None:
+    if options.out is None and len(options.runs) > 1:
+        raise ValueError("a page of several runs is none's own; name it, as --out page.html")
     out = options.out or options.runs[0] / "report.html"
     write_report([RunFolder(path) for path in options.runs], out)
     print(json.dumps({"report": str(out)}) if options.json else f"written: {out}")

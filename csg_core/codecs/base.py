@@ -59,6 +59,11 @@ class Codec(ABC):
         """The bytes to expect: exact for codecs of fixed rate."""
         return self.most_bytes(parts)
 
+    @property
+    def holds_models(self) -> bool:
+        """Whether a model is of use after it, and not only what is new in one."""
+        return self.exact
+
 
 def declared(codec: Codec) -> None:
     """Turn the numbers of a codec, a frozen dataclass, into those that its fields declare.
@@ -69,7 +74,7 @@ def declared(codec: Codec) -> None:
     kinds = get_type_hints(type(codec))
     for setting in fields(codec):  # type: ignore[arg-type]
         kind, value = kinds[setting.name], getattr(codec, setting.name)
-        if kind in (int, float):
+        if kind in (int, float, bool):
             if kind is int and value != int(value):
                 raise ValueError(f"{setting.name}={value:g}: give a whole number")
             object.__setattr__(codec, setting.name, kind(value))

@@ -19,6 +19,7 @@ from csg_core.exchange import Parts
 Blocks_BN = NDArray[np.float32]  # B blocks of N values
 
 _SEED = 4  # bytes
+_BITS_OF_MODELS = 4  # at least
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -51,6 +52,10 @@ class Uniform(Codec):
             raise ValueError(f"bits={self.bits}: give 1 to 8")
         if not 8 <= self.block <= 2**16 or self.block & (self.block - 1):
             raise ValueError(f"block={self.block}: give a power of two from 8 to 65536, as 256")
+
+    @property
+    def holds_models(self) -> bool:
+        return self.bits >= _BITS_OF_MODELS
 
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:
         require_finite(values, self.name)

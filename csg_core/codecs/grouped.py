@@ -59,6 +59,10 @@ class Grouped(Codec):
             FRAME_BYTES + codec.bytes_about(chosen) for codec, chosen, _ in self._shares(parts)
         )
 
+    @property
+    def holds_models(self) -> bool:
+        return all(codec.holds_models for codec in (self.default, *dict(self.others).values()))
+
     def _shares(self, parts: Parts) -> list[tuple[Codec, Parts, NDArray[np.bool_]]]:
         """Each codec that is used, with its tensors and the places of their values."""
         others = dict(self.others)

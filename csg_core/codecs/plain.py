@@ -28,6 +28,10 @@ class _Plain(Codec):
     def most_bytes(self, parts: Parts) -> int:
         return total(parts) * self.dtype.itemsize
 
+    @property
+    def holds_models(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class Float32(_Plain):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csg_core.broadcast import Channel, Held, Sender
-from csg_core.codecs import codec_named
+from csg_core.codecs import codec_named, total
 from csg_core.exchange import Part
 from csg_core.payload import HEADER_BYTES, PayloadError
 
@@ -166,6 +166,18 @@ def test_whole_models_need_nothing_held():
     assert np.array_equal(held.values, models[1].astype(np.float16).astype(np.float32))
 
 
+def test_a_receiver_takes_the_longest_delta_there_may_be():
+    """One that leaves the generator as it is holds its codecs' lengths as well."""
+    parts = (Part("generator", 8), Part("codes", 2**16))
+    channel = Channel("ab" * 16, parts, codec_named("uniform:bits=8,block=65536"), deltas=True)
+    first = np.zeros(total(parts), np.float32)
+    sender, held = Sender(channel, first), channel.first(first)
+    model = np.concatenate([first[:8], _rng().normal(size=2**16).astype(np.float32)])
+    sender.advance(model, 1, _rng())
+    held = channel.receive(sender.message(held.version), 1, held)
+    assert held.digest == sender.held.digest
+
+
 @settings(max_examples=200, deadline=None)
 @given(place=st.integers(0, 10**6), change=st.integers(1, 255), cut=st.integers(0, 10**6))
 def test_damaged_messages_are_refused(place, change, cut):
@@ -199,5 +211,5 @@ def test_both_ends_go_no_further_than_float16_where_a_codec_does():
 def test_a_model_beyond_float16_is_named():
     channel = _channel("fp32")
     sender = Sender(channel, np.zeros(SIZE, np.float32))
-    with pytest.raises(ValueError, match="beyond float16"):
+    with pytest.raises(ValueError, match=r"value of 1e\+06, beyond float16; .*deltas=false"):
         sender.advance(np.full(SIZE, 1e6, np.float32), 1, _rng())

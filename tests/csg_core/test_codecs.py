@@ -74,7 +74,7 @@ def test_any_values_come_back_finite_within_the_bound_and_alike(line, parts, dat
     values = np.array(data.draw(st.lists(floats, min_size=size, max_size=size)), np.float32)
     body = codec.encode(values, parts, _rng())
     assert len(body) <= codec.most_bytes(parts)
-    first, second = codec.decode(body, parts), codec.decode(bytes(body), parts)
+    first, second = codec.decode(body, parts), codec.decode(memoryview(body), parts)
     assert first.dtype == np.float32
     assert first.shape == (size,)
     assert np.isfinite(first).all()

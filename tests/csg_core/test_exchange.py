@@ -9,6 +9,7 @@ from torch import nn
 
 from csg_core import build, exchanged, manifest, pack, split, unpack, unwrap
 from csg_core.exchange import GROUPS, Grid
+from csg_core.modules import generators
 from csg_core.spec import ModelSpec
 
 SPECS = st.builds(
@@ -130,6 +131,17 @@ def test_seeds_of_frozen_generators_are_part_of_the_fingerprint():
     first.require(same)
     assert first.fingerprint == same.fingerprint
     with pytest.raises(ValueError, match=r'"seed": 1.* here and .*"seed": 2.* there'):
+        first.require(other)
+
+
+def test_a_generator_that_is_kept_from_training_is_part_of_the_fingerprint():
+    made = [build(ModelSpec(width=0.25), seed=seed) for seed in (0, 0, 5)]
+    for model in made:
+        (generator,) = generators(model).values()
+        generator.weight.requires_grad_(requires_grad=False)
+    first, same, other = map(manifest, made)
+    first.require(same)
+    with pytest.raises(ValueError, match="sha256"):
         first.require(other)
 
 

@@ -1,6 +1,7 @@
 """Out of the method: folded networks, safetensors and ONNX compute what the model computes."""
 
 import json
+import resource
 from dataclasses import replace
 
 import numpy as np
@@ -120,12 +121,42 @@ def test_extra_tensors_may_be_one_tensor_twice():
         ("[]", "cannot be read"),
         ('{"slice_size":256,"code_size":65536,"kernel_size":1}', "a generator of 4,294,967,296 nu"),
         ('{"classes":0}', "classes 0 cannot be"),
+        ('{"name":"densenet40-48","width":16,"classes":100000}', "the checkpoint is not of dens"),
+        ('{"name":"resnet110","width":16}', "the checkpoint is not of resnet110"),
     ],
 )
 def test_a_description_that_cannot_be_is_refused(described, message):
     state = safetensors.torch.load(to_safetensors(build(SPEC), SPEC))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=message):
         from_safetensors(state, {"csg_core.spec": described})
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kB"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("bn1.bias", lambda t: t.double() + 1e300, "bn1.bias holds NaN or infinity"),
+        ("bn1.bias", lambda t: t * float("nan"), "bn1.bias holds NaN or infinity"),
+        ("bn1.bias", lambda t: t.to(torch.float8_e4m3fn), "float8_e4m3fn; save it as float32"),
+        ("bn1.running_var", lambda t: -t, "bn1.running_var holds a negative variance"),
+        ("bn1.bias", lambda t: t.long(), "bn1.bias is torch.float32 in the network"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(name, change, message):
+    state = safetensors.torch.load(to_safetensors(build(SPEC), SPEC))
+    state[name] = change(state[name])
+    with pytest.raises(ValueError, match=message):
+        from_safetensors(state, {"csg_core.spec": json.dumps(SPEC.to_dict())})
+
+
+def test_hooks_would_be_lost_and_are_named():
+    model = _trained_a_little()
+    handle = model.layer1[0].conv1.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"layer1\.0\.conv1 has hooks, which would be lost"):
+        fold(model)
+    handle.remove()
+    fold(model)
 
 
 def test_a_generator_of_another_seed_than_described_is_refused():

@@ -1,5 +1,6 @@
 """Generators: learned, frozen and binary; what they hold, and that seeds rebuild them exactly."""
 
+import copy
 import hashlib
 import os
 import subprocess
@@ -65,6 +66,20 @@ def test_loading_a_draw_rebuilds_the_generator_it_describes(there):
         other.layer1[0].conv1.generator.weight, saved.layer1[0].conv1.generator.weight
     )
     assert torch.equal(other.eval()(x), saved.eval()(x))
+
+
+def test_a_drawn_generator_gets_its_digits_back_from_half():
+    generator = SliceGenerator(4, 12, kind="frozen", seed=3)
+    before = generator.weight.clone()
+    assert not torch.equal(generator.half().weight.float(), before)
+    assert torch.equal(generator.float().weight, before)
+
+
+def test_a_draw_loads_into_a_model_without_values():
+    generator = SliceGenerator(4, 12, kind="frozen", seed=3)
+    there = copy.deepcopy(generator).to("meta")
+    there.load_state_dict(generator.state_dict(), assign=True)
+    assert torch.equal(there.weight, generator.weight)
 
 
 def test_binary_values_are_two_and_balanced():

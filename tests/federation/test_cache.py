@@ -1,5 +1,7 @@
 """Decoded images are kept once, survive killed writers, and follow their source."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -60,15 +62,26 @@ def test_a_damaged_or_torn_entry_is_made_anew(source, name):
         assert decode.calls == 1
 
 
-def test_a_killed_writer_leaves_no_entry(source):
-    partial = cache_folder() / ".partial-dead"
-    partial.mkdir(parents=True)
-    (partial / "images.npy").write_bytes(b"half")
-    decode = _Decoder()
-    cached("x", [source], decode)
-    assert decode.calls == 1
-    cached("x", [source], decode)
-    assert decode.calls == 1
+@pytest.mark.parametrize("place", range(128))
+def test_a_changed_byte_of_a_header_is_no_error(source, place):
+    first = cached("x", [source], _Decoder(1))
+    path = _entry() / "images.npy"
+    whole = path.read_bytes()
+    for change in (1, 0x80, 0xFF):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ change]) + whole[place + 1 :])
+        found = cached("x", [source], _Decoder(1))
+        assert all(np.array_equal(a, b) for a, b in zip(found, first, strict=True))
+
+
+def test_what_killed_writers_left_is_swept_away_after_a_while(source):
+    old, new = (cache_folder() / f".partial-{name}" for name in ("old", "new"))
+    for partial in (old, new):
+        partial.mkdir(parents=True)
+        (partial / "images.npy").write_bytes(b"half")
+    os.utime(old, (0, 0))
+    cached("x", [source], _Decoder())
+    assert not old.exists()
+    assert new.exists(), "its writer may be at work"
 
 
 def test_writes_to_a_mapped_array_stay_with_the_process(source):

@@ -35,7 +35,18 @@ from federation.recipe import Recipe, RecipeError, read_recipe, recipe_of
             {"wire": {"uplink": "ecsq:stp=1"}},
             "wire.uplink = .* ecsq takes step, codes, fine, dct",
         ),
-        ({"wire": {"downlink": "fp16; norms=none"}}, "would send zeros for a model"),
+        *[
+            ({"wire": {"downlink": line}}, "ruins one that is sent whole; set wire.deltas=true")
+            for line in (
+                "fp16; norms=none",
+                "ecsq",
+                "ternary",
+                "topk",
+                "uniform:bits=2",
+                "ecsq; norms=fp16",
+            )
+        ],
+        ({"data": {"holdout": 0.1}}, "holdout 0.1: .* nobody would look at those images"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(content, message):
@@ -62,6 +73,19 @@ def test_settings_go_over_the_file(tmp_path):
     for wrong in ("rounds=3", "train.rounds", "train.rounds=many"):
         with pytest.raises(RecipeError):
             read_recipe(path, [wrong])
+
+
+def test_a_mistake_in_a_setting_is_not_put_down_to_the_file(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text("[train]\nrounds = 15\n")
+    with pytest.raises(RecipeError, match=r"^--set: train.rounds = 'abc'"):
+        read_recipe(path, ["train.rounds=abc"])
+    path.write_text("[train]\nlr = -1\n")
+    with pytest.raises(RecipeError, match=rf"^{path}: train.lr"):
+        read_recipe(path, ["train.rounds=3"])
+    path.write_text("")
+    for name in ("2026-11-27", "123", "12:00:00"):
+        assert read_recipe(path, [f"run.dir={name}"]).run.dir == name
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):

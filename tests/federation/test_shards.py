@@ -76,9 +76,12 @@ def test_a_damaged_file_of_shards_is_made_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("CSG_CACHE_DIR", str(tmp_path))
     first = shard_rows(DataConfig(clients=4), LABELS, 0)
     (path,) = tmp_path.glob("shards-*")
-    path.write_bytes(path.read_bytes()[:100])
-    again = shard_rows(DataConfig(clients=4), LABELS, 0)
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    whole = path.read_bytes()
+    changed = [whole[:p] + bytes([whole[p] ^ 0xFF]) + whole[p + 1 :] for p in range(0, 160, 3)]
+    for damage in (whole[:100], *changed):
+        path.write_bytes(damage)
+        again = shard_rows(DataConfig(clients=4), LABELS, 0)
+        assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_rules_that_cannot_be_met_are_named():
@@ -88,7 +91,13 @@ def test_rules_that_cannot_be_met_are_named():
         shard_rows(DataConfig(images=1201), LABELS, 0)
     with pytest.raises(DataError, match="only 5 images"):
         shard_rows(DataConfig(clients=10, images=5), LABELS, 0)
-    with pytest.raises(DataError, match="dirichlet over 400 clients"):
-        shard_rows(DataConfig(clients=400, partition="dirichlet", alpha=0.01), LABELS, 0)
-    with pytest.raises(DataError, match="only 1,200 images"):
+    with pytest.raises(DataError, match=r"dirichlet over 120 clients with alpha 0\.01"):
+        shard_rows(DataConfig(clients=120, partition="dirichlet", alpha=0.01), LABELS, 0)
+    with pytest.raises(DataError, match=r"601, data.shards_per_client 2: there are only 1,200 im"):
         shard_rows(DataConfig(clients=601, partition="shards"), LABELS, 0)
+    with pytest.raises(DataError, match=r"200, data.min_images 10: there are only 1,200 images"):
+        shard_rows(DataConfig(clients=200, partition="dirichlet", alpha=1000), LABELS, 0)
+    with pytest.raises(DataError, match=r"data.classes_per_client 11: there are only 10"):
+        shard_rows(DataConfig(partition="pathological", classes_per_client=11), LABELS, 0)
+    with pytest.raises(DataError, match=r"with alpha 0.0001 cannot be made .*a larger alpha"):
+        shard_rows(DataConfig(clients=5, partition="dirichlet", alpha=1e-4), LABELS, 0)

@@ -3,6 +3,8 @@
 import io
 import os
 import pickle
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from csg_core.networks import from_torchvision
 from federation.sources import (
     DataError,
     load_digits,
@@ -174,6 +177,31 @@ def test_without_any_copy_the_error_names_both_ways(tmp_path, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(DataError, match=r"could not be downloaded .*data\.dir or \$CSG_DATA_DIR"):
         load_images("cifar10", None, "train")
+
+
+def test_a_download_that_is_broken_off_leaves_nothing_that_is_taken_for_it(
+    tmp_path, pixels, monkeypatch
+):
+    """What torchvision does with its server is done here by a function, which stops half-way."""
+    monkeypatch.delenv("CSG_DATA_DIR", raising=False)
+    monkeypatch.setenv("CSG_CACHE_DIR", str(tmp_path / "cache"))
+    goes_on = False
+
+    def fetch(root, *, download):
+        assert download
+        below = _batches(Path(root), pixels, range(6))
+        if not goes_on:
+            (below / "data_batch_3").unlink()
+            raise OSError(28, "No space left on device")
+
+    datasets = SimpleNamespace(datasets=SimpleNamespace(CIFAR10=fetch))
+    monkeypatch.setattr(from_torchvision, "torchvision", lambda: datasets)
+    with pytest.raises(DataError, match=r"could not be downloaded .*No space left"):
+        load_images("cifar10", None, "test")
+    goes_on = True
+    assert len(load_images("cifar10", None, "train")) == 30
+    monkeypatch.setattr(from_torchvision, "torchvision", lambda: pytest.fail("it is there"))
+    assert len(load_images("cifar10", None, "test")) == 6
 
 
 def test_a_folder_of_pictures_says_what_is_wrong_with_it(tmp_path):

@@ -310,7 +310,7 @@ def test_arrays_are_taken_only_where_they_are_passed(made, strategy):
     [
         ({}, Passed),
         ({"uplink": "fp16"}, bytes),
-        ({"downlink": "ecsq"}, bytes),
+        ({"downlink": "uniform:bits=4"}, bytes),
         ({"downlink": "fp32z"}, bytes),
         ({"deltas": True}, bytes),
     ],

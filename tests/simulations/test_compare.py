@@ -42,11 +42,33 @@ def test_a_folder_of_runs_stands_for_them_and_names_tell_them_apart(made, tmp_pa
     assert main(["compare", *folders, "--to", "0.6", "0.6", "0.65", "--picture", str(picture)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:5]] == ["a/csg", "dense", "b/csg"]
-    assert {line.count("|") for line in lines[:5]} == {9}
+    assert {line.count("|") for line in lines[:5]} == {10}
+    assert lines[2].endswith("| 1 | not finished |")
     assert "| not reached | not reached |" in lines[2]
     assert "| 3.0 MB, round 1 | not reached |" in lines[3]
     assert lines[5] == f"picture: {picture}"
     assert picture.read_text().count("dense") == 1
+
+
+def test_of_several_runs_those_without_a_round_are_left_out(made, tmp_path, capsys, caplog):
+    folders = [str(made(name, *accuracies).path) for name, accuracies in
+               (("a", [0.5]), ("begun", []))]  # fmt: skip
+    made("a2", 0.6).write_summary({"outcome": "stopped: round 2: the disk is full"})
+    picture = ["--picture", str(tmp_path / "c.svg")]
+    assert main(["compare", *folders, str(tmp_path / "a2"), *picture]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:4]] == ["a", "a2"]
+    assert lines[3].endswith("| stopped |")
+    assert f"{tmp_path / 'begun'}: has no complete round yet, and is left out" in caplog.text
+    assert main(["compare", folders[1], *picture]) == 2
+    assert "has no complete round yet; csg resume" in capsys.readouterr().err
+
+
+def test_a_page_of_several_runs_needs_a_name(made, capsys):
+    folders = [str(made(name, 0.5).path) for name in ("a", "b")]
+    assert main(["report", *folders]) == 2
+    assert "name it, as --out page.html" in capsys.readouterr().err
+    assert main(["report", *folders, "--out", f"{folders[0]}/both.html"]) == 0
 
 
 @pytest.mark.parametrize("name", ["picture", "picture.txt", "."])
