@@ -101,6 +101,20 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _of_the_engine(self) -> "Recipe":
+        """Refuse what the engine would pass over."""
+        usual = type(self.run).model_fields
+        others = {"local": ("client_cpus", "client_gpus"), "flower": ("workers",)}
+        for key in others[self.run.engine]:
+            value = getattr(self.run, key)
+            if value != usual[key].default:
+                engine = "flower" if self.run.engine == "local" else "local"
+                raise ValueError(
+                    f"run.{key} {value:g} goes with run.engine={engine}; leave it out, or set that"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _trains_at_once(self) -> "Recipe":
         run = self.run
         if run.cohort in (None, 1):

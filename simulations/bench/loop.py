@@ -32,7 +32,21 @@ class Round:
 
 
 def loop(recipe: Recipe) -> Iterator[Round]:
-    """The rounds of a recipe; in each, the first clients train, as many as a cohort has."""
+    """The rounds of a recipe; in each, the first clients train, as many as a cohort has.
+
+    Raises:
+        ValueError: if the recipe asks for more than plain FedAvg.
+    """
+    usual = Recipe()
+    for name, value, default in (
+        ("train.clip_norm", recipe.train.clip_norm, None),
+        ("train.generator_lr", recipe.train.generator_lr, usual.train.generator_lr),
+        ("train.batch_norm", recipe.train.batch_norm, usual.train.batch_norm),
+        ("server.strategy", recipe.server.strategy, usual.server.strategy),
+        ("wire", recipe.wire, usual.wire),
+    ):
+        if value != default:
+            raise ValueError(f"{name} {value}: the loop is of plain FedAvg; leave it out")
     train = load_images(recipe.data.name, recipe.data.dir, "train")
     test = load_images(recipe.data.name, recipe.data.dir, "test")
     shards = shard_rows(recipe.data, train.labels.numpy(), recipe.run.seed)

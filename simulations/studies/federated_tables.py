@@ -7,6 +7,7 @@ from typing import Any
 
 TARGETS = (0.6, 0.65, 0.7, 0.75)  # accuracies, of runs on all images
 SOME_TARGETS = (0.25, 0.3, 0.35, 0.4)  # of runs on a tenth of them, or three
+_ROUND = 10  # from which on ratios have no fraction
 DENSE = ("dense", "dense32", "dense56")  # what others are compared with
 
 
@@ -44,6 +45,22 @@ class Result:
     def clipped(self) -> bool:
         """Whether the gradient of each step was."""
         return self.content["recipe"]["train"].get("clip_norm") is not None
+
+    @property
+    def described(self) -> tuple[str, str, str]:
+        """Network, codec and training in words."""
+        recipe = self.content["recipe"]
+        model, wire = recipe["model"], recipe["wire"]
+        dense = self.kind == "dense"
+        network = f"{'dense' if dense else 'CSG'} ResNet-{model['name'].removeprefix('resnet')}"
+        if model["width"] != 1:
+            network += f", {16 * model['width']:g} channels"
+        if not dense:
+            network += f", codes of {model['code_size']}"
+        codec = "float32" if wire["uplink"] == "fp32" else f"`{wire['uplink']}`"
+        momentum = recipe["server"]["options"].get("server_momentum")
+        training = ["clipped"] * self.clipped + ["momentum"] * bool(momentum)
+        return network, codec, ", ".join(training) or "FedAvg"
 
     @property
     def curve(self) -> list[tuple[float, float]]:
@@ -110,27 +127,26 @@ def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
     return "\n".join(lines)
 
 
-def short_table(results: Sequence[Result], names: Mapping[str, Mapping[str, str]]) -> str:
-    """Markdown: by shards and arm, what ``names`` calls it, accuracy of each seed, mean payload.
+def short_table(results: Sequence[Result], arms: Mapping[str, Sequence[str]]) -> str:
+    """Markdown, of arms by shards: what each is, accuracies of all its seeds, and mean payload.
 
     Ratios are to dense float32 where it is there, points to a run on the same machine.
     """
     lines = [
-        "| shards | network and codec | accuracy in %, by seed | of dense, points "
+        "| shards | network | codec | training | accuracy in %, by seed | of dense "
         "| payload, kB a client and round | times fewer |",
-        "| --- | --- | --: | --: | --: | --: |",
+        "| --- | --- | --- | --- | --: | --: | --: | --: |",
     ]
-    for shards, arms in names.items():
-        for arm, name in arms.items():
-            seeds = [r for r in results if (r.partition, r.arm) == (shards, arm)]
-            payload = fmean(sum(result.kilobytes_each) for result in seeds)
-            twins = [twin for result in seeds if (twin := _dense_twin(result, results))]
-            dense = fmean(sum(twin.kilobytes_each) for twin in twins) if twins else None
-            points = [_to_dense(result, results)[0] for result in seeds]
-            cells = [shards, name, ", ".join(f"{100 * r.accuracy:.2f}" for r in seeds)]
-            cells += [", ".join(points), f"{payload:,.1f}"]
-            cells.append("" if dense is None else f"{dense / payload:.0f}")
-            lines.append("| " + " | ".join(cells) + " |")
+    for shards, arm in [(shards, arm) for shards, own in arms.items() for arm in own]:
+        seeds = [r for r in results if (r.partition, r.arm) == (shards, arm)]
+        payload = fmean(sum(result.kilobytes_each) for result in seeds)
+        twins = [twin for result in seeds if (twin := _dense_twin(result, results))]
+        fewer = fmean(sum(twin.kilobytes_each) for twin in twins) / payload if twins else None
+        points = filter(None, (_to_dense(result, results)[0] for result in seeds))
+        cells = [shards, *seeds[0].described, ", ".join(f"{100 * r.accuracy:.2f}" for r in seeds)]
+        cells += [", ".join(points), f"{payload:,.1f}"]
+        cells.append("" if fewer is None else f"{fewer:.0f}" if fewer >= _ROUND else f"{fewer:.1f}")
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

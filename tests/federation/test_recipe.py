@@ -24,6 +24,8 @@ from federation.recipe import Recipe, RecipeError, read_recipe, recipe_of
         ({"train": {"rounds": True}}, "train.rounds = True: .* valid integer"),
         ({"server": {"round_timeout": 1e18}}, "server.round_timeout = 1e.18: .* 2592000"),
         ({"run": {"superlink": "host:8000"}}, "goes with run.engine=flower; set that too"),
+        ({"run": {"engine": "flower", "workers": 4}}, "run.workers 4 goes with run.engine=local"),
+        ({"run": {"client_gpus": 1}}, "run.client_gpus 1 goes with run.engine=flower; leave it"),
         ({"run": {"cohort": 0}}, "run.cohort = 0: .* greater than or equal to 1"),
         ({"run": {"cohort": 2, "workers": 0}}, "run.cohort 2 .* run.workers is 0; leave one"),
         ({"run": {"cohort": 2, "engine": "flower"}}, "run.cohort 2 goes with run.engine=local"),

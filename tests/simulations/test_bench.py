@@ -64,6 +64,14 @@ def test_the_loop_does_the_work_of_the_recipe(tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "sections", [{"train": {"clip_norm": 1.0}}, {"wire": {"uplink": "fp16"}}], ids=str
+)
+def test_the_loop_passes_nothing_over(tiny, sections):
+    with pytest.raises(ValueError, match="the loop is of plain FedAvg; leave it out"):
+        next(loop(tiny(**sections)))
+
+
 def test_engines_are_compared_with_the_loop():
     recipe = ["demo", *(part for value in (*TINY, "train.rounds=3") for part in ("--set", value))]
     rows = engines.compare(recipe, ("loop", "local"), turns=1)
