@@ -80,7 +80,10 @@ def load_split(folder: str | os.PathLike[str], split: Split) -> ImageSet:
 def _find(folder: Path, split: Split) -> tuple[list[Path], Callable[[Path], ImageSet]]:
     try:
         if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder; name one that holds {_FORMS}")
+            raise DataError(
+                f"{folder}: no such folder; name one that holds {_FORMS}, or none (data.dir, "
+                "$CSG_DATA_DIR) to have it downloaded"
+            )
         os.scandir(folder).close()
         named = re.compile(rf"{split}(-\d+-of-\d+)?\.parquet")
         parquet = sorted(p for p in folder.rglob("*.parquet") if named.fullmatch(p.name))

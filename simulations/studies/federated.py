@@ -90,6 +90,8 @@ def main() -> None:
     print("\n\n".join(tables.values()))
     fill(tables, PAGE, README)
     draw([result for result in named if result.seed == 0], RESULTS / "accuracy.svg")
+    short = [r for r in whole if r.seed == 0 and r.arm in _SHORT.get(r.partition, ())]
+    draw(short, RESULTS / "brief.svg", in_words=True)
     if sized:
         draw_frontier(sized, RESULTS / "frontier.svg")
 

@@ -21,20 +21,21 @@ _KINDS = {
 _MARKERS = {"resnet20": "o", "resnet32": "s", "resnet56": "^"}
 
 
-def draw(results: Sequence[Result], path: Path) -> None:
+def draw(results: Sequence[Result], path: Path, *, in_words: bool = False) -> None:
     """Accuracy against cumulative payload, one panel for each kind of shards.
 
-    A colour is a network; its codec stands at the end of a line.
+    A colour is a network, by its arm's name or ``in_words``; its codec stands at the end of a line.
     """
     import matplotlib as mpl
 
-    networks = list(dict.fromkeys(NAMED[result.arm][0] for result in results))
+    names = {result: _in_words(result) if in_words else NAMED[result.arm] for result in results}
+    networks = list(dict.fromkeys(network for network, _ in names.values()))
     lines: dict[str, Line2D] = {}
     with mpl.rc_context({"svg.hashsalt": _SALT}):
         figure, panels = _panels(results, width=6, height=5)
         for axes, shown in panels:
             for result in shown:
-                network, codec = NAMED[result.arm]
+                network, codec = names[result]
                 number = networks.index(network)
                 color, dashes = f"C{number % 10}", ("-", "--", ":", "-.")[number // 10 % 4]
                 sent, accuracy = zip(*result.curve, strict=True)
@@ -50,6 +51,11 @@ def draw(results: Sequence[Result], path: Path) -> None:
             axes.grid(alpha=0.3)
         figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize="small")
         figure.savefig(path, metadata={"Date": None})
+
+
+def _in_words(result: Result) -> tuple[str, str]:
+    network, codec, training = result.described
+    return f"{network}; {training}", codec.strip("`")
 
 
 def draw_frontier(results: Sequence[Result], path: Path) -> None:

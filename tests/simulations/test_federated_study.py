@@ -39,7 +39,7 @@ def test_the_readme_shows_what_was_kept(tmp_path, monkeypatch, capsys):
         assert re.search(row, printed), run.stem
     assert readme.read_text() == README.read_text(), "the README holds the table of these results"
     assert page.read_text() == before, "so does the page of all results"
-    for picture in ("accuracy.svg", "frontier.svg"):
+    for picture in ("accuracy.svg", "brief.svg", "frontier.svg"):
         assert (results / picture).stat().st_size > 1000
 
 
@@ -179,7 +179,7 @@ def test_frontier_names_what_it_runs(monkeypatch):
     arguments = ["--data", "x", "--partitions", "small", "--arms", "csg", "frontier"]
     monkeypatch.setattr(sys, "argv", ["federated", *arguments])
     monkeypatch.setattr(federated, "fill", lambda *_: None)
-    monkeypatch.setattr(federated, "draw", lambda *_: None)
+    monkeypatch.setattr(federated, "draw", lambda *_, **__: None)
     monkeypatch.setattr(federated, "draw_frontier", lambda *_: None)
     federated.main()
     arms = [arm for arm, partition in ran if partition == "small"]
