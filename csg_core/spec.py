@@ -31,6 +31,7 @@ _BOUNDS: dict[str, tuple[type | tuple[type, ...], int]] = {
     "classes": (int, 100_000),
 }
 _LARGEST_OPTION = 1e6
+_USUAL_CLASSES = 1000
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _OWN = ("csg", "dense")
 
@@ -209,7 +210,8 @@ def _refuse_another_network(spec: ModelSpec, state: Mapping[str, Tensor]) -> Non
 
     Norms and the head, of which the file has to hold every value, are as many as kernels are wide.
     """
-    if spec.parametrization not in _OWN:
+    usual = spec.width <= 1 and (spec.classes or 0) <= _USUAL_CLASSES
+    if usual or spec.parametrization not in _OWN:
         return
     with torch.device("meta"):
         network = dense_network(spec.name, width=spec.width, classes=spec.classes)

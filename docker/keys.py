@@ -47,29 +47,33 @@ class Keys:
     def make(self, hosts: Sequence[str], clients: int, days: int) -> None:
         """A new authority, the certificates of server and proxy, and clients ``client-0`` and on.
 
-        What was broken off before there was a client is made anew.
+        What was broken off before there was a client is made whole, by the same authority.
 
         Raises:
             KeysError: if there are clients already, or a host can be none.
         """
-        folders = [self.path / place for place in ("authority", "server", "proxy")]
-        if self.clients() or (self.path / "clients" / "client-0").exists():
+        trusted = self.path / "authority"
+        made = [of for place in ("clients", "revoked") for of in (self.path / place).glob("*/key")]
+        if self.clients() or made:
             raise KeysError(
-                f"{folders[0]}: exists, and clients trust it; keys add makes more "
+                f"{trusted}: exists, and clients trust it; keys add makes more "
                 "clients, another --dir another deployment"
             )
         for host in hosts:
             certificates.alternative(host)  # refused before anything is written
-        authority = certificates.authority("csg-fl authority", _AUTHORITY_DAYS)
-        _check_days(days, authority)
-        for folder in folders:
-            if folder.exists():
-                shutil.rmtree(folder)
-        with _whole(self.path / "authority") as folder:
-            _write(folder / "ca.key", authority.key, 0o600)
-            _write(folder / "ca.crt", authority.certificate, 0o644)
+        if _filled(trusted):
+            authority = self._authority()
+            _check_days(days, authority)
+        else:
+            authority = certificates.authority("csg-fl authority", _AUTHORITY_DAYS)
+            _check_days(days, authority)
+            with _whole(trusted) as folder:
+                _write(folder / "ca.key", authority.key, 0o600)
+                _write(folder / "ca.crt", authority.certificate, 0o644)
         for place, names in (("server", _INSIDE), ("proxy", hosts)):
             signed = certificates.signed(f"csg-fl {place}", names, authority, days)
+            if _filled(self.path / place):
+                shutil.rmtree(self.path / place)
             with _whole(self.path / place) as folder:
                 _write(folder / "tls.key", signed.key, 0o600)
                 _write(folder / "tls.crt", signed.certificate, 0o644)
@@ -88,9 +92,7 @@ class Keys:
                 ends before.
             ValueError: if a host can be none.
         """
-        authority = certificates.Certified(
-            self._of_authority("ca.key"), self._of_authority("ca.crt")
-        )
+        authority = self._authority()
         _check_days(days, authority)
         proxy = hosts or certificates.hosts_of(self._certificate("proxy"))
         made = {
@@ -112,7 +114,8 @@ class Keys:
     def add(self, names: Sequence[str]) -> None:
         """Keys of more clients, each with the lowest partition that no client has.
 
-        That of a revoked client is free again.
+        That of a revoked client is free again. A folder that is there and was not noted, as the
+        command that made it was broken off, is taken as it is.
 
         Raises:
             KeysError: if a name is taken or can be none, or there is no authority.
@@ -126,12 +129,16 @@ class Keys:
             authority = self._of_authority("ca.crt")
             held = {of["partition"] for of in known.values() if not of["revoked"]}
             partition = min(set(range(len(held) + 1)) - held)
-            with _whole(self.path / "clients" / name) as folder:
-                private, public = certificates.client_key()
-                _write(folder / "key", private, 0o600)
-                _write(folder / "key.pub", public, 0o644)
-                _write(folder / "partition", f"{partition}\n".encode(), 0o644)
-                _write(folder / "ca.crt", authority, 0o644)
+            place = self.path / "clients" / name
+            if _filled(place):
+                partition = self._unnoted(place, held)
+            else:
+                with _whole(place) as folder:
+                    private, public = certificates.client_key()
+                    _write(folder / "key", private, 0o600)
+                    _write(folder / "key.pub", public, 0o644)
+                    _write(folder / "partition", f"{partition}\n".encode(), 0o644)
+                    _write(folder / "ca.crt", authority, 0o644)
             known[name] = {"partition": partition, "node": None, "revoked": False}
             self._remember(known)
 
@@ -213,6 +220,21 @@ class Keys:
         partial.write_text(json.dumps(known, indent=1) + "\n")
         os.replace(partial, self._known)
 
+    def _unnoted(self, place: Path, held: set[int]) -> int:
+        """The partition of a client's folder which the record does not have."""
+        try:
+            partition = int((place / "partition").read_text())
+        except (OSError, ValueError) as error:
+            raise KeysError(f"{place}: exists, and is no client's folder; move it away") from error
+        if partition in held:
+            raise KeysError(
+                f"{place}: exists, and another client has its partition {partition}; move it away"
+            )
+        return partition
+
+    def _authority(self) -> certificates.Certified:
+        return certificates.Certified(self._of_authority("ca.key"), self._of_authority("ca.crt"))
+
     def _nodes(self, superlink: str) -> set[str]:
         """Ids of the nodes that the SuperLink lets in."""
         listed = self._ask(superlink, ["supernode", "list"])["nodes"]
@@ -277,10 +299,14 @@ def _write(path: Path, content: bytes, mode: int) -> None:
         file.write(content)
 
 
+def _filled(folder: Path) -> bool:
+    return folder.exists() and any(folder.iterdir())
+
+
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
     """A new folder that only its owner can open, there with all its files or not at all."""
-    if folder.exists():
+    if _filled(folder):
         raise KeysError(f"{folder}: exists; nothing is overwritten")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))  # its mode is 0700

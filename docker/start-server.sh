@@ -8,7 +8,7 @@ if [ -n "${CSG_CPUS:-}" ]; then # a limit may be a part of a processor
   export OMP_NUM_THREADS="$threads"
 fi
 server_sides() {
-  grep -l --null-data --fixed-strings flwr-serverapp /proc/[0-9]*/cmdline 2> /dev/null | cut -d / -f 3 || true
+  grep -l --null-data '[f]lwr-serverapp' /proc/[0-9]*/cmdline 2> /dev/null | cut -d / -f 3 || true
 }
 stop() {
   for process in $(server_sides); do kill "$process" 2> /dev/null || true; done

@@ -11,6 +11,7 @@ import tomli_w
 from pydantic import ValidationError, field_validator, model_validator
 
 from csg_core import NETWORKS, ModelSpec
+from csg_core.codecs import codec_named
 from csg_core.spec import parametrizations
 from federation.sections import (
     CLIENT_APP,
@@ -93,25 +94,6 @@ class Recipe(Section):
                 f"train.batch_norm {self.train.batch_norm} leaves the server no whole model to "
                 "evaluate; set data.holdout, as 0.1, so that clients evaluate"
             )
-        if self.data.holdout and self.train.batch_norm == "average":
-            raise ValueError(
-                f"data.holdout {self.data.holdout:g}: with train.batch_norm=average the server "
-                "evaluates, and nobody would look at those images; leave it out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _of_the_engine(self) -> "Recipe":
-        """Refuse what the engine would pass over."""
-        usual = type(self.run).model_fields
-        others = {"local": ("client_cpus", "client_gpus"), "flower": ("workers",)}
-        for key in others[self.run.engine]:
-            value = getattr(self.run, key)
-            if value != usual[key].default:
-                engine = "flower" if self.run.engine == "local" else "local"
-                raise ValueError(
-                    f"run.{key} {value:g} goes with run.engine={engine}; leave it out, or set that"
-                )
         return self
 
     @model_validator(mode="after")
@@ -192,7 +174,32 @@ def read_recipe(path: Path, settings: Sequence[str] = (), *, dense: bool = False
         content = recipe_of(content, str(path)).dense_twin().model_dump(exclude_none=True)
     for setting in settings:
         _put(content, setting)
-    return _validated(content, str(path), settings)
+    recipe = _validated(content, str(path), settings)
+    if reason := _passed_over(recipe):
+        raise RecipeError(f"{path}: {reason}")
+    return recipe
+
+
+def _passed_over(recipe: Recipe) -> str:
+    """What of a new recipe a run would pass over, or be ruined by; runs of before may have it."""
+    data, wire, run = recipe.data, recipe.wire, recipe.run
+    if data.holdout and recipe.train.batch_norm == "average":
+        return (
+            f"data.holdout {data.holdout:g}: with train.batch_norm=average the server evaluates, "
+            "and nobody would look at those images; leave it out"
+        )
+    if not wire.deltas and not codec_named(wire.downlink).holds_models:
+        return (
+            f"wire.downlink {wire.downlink!r} is for what is new in a model, and ruins one that is "
+            "sent whole; set wire.deltas=true, or wire.downlink=fp16"
+        )
+    others = {"local": ("client_cpus", "client_gpus"), "flower": ("workers",)}
+    for key in others[run.engine]:
+        value = getattr(run, key)
+        if value != RunConfig.model_fields[key].default:
+            engine = "flower" if run.engine == "local" else "local"
+            return f"run.{key} {value:g} goes with run.engine={engine}; leave it out, or set that"
+    return ""
 
 
 def recipe_of(content: dict[str, Any], origin: str) -> Recipe:

@@ -171,10 +171,9 @@ class WireConfig(Section):
 
     @model_validator(mode="after")
     def _meaningful(self) -> "WireConfig":
-        if not self.deltas and not codec_named(self.downlink).holds_models:
+        if not self.deltas and "none" in self.downlink:
             raise ValueError(
-                f"downlink {self.downlink!r} is for what is new in a model, and ruins one that is "
-                "sent whole; set wire.deltas=true, or downlink=fp16"
+                f"downlink {self.downlink!r} would send zeros for a model; set wire.deltas=true"
             )
         if self.schedule != GeneratorSchedule() and not self.deltas:
             raise ValueError(

@@ -79,12 +79,16 @@ def _make(rule: dict[str, Any], labels: NDArray[np.int64], seed: int) -> list[ND
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of each further try to meet min_images
             warnings.simplefilter("ignore", FutureWarning)  # of datasets' sort, to pyarrow
-            warnings.simplefilter("error", RuntimeWarning)  # of shares that are not numbers
-            return [
+            warnings.simplefilter("ignore", RuntimeWarning)  # of a try whose shares are no numbers
+            shards = [
                 np.sort(np.asarray(partitioner.load_partition(c)["row"], np.int64))
                 for c in range(clients)
             ]
-    except (ValueError, RuntimeWarning) as error:
+            sizes = [len(rows) for rows in shards]
+            if sum(sizes) != images or min(sizes) < rule.get("min_images", 0):
+                raise ValueError(f"shards of {min(sizes):,} to {max(sizes):,} images came out")
+            return shards
+    except ValueError as error:
         more = f" with alpha {rule['alpha']:g}" if "alpha" in rule else ""
         remedy = "fewer clients or a larger alpha" if more else "fewer clients"
         raise DataError(

@@ -117,8 +117,9 @@ def _download() -> Path:
     folder = cache_folder() / "downloads"
     remedy = f"set data.dir or $CSG_DATA_DIR to a folder that holds {_FORMS}"
     whole = folder / "cifar10"
-    if whole.exists():
-        return whole
+    for there in (whole, folder / _OFFICIAL):  # the latter is of versions before
+        if all((there / name).exists() for names in _BATCHES.values() for name in names):
+            return there
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:

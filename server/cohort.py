@@ -18,8 +18,7 @@ _log = logging.getLogger(__name__)
 class Cohort:
     """The nodes that were last ``asked``, of which those ``waiting`` have not answered.
 
-    A partition is of the first node in a cohort that had it. ``partitions`` tells those of nodes,
-    where they are known before they answer.
+    ``partitions`` tells the partition of nodes, where that is known before they answer.
     """
 
     def __init__(self, recipe: Recipe, partitions: Mapping[int, int] | None = None) -> None:
@@ -28,8 +27,8 @@ class Cohort:
         self._recipe = recipe
         self._nodes: dict[int, Node] = {}  # as they were when last looked for
         self._partitions = dict(partitions or {})
-        self._owners: dict[int, int] = {}  # nodes by partition, of those that were asked
-        self._silent: set[int] = set()
+        self._trained: dict[int, int] = {}  # nodes by partition, of this round
+        self._away: set[int] = set()
 
     def sample(self, round_: int, grid: Grid) -> tuple[list[int], list[int]]:
         """A cohort, drawn from (seed, round); and the nodes that were restarted since the last.
@@ -42,11 +41,7 @@ class Cohort:
         rng = np.random.Generator(np.random.Philox(key=seed))
         chosen = rng.choice(len(nodes), size=min(self._recipe.cohort, len(nodes)), replace=False)
         self.asked = [nodes[place] for place in sorted(chosen)]
-        self._owners = {}
-        asked = set(self.asked)
-        for node, partition in self._partitions.items():
-            if node in asked:
-                self._owners.setdefault(partition, node)
+        self._away = set()
         return self.asked, restarted
 
     def _gather(self, round_: int, grid: Grid) -> tuple[list[int], list[int]]:
@@ -72,7 +67,7 @@ class Cohort:
 
     def expect(self, nodes: list[int]) -> None:
         """Wait for one answer of each node."""
-        self.waiting = set(nodes)
+        self.waiting, self._trained = set(nodes), {}
 
     def answers(self, node: int) -> bool:
         """Whether this is the one answer that the node was asked for."""
@@ -84,16 +79,25 @@ class Cohort:
 
     def give_up(self) -> list[int]:
         """The nodes that have not answered; they are no longer waited for."""
-        self._silent, self.waiting = self.waiting, set()
-        return sorted(self._silent)
+        silent, self.waiting = sorted(self.waiting), set()
+        self._away.update(silent)
+        return silent
+
+    def away(self, node: int) -> None:
+        """Flower has answered for the node, which did not."""
+        self._away.add(node)
 
     @property
     def answered(self) -> list[int]:
-        """Of the nodes that were last asked those that were not given up, in order."""
-        return [node for node in self.asked if node not in self._silent]
+        """Of the nodes that were last asked those that answered themselves, in order."""
+        return [node for node in self.asked if node not in self._away]
+
+    def precedence(self) -> dict[int, int]:
+        """Nodes in the order in which they had a partition: the first one's claim counts."""
+        return {node: place for place, node in enumerate(self._partitions)}
 
     def check_partition(self, node: int, partition: int) -> None:
-        """Refuse a partition that another client of the cohort has, or other than the node's own.
+        """Refuse a partition that is another client's, or not the one the node had before.
 
         Raises:
             ReplyError: saying whose it is.
@@ -101,16 +105,16 @@ class Cohort:
         known = self._partitions.get(node, partition)
         if known != partition:
             raise ReplyError(f"claims partition {partition}; it has {known}")
-        if self._owners.get(partition, node) != node:
+        if self._trained.get(partition, node) != node:
             raise ReplyError(
-                f"claims partition {partition}, which another client has; "
+                f"claims partition {partition}, which another client trained; "
                 "give each client a partition-id of its own"
             )
 
     def trained(self, node: int, partition: int) -> None:
         """The node trained on a partition, which is its own from now on."""
         self._partitions[node] = partition
-        self._owners.setdefault(partition, node)
+        self._trained[partition] = node
 
     def name(self, node: int) -> str:
         """A node for a reader: by its partition, else the name of its key, else its id."""

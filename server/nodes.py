@@ -15,6 +15,12 @@ PROBE_S = 30.0  # of silence, at least
 _LONG = 1.5  # of the slowest reply
 RESTARTED = "was restarted in this round"
 NOT_TAKEN = "the SuperLink did not take its message; was it revoked?"
+NONE_TAKEN = "the SuperLink took none of the messages; its log says why"
+UNANSWERED = (  # codes of errors by which Flower answers for a client
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+)
 _MOST_AGAIN = 3
 _PULL_S = 0.5  # with Flower's 3 s, a client often looks for its message in vain first
 _LOOK_S = 5.0
@@ -109,12 +115,13 @@ class _Pending:
 
     def _send(self, messages: list[Message]) -> dict[str, Message]:
         """Messages by their ids; those that are not taken are answered with an error."""
-        taken = {}
-        for name, message in zip_longest(self._grid.push_messages(messages), messages):
+        taken, names = {}, list(self._grid.push_messages(messages))
+        for name, message in zip_longest(names, messages):
             if name:
                 taken[name] = message
             else:
-                error = Error(ErrorCode.NODE_UNAVAILABLE, NOT_TAKEN)
+                reason = NOT_TAKEN if names else NONE_TAKEN  # as where the whole is too large
+                error = Error(ErrorCode.NODE_UNAVAILABLE, reason)
                 self.replies.append(Message(error, reply_to=message))
         return taken
 
@@ -172,7 +179,7 @@ class _Pending:
 def refusal(error: Error, timeout: float) -> str:
     """What a reply's error means, in one line."""
     if error.code == ErrorCode.NODE_UNAVAILABLE:
-        known = error.reason in (RESTARTED, NOT_TAKEN)
+        known = error.reason in (RESTARTED, NOT_TAKEN, NONE_TAKEN)
         return str(error.reason) if known else "lost its connection (no heartbeat)"
     if error.code in (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE):
         return f"did not answer within {timeout:g} s, or was revoked"

@@ -38,7 +38,7 @@ from federation.recipe import Recipe
 from server.aggregation import Aggregation, Update
 from server.cohort import Cohort
 from server.downlink import Downlink
-from server.nodes import refusal
+from server.nodes import UNANSWERED, refusal
 from server.outcome import RoundOutcome, RunError
 from server.wire import ClientCounters
 
@@ -229,7 +229,7 @@ class CsgStrategy(Strategy):
     def _updates(self, round_: int, replies: Iterable[Message]) -> Iterator[Update]:
         """Decoded and checked updates, one at a time; whatever is wrong with a reply is noted."""
         self.cohort.expect(self.cohort.asked)
-        for reply in _in_order(replies):
+        for reply in self._in_order(replies):
             node = reply.metadata.src_node_id
             if not self.cohort.answers(node):
                 continue
@@ -238,6 +238,8 @@ class CsgStrategy(Strategy):
                 self.cohort.check_partition(node, report.partition)
                 self._counters.note(node, interface_in(reply.content), self.outcome.bytes[node])
             except (ReplyError, PayloadError) as error:
+                if reply.has_error() and reply.error.code in UNANSWERED:
+                    self.cohort.away(node)
                 self.downlink.failed(node)
                 self.outcome.fail(self.cohort.name(node), str(error))
                 continue
@@ -268,6 +270,24 @@ class CsgStrategy(Strategy):
         if not largest <= _LARGEST:
             raise ReplyError(f"its model has a value of {largest:g}; {_LARGEST:,} is the largest")
         return Update(report.partition, report.examples, values), report
+
+    def _in_order(self, replies: Iterable[Message]) -> Iterable[Message]:
+        """Replies in the order of partitions; an iterator is taken as it comes.
+
+        A Grid that gives an iterator hands replies over one at a time, in the order of the
+        messages; it is one of this process, which knows the partitions.
+        """
+        if isinstance(replies, Iterator):
+            return replies
+
+        known = self.cohort.precedence()
+
+        def place(reply: Message) -> tuple[float, int, int]:
+            node = reply.metadata.src_node_id
+            claimed = float("inf") if reply.has_error() else partition_claimed_in(reply.content)
+            return claimed, known.get(node, len(known)), node
+
+        return sorted(replies, key=place)
 
     def _largest(self, update: Tensor) -> float:
         """Of the model that would be sent next, were this the only update."""
@@ -334,18 +354,3 @@ def model_record(values: Values) -> ArrayRecord:
 def model_in(arrays: ArrayRecord) -> Values:
     """The packed model of ``model_record``."""
     return np.asarray(arrays[_KEY].numpy(), np.float32)
-
-
-def _in_order(replies: Iterable[Message]) -> Iterable[Message]:
-    """Replies in the order of partitions; an iterator is taken as it comes.
-
-    A Grid that gives an iterator hands replies over one at a time, in the order of the messages.
-    """
-    if isinstance(replies, Iterator):
-        return replies
-    return sorted(replies, key=_claimed_partition)
-
-
-def _claimed_partition(reply: Message) -> tuple[float, int]:
-    claimed = float("inf") if reply.has_error() else partition_claimed_in(reply.content)
-    return claimed, reply.metadata.src_node_id

@@ -55,11 +55,10 @@ def read_runs(paths: Sequence[Path]) -> list[RunData]:
         RunFolderError: as ``read_run`` does.
     """
     found = [path for given in paths for path in _runs_below(given)]
-    begun = [path for path in found if RunFolder(path).rows()]
+    begun = [p for p in found if RunFolder(p).rows() or not (p / "config.toml").exists()]
     if begun and len(found) > 1:
         for path in found:
             if path not in begun:
-                RunFolder(path).recipe()  # it is a run
                 _log.warning("%s: has no complete round yet, and is left out", path)
         found = begun
     runs = [read_run(path) for path in found]

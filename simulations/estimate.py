@@ -106,11 +106,12 @@ def _total_bytes(recipe: Recipe) -> int:
     for round_ in range(1, rounds + 1):
         up, _ = whole if schedule.trains(round_) else partial
         _, down = whole if schedule.trains(max(1, round_ - 1)) else partial  # what that one made
+        evaluated = recipe.clients_evaluate and (round_ % every == 0 or round_ == rounds)
+        total += up + (down if evaluated else 0)
         if round_ == 1 and recipe.wire.deltas:  # the model of the seed, which clients make
             line = "none" if recipe.server.start_from is None else "fp16"
             down = payload_bytes(_parts(recipe), codec_named(line))
-        evaluated = recipe.clients_evaluate and (round_ % every == 0 or round_ == rounds)
-        total += up + down * (2 if evaluated else 1)
+        total += down
     return recipe.cohort * total
 
 

@@ -118,6 +118,35 @@ def test_what_was_broken_off_or_made_by_compose_is_made_whole(made, left):
         assert (made / place / "ca.crt").read_bytes() == ca
 
 
+@pytest.mark.parametrize("away", [["clients/client-0"], ["clients/client-0", "clients/client-1"]])
+def test_a_lost_record_costs_no_authority_that_clients_trust(made, away):
+    """Their folders are on their own hosts."""
+    for name in away:
+        shutil.rmtree(made / name)
+    (made / "clients.json").unlink()
+    before = _content(made / "authority")
+    done = keys(made, "make", "--host", "fl.example.org", "--clients", "1")
+    assert (done.returncode == 0) == (len(away) == 2), done.stderr
+    assert _content(made / "authority") == before
+
+
+def test_a_client_that_was_made_and_not_noted_is_taken_as_it_is(made):
+    record = made / "clients.json"
+    before = record.read_bytes()
+    assert keys(made, "add", "hospital-a").returncode == 0
+    key = (made / "clients" / "hospital-a" / "key").read_bytes()
+    record.write_bytes(before)
+    done = keys(made, "add", "hospital-a")
+    assert done.returncode == 0, done.stderr
+    assert (made / "clients" / "hospital-a" / "key").read_bytes() == key
+    assert json.loads(record.read_text())["hospital-a"]["partition"] == 2
+    record.write_bytes(before)
+    assert keys(made, "add", "b").returncode == 0
+    done = keys(made, "add", "hospital-a")
+    assert done.returncode == 2
+    assert "another client has its partition 2; move it away" in done.stderr
+
+
 @pytest.fixture
 def superlink(made):
     """A real one of these keys; its address."""

@@ -99,5 +99,10 @@ def test_rules_that_cannot_be_met_are_named():
         shard_rows(DataConfig(clients=200, partition="dirichlet", alpha=1000), LABELS, 0)
     with pytest.raises(DataError, match=r"data.classes_per_client 11: there are only 10"):
         shard_rows(DataConfig(partition="pathological", classes_per_client=11), LABELS, 0)
-    with pytest.raises(DataError, match=r"with alpha 0.0001 cannot be made .*a larger alpha"):
-        shard_rows(DataConfig(clients=5, partition="dirichlet", alpha=1e-4), LABELS, 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_tries_with_shares_that_are_no_numbers_come_to_whole_shards(seed, recwarn):
+    shards = shard_rows(DataConfig(clients=5, partition="dirichlet", alpha=1e-2), LABELS, seed)
+    assert sorted(np.concatenate(shards).tolist()) == list(range(len(LABELS)))
+    assert not [of for of in recwarn if issubclass(of.category, RuntimeWarning)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Metadata, MetricRecord
 from flwr.app.message import make_message
+from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -256,7 +257,20 @@ def test_a_partition_is_of_the_first_who_had_it(made):
         assert strategy.outcome.reporters == [12, 13]
         ((who, why),) = strategy.outcome.failures.items()
         assert who == "node 11"
-        assert "claims partition 0, which another client has" in why
+        assert "claims partition 0, which another client trained" in why
+
+
+def test_a_partition_is_a_newcomers_while_its_owner_does_not_answer(made):
+    """As when a client comes back under a new key, and Flower still lists the old one."""
+    strategy = made()
+    first = [_message(11, _honest(strategy, 0)), _message(12, _honest(strategy, 1))]
+    arrays, _ = strategy.aggregate_train(1, first)
+    strategy.configure_train(2, arrays, ConfigRecord(), _Nodes())
+    replies = [_message(11, error=Error(ErrorCode.NODE_UNAVAILABLE, "")),
+               _message(12, _honest(strategy, 1, round_=2)),
+               _message(13, _honest(strategy, 0, round_=2))]  # fmt: skip
+    strategy.aggregate_train(2, replies)
+    assert strategy.outcome.reporters == [13, 12]
 
 
 def test_a_partition_goes_to_a_newcomer_where_its_first_owner_is_gone(made):
@@ -272,9 +286,12 @@ def test_a_partition_goes_to_a_newcomer_where_its_first_owner_is_gone(made):
         assert sorted(strategy.outcome.reporters) == trained
 
 
-def test_who_was_silent_in_a_round_is_not_asked_to_evaluate_in_it(made):
+@pytest.mark.parametrize("code", [None, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE])
+def test_who_was_silent_in_a_round_is_not_asked_to_evaluate_in_it(made, code):
     strategy = made(holdout=0.1)
     replies = [_message(node, _honest(strategy, place)) for place, node in enumerate(NODES[:2])]
+    if code is not None:  # Flower says so itself
+        replies.append(_message(13, error=Error(code, "")))
     arrays, _ = strategy.aggregate_train(1, replies)
     messages = strategy.configure_evaluate(1, arrays, ConfigRecord(), _Nodes())
     assert [message.metadata.dst_node_id for message in messages] == list(NODES[:2])

@@ -63,7 +63,6 @@ def test_the_loop_does_the_work_of_the_recipe(tiny):
     assert all(round_.seconds > 0 for round_ in rounds)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "sections", [{"train": {"clip_norm": 1.0}}, {"wire": {"uplink": "fp16"}}], ids=str
 )
@@ -72,6 +71,7 @@ def test_the_loop_passes_nothing_over(tiny, sections):
         next(loop(tiny(**sections)))
 
 
+@pytest.mark.slow
 def test_engines_are_compared_with_the_loop():
     recipe = ["demo", *(part for value in (*TINY, "train.rounds=3") for part in ("--set", value))]
     rows = engines.compare(recipe, ("loop", "local"), turns=1)
