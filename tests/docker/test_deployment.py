@@ -215,9 +215,10 @@ def test_the_whole_project_is_stopped_started_and_the_run_resumed(project):
              "run.checkpoint_every=9")
     )  # fmt: skip
     project.wait_for_rows("stopped", 2)
-    project.compose("stop")
+    project.compose("stop", "server")  # else clients go first, and the run for want of them
     _, found = docker("inspect", f"{project.name}-server-1")
     assert json.loads(found)[0]["State"]["ExitCode"] == 143, "it ended by itself"
+    project.compose("stop")
     process.communicate(timeout=60)
     before = project.rows("stopped")
     summary = json.loads((project.runs / "stopped" / "summary.json").read_text())
