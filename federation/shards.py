@@ -85,7 +85,7 @@ def _make(rule: dict[str, Any], labels: NDArray[np.int64], seed: int) -> list[ND
                 for c in range(clients)
             ]
             sizes = [len(rows) for rows in shards]
-            if sum(sizes) != images or min(sizes) < rule.get("min_images", 0):
+            if "alpha" in rule and (sum(sizes) != images or min(sizes) < rule["min_images"]):
                 raise ValueError(f"shards of {min(sizes):,} to {max(sizes):,} images came out")
             return shards
     except ValueError as error:

@@ -73,10 +73,11 @@ class Aggregation:
     ) -> None:
         self._flower = _flower_strategy(name, options)
         malicious = int(options.get(_MALICIOUS, 0))
-        if cohort is not None and malicious and cohort < 2 * malicious + 3:
-            raise ValueError(  # Blanchard et al., "Machine learning with adversaries", 2017
+        # each update is judged by the cohort's others but so many and one
+        if cohort is not None and malicious and malicious > cohort - 3:
+            raise ValueError(
                 f"server.options.{_MALICIOUS} = {malicious}: {name} takes at most "
-                f"{max(0, (cohort - 3) // 2)} of a cohort of {cohort}"
+                f"{max(0, cohort - 3)} of a cohort of {cohort}"
             )
         self._trained = trained
 

@@ -106,8 +106,8 @@ def test_options_that_cannot_be_are_named():
         Aggregation("fedprox", {}, trained=1)
     with pytest.raises(ValueError, match=r"num_malicious_nodes = 1.5: give a whole number"):
         Aggregation("krum", {"num_malicious_nodes": 1.5}, trained=1)
-    with pytest.raises(ValueError, match=r"num_malicious_nodes = 2: krum takes at most 1 of a co"):
-        Aggregation("krum", {"num_malicious_nodes": 2}, trained=1, cohort=6)
+    with pytest.raises(ValueError, match=r"num_malicious_nodes = 4: krum takes at most 3 of a co"):
+        Aggregation("krum", {"num_malicious_nodes": 4}, trained=1, cohort=6)
     with pytest.raises(ValueError, match=r"server_momentum = 1: give a number below 1"):
         Aggregation("fedavgm", {"server_momentum": 1}, trained=1)
 

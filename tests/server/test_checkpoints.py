@@ -161,7 +161,7 @@ def _nan(folder):
         (lambda f: torch.save([1, 2], f / "a.t7"), "holds no state_dict of tensors"),
         (lambda f: torch.save({"a": torch.zeros(1)}, f / "a.t7"), "no network this project knows"),
         (lambda f: write_checkpoint(f / "a.t7", build(ModelSpec()), ModelSpec(name="resnet32")),
-         "not of resnet32: layer1.3.bn1.weight is .* in the network and absent"),
+         "not of resnet32: layer1.3.conv1.codes is .* in the network and absent"),
         (lambda f: write_checkpoint(f / "a.t7", build(ModelSpec()), ModelSpec(code_size=9999)),
          "code size 9999 is larger"),
     ],
