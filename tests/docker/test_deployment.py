@@ -209,26 +209,43 @@ def test_a_stranger_is_turned_away_and_the_run_goes_on(project):
     assert [row["clients"] for row in project.rows("stranger")] == [2, 2, 2]
 
 
-def test_the_whole_project_is_stopped_started_and_the_run_resumed(project):
+def _begun(project, name):
+    """A run of which two rounds are recorded and no checkpoint is due."""
     process = project.start(
-        *csg(["run", "cifar10-resnet20"], *TINY, "train.rounds=9", "run.dir=runs/stopped",
-             "run.checkpoint_every=9")
+        *csg(["run", "cifar10-resnet20"], *TINY, "train.rounds=9", "run.checkpoint_every=9",
+             f"run.dir=runs/{name}")
     )  # fmt: skip
-    project.wait_for_rows("stopped", 2)
-    project.compose("stop", "server")  # else clients go first, and the run for want of them
-    _, found = docker("inspect", f"{project.name}-server-1")
-    assert json.loads(found)[0]["State"]["ExitCode"] == 143, "it ended by itself"
-    project.compose("stop")
-    process.communicate(timeout=60)
-    before = project.rows("stopped")
-    summary = json.loads((project.runs / "stopped" / "summary.json").read_text())
-    assert summary["outcome"] == f"interrupted after round {len(before)}", "it was told to end"
+    project.wait_for_rows(name, 2)
+    return process
+
+
+def _resumed(project, name, before):
+    """The run goes to its end, after all rounds that were there ``before``."""
     project.compose("up", "--detach", "--wait")
-    said = project.compose("exec", "-T", "server", "csg", "resume", "runs/stopped")
+    said = project.compose("exec", "-T", "server", "csg", "resume", f"runs/{name}")
     assert "outcome: completed" in said
-    rows = project.rows("stopped")
+    rows = project.rows(name)
     assert [row["round"] for row in rows] == list(range(1, 10))
     assert rows[: len(before)] == before, "all of it was saved"
+
+
+def test_the_whole_project_is_stopped_started_and_the_run_resumed(project):
+    process = _begun(project, "stopped")
+    project.compose("stop")
+    process.communicate(timeout=60)
+    _resumed(project, "stopped", project.rows("stopped"))
+
+
+def test_a_server_that_is_told_to_end_saves_its_run(project):
+    process = _begun(project, "told")
+    project.compose("stop", "server")
+    _, found = docker("inspect", f"{project.name}-server-1")
+    assert json.loads(found)[0]["State"]["ExitCode"] == 143, "it ended by itself"
+    process.communicate(timeout=60)
+    before = project.rows("told")
+    summary = json.loads((project.runs / "told" / "summary.json").read_text())
+    assert summary["outcome"] == f"interrupted after round {len(before)}"
+    _resumed(project, "told", before)
 
 
 def test_a_client_alone_on_another_host(project, tmp_path):
