@@ -176,7 +176,7 @@ def read_recipe(path: Path, settings: Sequence[str] = (), *, dense: bool = False
         _put(content, setting)
     recipe = _validated(content, str(path), settings)
     if reason := _passed_over(recipe):
-        raise RecipeError(f"{path}: {reason}")
+        raise RecipeError(f"{_origin(str(path), reason.split()[0], settings)}: {reason}")
     return recipe
 
 
@@ -217,9 +217,11 @@ def _validated(content: dict[str, Any], origin: str, settings: Sequence[str] = (
         return Recipe.model_validate(content)
     except ValidationError as error:
         key = ".".join(str(part) for part in error.errors()[0]["loc"])
-        if key and any(setting.partition("=")[0].strip() == key for setting in settings):
-            origin = "--set"
-        raise RecipeError(f"{origin}: {_first(error)}") from error
+        raise RecipeError(f"{_origin(origin, key, settings)}: {_first(error)}") from error
+
+
+def _origin(origin: str, key: str, settings: Sequence[str]) -> str:
+    return "--set" if key in [of.partition("=")[0].strip() for of in settings] else origin
 
 
 def _put(content: dict[str, Any], setting: str) -> None:

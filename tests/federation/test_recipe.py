@@ -79,7 +79,7 @@ def test_what_a_run_would_pass_over_is_refused_and_old_runs_are_read(tmp_path, s
     section, key = setting.partition("=")[0].split(".")
     value = setting.partition("=")[2]
     path.write_text('[run]\nengine = "flower"\n' if key == "workers" else "")
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(RecipeError, match=f"^--set: .*{message}"):
         read_recipe(path, [setting])
     number = value if section == "wire" else float(value) if "." in value else int(value)
     recipe_of({section: {key: number}}, "config.toml of a run")
