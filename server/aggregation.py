@@ -74,10 +74,10 @@ class Aggregation:
         self._flower = _flower_strategy(name, options)
         malicious = int(options.get(_MALICIOUS, 0))
         # each update is judged by the cohort's others but so many and one
-        if cohort is not None and malicious and malicious > cohort - 3:
+        if cohort is not None and malicious > (most := max(0, cohort - 3)):
             raise ValueError(
                 f"server.options.{_MALICIOUS} = {malicious}: {name} takes at most "
-                f"{max(0, cohort - 3)} of a cohort of {cohort}"
+                f"{most} of a cohort of {cohort}"
             )
         self._trained = trained
 
