@@ -7,7 +7,6 @@ import pickle
 import re
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,8 +123,11 @@ def _download() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
             torchvision().datasets.CIFAR10(partial, download=True)
-            with suppress(OSError):  # another process was faster
+            try:
                 os.rename(Path(partial) / _OFFICIAL, whole)
+            except OSError:
+                if not whole.exists():  # else another process was faster
+                    raise
     except ModuleNotFoundError as error:
         raise DataError(
             f"CIFAR-10 is not named and torchvision, which downloads it, is not installed: {remedy}"
