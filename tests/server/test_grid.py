@@ -19,6 +19,7 @@ from flwr.supercore.constant import HEAD_BODY_DIVIDER
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import validate_object_content
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+from flwr.supercore.task_identity import TaskIdentity
 
 from federation.messages import TrainReport, payload_in, reply
 from server.grid import GuardedGrid, read
@@ -140,6 +141,8 @@ def test_an_upload_that_stops_holds_nobody_up(grid, link):
 
 def test_an_upload_that_is_too_late_is_dropped(grid, link, monkeypatch):
     monkeypatch.setattr("server.nodes._PULL_S", 0.01)
+    for name in ("_run_id", "_task_id", "_node_id"):  # whoever is silent is asked
+        monkeypatch.setattr(TaskIdentity, name, 1)
     grid._grid.push_messages = lambda messages: ["asked" for _ in messages]
     grid._grid.get_nodes = list
     asked = [make_message(_metadata(src_node_id=1, dst_node_id=11), content=RecordDict())]
