@@ -1,7 +1,8 @@
-"""What a simulated round costs, as ratios in one run, and what clients at once gain on a GPU.
+"""What a simulated round costs, as ratios in one run, beside other simulators and on a GPU.
 
 Each part keeps its figures, with machine and date, as JSON in ``simulations/bench/results/``, and
-puts its tables into docs/speed.md. Example:
+puts its tables into docs/speed.md. The part ``peers`` makes environments of some GB for other
+simulators, in ~/.cache/csg-fl/peers, the first time. Example:
 
     python -m simulations.bench --data cifar10/ --parts steps engines
 """
@@ -15,6 +16,7 @@ from server.checkpoints import replace_file
 from simulations import command
 from simulations.bench import cohort, engines, growth, limits, server, steps
 from simulations.bench.part import RESULTS, SPEED, Part
+from simulations.bench.peers import side_by_side
 from simulations.machine import machine
 from simulations.studies.pages import fill
 
@@ -24,6 +26,7 @@ PARTS: dict[str, Part] = {
     "engines": engines,
     "growth": growth,
     "server": server,
+    "peers": side_by_side,
     "cohort": cohort,
 }
 
@@ -80,7 +83,7 @@ def _options() -> argparse.Namespace:
     parser = command.parser("simulations.bench", __doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
                         help=f"{', '.join(PARTS)} (all of them)")  # fmt: skip
-    parser.add_argument("--data", metavar="DIR", help="CIFAR-10, for engines and growth")
+    parser.add_argument("--data", metavar="DIR", help="CIFAR-10, for engines, growth and peers")
     parser.add_argument("--copy", default="CIFAR-10", help="which copy of the data this is")
     parser.add_argument("--show", action="store_true",
                         help="measure nothing; fill the pages with what is kept")  # fmt: skip

@@ -21,18 +21,20 @@ _TINY = ("model.width=0.25", "model.slice_size=4", "model.code_size=12")
 Row = dict[str, float]
 
 
-def _clients(registered: int, cohort: int, *more: str) -> tuple[str, ...]:
-    return (f"data.clients={registered}", f"train.clients_per_round={cohort}", *more)
+def _clients(registered: int, cohort: int, images: int, *more: str) -> tuple[str, ...]:
+    """``images`` is how many each client has."""
+    return (f"data.clients={registered}", f"train.clients_per_round={cohort}",
+            f"data.images={registered * images}", *more)  # fmt: skip
 
 
-# Arms by series and by size. Registered clients share 50,000 images; 1,000 clients have 50 each.
+# Arms by series and by size, in each of which all clients have the same number of images.
 SERIES: dict[str, dict[int, tuple[str, ...]]] = {
     "registered clients, cohort of 10": {
-        n: _clients(n, 10, *_TINY) for n in (10, 100, 1_000, 10_000)
+        n: _clients(n, 10, 5, *_TINY) for n in (10, 100, 1_000, 10_000)
     },
-    "cohort, of 1,000 clients": {n: _clients(1_000, n, *_TINY) for n in (10, 100, 1_000)},
+    "cohort, of 1,000 clients": {n: _clients(1_000, n, 10, *_TINY) for n in (10, 100, 1_000)},
     "depth of the ResNet, cohort of 10": {
-        n: _clients(1_000, 10, f"model.name=resnet{n}") for n in (20, 56, 110)
+        n: _clients(1_000, 10, 50, f"model.name=resnet{n}") for n in (20, 56, 110)
     },
 }
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from csg_core import ModelSpec, build
-from simulations.studies.peers import __main__ as peers
-from simulations.studies.peers.arms import ARMS, BASE
-from simulations.studies.peers.environments import Environment, PeerError, interpreter_of
-from simulations.studies.peers.plain import ResNet20, Work
-from simulations.studies.peers.tables import ratio, table
-from simulations.studies.peers.work import Asked, write_work
+from federation.sources import DataError
+from simulations.bench.peers import side_by_side
+from simulations.bench.peers.arms import ARMS, BASE
+from simulations.bench.peers.environments import Environment, PeerError, interpreter_of
+from simulations.bench.peers.plain import ResNet20, Work
+from simulations.bench.peers.tables import ratio, table
+from simulations.bench.peers.work import Asked, write_work
 
 
 def _found(seconds, accuracy=0.5):
@@ -22,10 +23,7 @@ def _found(seconds, accuracy=0.5):
 def _content(*turns, failed=None):
     names = {ARMS[arm].environment.name for turn in turns for arm in turn}
     return {
-        "machine": {"cores": 2, "cpu": "a processor", "threads": 2},
-        "date": "2026-11-25",
-        "data": "digits",
-        "work": {"train": {"rounds": 3}},
+        "rounds": 3,
         "clients": 10,
         "images": 1000,
         "test_images": 200,
@@ -45,8 +43,7 @@ def test_the_plain_network_is_ours():
 
 
 def test_all_are_given_the_same_images_shards_and_first_values(tmp_path):
-    asked = Asked(data="digits", rounds=2, clients=3, images=60)
-    recipe, images = write_work(tmp_path, asked)
+    recipe, images = write_work(tmp_path, "digits", Asked(clients=3, images=60, rounds=2))
     work = Work.of(tmp_path)
     assert (
         images
@@ -84,22 +81,21 @@ def test_a_python_that_is_not_here_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_ours_and_flower_on_ray_side_by_side(tmp_path, monkeypatch, capsys):
-    page = tmp_path / "page.md"
-    page.write_text("<!-- peers -->\n<!-- end of peers -->\n")
-    monkeypatch.setattr(peers, "SPEED", page)
-    monkeypatch.setattr(peers, "RESULTS", tmp_path / "results")
-    arguments = ["--data", "digits", "--clients", "2", "--rounds", "2", "--images", "40",
-                 "--arms", "ours-fp32", "flower-ray"]  # fmt: skip
-    monkeypatch.setattr("sys.argv", ["peers", *arguments])
-    peers.main()
-    content = json.loads((tmp_path / "results" / "2-clients.json").read_text())
-    assert content["failed"] == {}
-    (turn,) = content["turns"]
+def test_ours_and_flower_on_ray_side_by_side():
+    asked = Asked(clients=2, images=40, rounds=2)
+    found = side_by_side.measure("digits", asked, arms=("ours-fp32", "flower-ray"))
+    assert found["failed"] == {}
+    (turn,) = found["turns"]
     for arm in ("ours-fp32", "flower-ray"):
         assert len(turn[arm]["rounds"]) == 2
         assert 0 < turn[arm]["start_up"] < turn[arm]["wall"]
         assert turn[arm]["peak_mb"] > 100
         assert 0 <= turn[arm]["test_accuracy"] <= 1
-    assert "| csg-fl, fp32 |" in page.read_text()
-    assert "2 rounds of 2 clients, 40 images of digits, 8 to test on" in capsys.readouterr().out
+    said = side_by_side.tables(json.loads(json.dumps(found)))["peers"]
+    assert "| csg-fl, fp32 |" in said
+    assert "2 rounds of 2 clients, 40 images, 8 to test on; 1 turn." in said
+
+
+def test_more_images_than_there_are_are_refused():
+    with pytest.raises(DataError, match="2,000 images are asked for; there are 1,437"):
+        side_by_side.measure("digits", Asked(clients=2, images=2_000, rounds=2), arms=(BASE,))

@@ -26,7 +26,7 @@ from fedlab.contrib.algorithm.basic_client import SGDSerialClientTrainer  # noqa
 from fedlab.contrib.algorithm.basic_server import SyncServerHandler  # noqa: E402
 from fedlab.core.standalone import StandalonePipeline  # noqa: E402
 
-from simulations.studies.peers.plain import Work, accuracy, report  # noqa: E402
+from simulations.bench.peers.plain import Work, accuracy, report  # noqa: E402
 
 
 class Shards:

@@ -31,7 +31,7 @@ from blazefl.core import (
 from blazefl.reproducibility import setup_reproducibility
 from torch.utils.data import Dataset
 
-from simulations.studies.peers.plain import Work, report, train
+from simulations.bench.peers.plain import Work, report, train
 
 _NETWORK = "resnet20"
 

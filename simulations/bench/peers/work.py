@@ -21,12 +21,11 @@ _PIXELS = 32 * 32 * 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """Images and rounds; ``data`` is a folder of CIFAR-10, or digits."""
+    """Clients, and rounds of so many images in all, of which the first are taken."""
 
-    data: str
-    rounds: int
     clients: int
-    images: int | None
+    images: int
+    rounds: int
 
     def recipe(self, data: dict[str, Any]) -> Recipe:
         """Dense ResNet-20, FedAvg of float32 without a codec, over ``data``.
@@ -41,17 +40,17 @@ class Asked:
         return recipe_of({"model": model, "data": data, "train": train}, "peers")
 
 
-def write_work(folder: Path, asked: Asked) -> tuple[Recipe, dict[str, int]]:
+def write_work(folder: Path, data: str, asked: Asked) -> tuple[Recipe, dict[str, int]]:
     """Write the peers' folder; the recipe of ours, the same work, and how many images there are.
+
+    ``data`` is a folder of CIFAR-10, or ``digits``. A fifth as many images are to test on.
 
     Raises:
         DataError: if the images cannot be used.
         RecipeError: if the work cannot be.
     """
-    source = {"name": "digits"} if asked.data == "digits" else {"dir": asked.data}
-    recipe = asked.recipe(source)
-    if asked.images is not None:
-        recipe = asked.recipe(_fewer(folder / "images", recipe, asked.images))
+    source = {"name": "digits"} if data == "digits" else {"dir": data}
+    recipe = asked.recipe(_fewer(folder / "images", asked.recipe(source), asked.images))
     train, test = (load_images(recipe.data.name, recipe.data.dir, s) for s in ("train", "test"))
     shards = shard_rows(recipe.data, train.labels.numpy(), recipe.run.seed)
     for split, images in (("train", train), ("test", test)):
@@ -81,7 +80,7 @@ def _fewer(folder: Path, recipe: Recipe, images: int) -> dict[str, Any]:
     folder.mkdir()
     train, test = (load_images(recipe.data.name, recipe.data.dir, s) for s in ("train", "test"))
     if not _BATCHES <= images <= len(train):
-        raise DataError(f"--images {images}: use {_BATCHES} to {len(train):,}")
+        raise DataError(f"peers: {images:,} images are asked for; there are {len(train):,}")
     for number, rows in enumerate(np.array_split(np.arange(images), _BATCHES), start=1):
         _write_batch(folder / f"data_batch_{number}", train, rows)
     _write_batch(folder / "test_batch", test, np.arange(min(images // 5, len(test))))

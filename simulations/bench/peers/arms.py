@@ -10,7 +10,7 @@ from pathlib import Path
 from federation.recipe import Recipe
 from server.record import RunFolder
 from simulations.bench.measured import Measured, measured
-from simulations.studies.peers.environments import (
+from simulations.bench.peers.environments import (
     BLAZEFL,
     FEDLAB,
     OWN,
@@ -84,7 +84,7 @@ class Found:
         return asdict(self)
 
 
-def measure(name: str, work: Path, recipe: Recipe, environments: Path) -> Found:
+def run(name: str, work: Path, recipe: Recipe, environments: Path) -> Found:
     """Run an arm, to its end.
 
     Raises:
@@ -100,7 +100,7 @@ def measure(name: str, work: Path, recipe: Recipe, environments: Path) -> Found:
         (scratch / "ray").mkdir()
         if arm.script:
             script, *arguments = arm.script
-            command = ["-m", f"simulations.studies.peers.{script}", str(work), *arguments]
+            command = ["-m", f"simulations.bench.peers.{script}", str(work), *arguments]
         else:
             command = _our_command(arm, recipe, scratch / "run")
         done = measured(

@@ -27,7 +27,7 @@ from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
 from torch import Tensor
 
-from simulations.studies.peers.plain import ResNet20, Work, accuracy, report
+from simulations.bench.peers.plain import ResNet20, Work, accuracy, report
 
 
 class Network(ResNet20):

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
-from simulations.studies.peers.plain import Work, accuracy, report, train
+from simulations.bench.peers.plain import Work, accuracy, report, train
 
 
 class Strict(FedAvg):

@@ -1,0 +1,87 @@
+"""Simulators on the same work, in turns: seconds, memory, accuracy and start-up of ours and others.
+
+Every arm trains a dense ResNet-20 from the same first values on the same shards, and is a process
+of its own; the arms take turns, and ratios are within a turn. The peers' environments are made at
+the first call. A peer that does not install or run is named with the reason.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from simulations.bench.peers.arms import ARMS, run
+from simulations.bench.peers.environments import (
+    Environment,
+    PeerError,
+    interpreter_of,
+    torch_alone,
+)
+from simulations.bench.peers.tables import table
+from simulations.bench.peers.work import Asked, write_work
+
+NEEDS_IMAGES = True
+_WORK = Asked(clients=10, images=10_000, rounds=3)
+_ENVIRONMENTS = Path("~/.cache/csg-fl/peers")
+
+
+def measure(
+    images: str | None, asked: Asked = _WORK, *, arms: Sequence[str] = tuple(ARMS), turns: int = 1
+) -> dict[str, Any]:
+    """What was asked for, environments, a row of each arm by turn, and why others have none.
+
+    ``images`` is a folder of CIFAR-10, or ``digits``.
+
+    Raises:
+        ValueError: if the images cannot be used, or the work cannot be.
+    """
+    assert images is not None
+    folder = _ENVIRONMENTS.expanduser().absolute()
+    with tempfile.TemporaryDirectory(prefix="peers-work-") as place:
+        recipe, counts = write_work(Path(place), images, asked)
+        environments, failed = _environments(arms, folder)
+        found: list[dict[str, Any]] = []
+        for turn in range(1, turns + 1):
+            found.append({})
+            for arm in arms:
+                if arm in failed:
+                    continue
+                try:
+                    found[-1][arm] = run(arm, Path(place), recipe, folder).row()
+                except PeerError as error:
+                    failed[arm] = str(error)
+                said = failed.get(arm) or json.dumps(found[-1][arm])
+                print(f"turn {turn}, {arm}: {said}", file=sys.stderr, flush=True)
+    return {
+        "rounds": recipe.train.rounds,
+        "clients": recipe.data.clients,
+        **counts,
+        "environments": environments,
+        "turns": found,
+        "failed": failed,
+    }
+
+
+def tables(found: Mapping[str, Any]) -> dict[str, str]:
+    """Markdown: every arm, and what is said of it."""
+    return {"peers": table(found)}
+
+
+def _environments(arms: Sequence[str], folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Versions and memory of torch alone in each environment that the arms need, by its name.
+
+    And why arms of one that cannot be made fail.
+    """
+    found: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    needed: dict[str, Environment] = {e.name: e for e in (ARMS[arm].environment for arm in arms)}
+    for name, environment in needed.items():
+        try:
+            python = interpreter_of(environment, folder)
+            found[name] = {"packages": environment.packages, **torch_alone(python)}
+        except PeerError as error:
+            print(f"peers: {error}", file=sys.stderr, flush=True)
+            failed |= {arm: str(error) for arm in arms if ARMS[arm].environment is environment}
+    return found, failed

@@ -1,5 +1,0 @@
-"""Side by side with other simulators of federated learning: the same work on the same machine.
-
-``__main__`` is the command. ``plain`` and the ``run_*`` scripts run in the peers' own environments
-and import nothing else of this repository.
-"""
