@@ -43,11 +43,11 @@ class LocalClient:
         wire = recipe.wire
         self._uplink = codec_named(wire.uplink)
         self._channel = Channel(
-            sent.fingerprint, sent.parts, codec_named(wire.downlink), wire.deltas
+            sent.fingerprint, sent.parts, codec_named(wire.downlink), wire.deltas, wire.predict
         )
         self._first = self._channel.first(self._sent.flat().cpu().numpy())
         self._first_kept = self._kept.flat()
-        self._received: tuple[int, int, Payload, Held] | None = None
+        self._received: tuple[int, int, int, Payload, Held] | None = None
         self._given: tuple[Held, Tensor] | None = None
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.generators = list(generators(self.model).values())
@@ -141,11 +141,12 @@ class LocalClient:
     def _receive(self, payload: Payload, round_: int, memory: Memory) -> Held:
         before = memory.held or self._first
         last = self._received  # of the client before, who often was sent the same
-        if last is not None and last[:3] == (round_, before.digest, payload):
-            held = last[3]
+        key = (round_, before.digest, len(before.before), payload)
+        if last is not None and last[:-1] == key:
+            held = last[-1]
         else:
             held = self._channel.receive(payload, round_, before)
-            self._received = (round_, before.digest, payload, held)
+            self._received = (*key, held)
         self._sent.write(self._on_device(held))
         kept = memory.kept
         self._kept.write(self._first_kept if kept is None else self._kept.checked(kept))
@@ -170,6 +171,7 @@ class LocalClient:
         if feedback and residual is not None:
             update = update + residual
         codec = self.recipe.wire.schedule.codec(self._uplink, self._channel.parts, round_)
+        codec = self._channel.predicting(codec, held)
         payload = encode(update, label, codec, rng)
         if not feedback:
             return payload, None

@@ -65,7 +65,8 @@ def recall(context: Context, recipe: Recipe, partition: int, round_: int) -> Mem
     if _HELD in records:
         version = numbers[_VERSION]["version"]
         assert isinstance(version, int)
-        held = Held.unpacked(version, records[_HELD][_HELD].data)
+        array = records[_HELD][_HELD]
+        held = Held.unpacked(version, array.data, array.shape[-1])
     own = {name: records[name][name].numpy() for name in (_KEPT, _RESIDUAL) if name in records}
     of = int(numbers[_ROUND]["round"]) if _ROUND in numbers else 0  # type: ignore[arg-type]
     if not own and recipe.run.superlink is not None:
@@ -84,7 +85,8 @@ def keep(context: Context, recipe: Recipe, partition: int, round_: int, memory: 
         context.state[_ROUND] = MetricRecord({"round": round_})
     held = memory.held
     if held is not None:
-        packed = Array(dtype="float16", shape=held.values.shape, stype="bytes", data=held.packed)
+        shape = (1 + len(held.before), held.values.size)
+        packed = Array(dtype="float16", shape=shape, stype="bytes", data=held.packed)
         context.state[_HELD] = ArrayRecord({_HELD: packed})
         context.state[_VERSION] = MetricRecord({"version": held.version})
     if own and recipe.run.superlink is not None:

@@ -11,14 +11,16 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from csg_core.codecs import Codec, CodecError, Float16, Parts, without_generator
+from csg_core.codecs import Codec, CodecError, Float16, Parts, Predicted, without_generator
 from csg_core.codecs.base import Values
+from csg_core.codecs.predicted import TAPS
 from csg_core.payload import (
     HEADER_BYTES,
     Header,
@@ -26,6 +28,7 @@ from csg_core.payload import (
     Passed,
     Payload,
     PayloadError,
+    body_of,
     codec_of,
     decode,
     digest_of,
@@ -39,10 +42,15 @@ MOST_FRAMES = 64  # of a message; a receiver that lacks more versions is sent a 
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """A version of the model as sender and receiver have it: ``values`` float32 [size]."""
+    """A version of the model as sender and receiver have it: ``values`` float32 [size].
+
+    ``before`` are the versions before it, the newest first, as far as predictions need them and
+    they are known: not to who was sent a whole model.
+    """
 
     version: int
     values: Values
+    before: tuple[Values, ...] = ()
 
     @cached_property
     def digest(self) -> int:
@@ -50,14 +58,20 @@ class Held:
         return digest_of(self.values)
 
     @cached_property
+    def deltas(self) -> tuple[Values, ...]:
+        """What was new in the last versions, float32 [size], the newest first."""
+        return tuple(new - old for new, old in pairwise((self.values, *self.before)))
+
+    @cached_property
     def packed(self) -> bytes:
-        """The values of a chain of deltas, two bytes each, nothing lost."""
-        return self.values.astype("<f2").tobytes()
+        """The values of a chain of deltas, and those before, two bytes each, nothing lost."""
+        return b"".join(values.astype("<f2").tobytes() for values in (self.values, *self.before))
 
     @classmethod
-    def unpacked(cls, version: int, packed: bytes) -> "Held":
-        """What ``packed`` gave."""
-        return cls(version, np.frombuffer(packed, "<f2").astype(np.float32))
+    def unpacked(cls, version: int, packed: bytes, size: int) -> "Held":
+        """What ``packed`` gave of versions of so many values."""
+        values, *before = np.frombuffer(packed, "<f2").astype(np.float32).reshape(-1, size)
+        return cls(version, values, tuple(before))
 
 
 @dataclass(frozen=True)
@@ -69,12 +83,14 @@ class Channel:
         parts: every tensor, as codecs take it.
         codec: of whole models, or of deltas.
         deltas: whether deltas are sent.
+        predict: whether they, and updates, are predicted from the deltas before.
     """
 
     fingerprint: str
     parts: Parts
     codec: Codec
     deltas: bool
+    predict: bool = False
 
     @cached_property
     def codecs(self) -> tuple[Codec, Codec]:
@@ -87,6 +103,18 @@ class Channel:
                               [part.size for part in self.parts])  # fmt: skip
         return self.codecs[0 if delta[of_values].any() else 1]
 
+    def predicting(self, codec: Codec, held: Held, deltas: int = TAPS) -> Codec:
+        """What a codec becomes for what builds on a version: its update, or the next delta.
+
+        Of the deltas that led to the version, the last so many are made use of.
+        """
+        return Predicted(codec, held.deltas[:deltas]) if self.predict else codec
+
+    def after(self, held: Held, step: Values) -> Held:
+        """The version that a delta leads to."""
+        before = (held.values, *held.before)[: TAPS if self.predict else 0]
+        return Held(held.version + 1, _stepped(held.values, step), before)
+
     def first(self, model: Values, version: int = 0) -> Held:
         """What the chain begins with: version 0 is the model that the recipe's seed makes."""
         return Held(version, _rounded(model) if self.deltas else model)
@@ -94,7 +122,9 @@ class Channel:
     @property
     def most_bytes(self) -> int:
         """The most bytes of a message, to which receivers hold them: one frame, or many."""
-        whole = max(codec.most_bytes(self.parts) for codec in self.codecs)
+        held = Held(0, np.zeros(0, np.float32))
+        codecs = [self.predicting(codec, held) for codec in self.codecs]
+        whole = max(codec.most_bytes(self.parts) for codec in codecs)
         return HEADER_BYTES + (max(_KEY.most_bytes(self.parts), whole) if self.deltas else whole)
 
     def receive(self, message: Payload, round_: int, held: Held) -> Held:
@@ -159,8 +189,9 @@ class Channel:
                 "held; a whole model is needed"
             )
         label = self.label("delta", header.round, Held(header.version, held.values), header.digest)
-        step = decode(frame, label, codec_of(frame, self.codecs))
-        return _proved(Held(header.version, _stepped(held.values, step)), header.digest)
+        codecs = [self.predicting(codec, held) for codec in self.codecs]
+        step = decode(frame, label, codec_of(frame, codecs))
+        return _proved(self.after(held, step), header.digest)
 
     def label(self, kind: str, round_: int, held: Held, digest: int | None = None) -> Label:
         """What a payload about a version has to be."""
@@ -187,21 +218,27 @@ class Sender:
         self._whole = b""
         self._round = 0
 
-    def advance(self, model: Values, round_: int, rng: np.random.Generator) -> None:
+    def advance(
+        self, model: Values, round_: int, rng: np.random.Generator, deltas: int = TAPS
+    ) -> None:
         """Make the next version, for a model, float32 [size].
+
+        A prediction is made of the last so many ``deltas``, which receivers have to hold.
 
         Raises:
             ValueError: if the codec cannot hold a value.
         """
-        channel, version = self.channel, self.held.version + 1
+        channel, held = self.channel, self.held
         if channel.deltas:
             _rounded(model)  # refused if it cannot be held
-        wanted = model - self.held.values if channel.deltas else model
-        codec = channel.codec_for(wanted) if channel.deltas else channel.codec
-        body = codec.encode(wanted, channel.parts, rng)
-        decoded = codec.decode(body, channel.parts)
-        values = _stepped(self.held.values, decoded) if channel.deltas else decoded
-        self.held = Held(version, values)
+            wanted = model - held.values
+            codec = channel.predicting(channel.codec_for(wanted), held, deltas)
+            body = codec.encode(wanted, channel.parts, rng)
+            self.held = channel.after(held, codec.decode(body, channel.parts))
+        else:
+            codec = channel.codec
+            body = codec.encode(model, channel.parts, rng)
+            self.held = Held(held.version + 1, codec.decode(body, channel.parts))
         kind = "delta" if channel.deltas else "model"
         frame = seal(body, channel.label(kind, round_, self.held), codec)
         self._round, self._whole = round_, b""
@@ -219,23 +256,46 @@ class Sender:
         return Passed(values=torch.from_numpy(model), kind="model", round=round_,
                       version=self.held.version)  # fmt: skip
 
-    def message(self, version: int | None) -> bytes:
+    def follows(self, version: int, deltas: int = 0) -> int | None:
+        """The deltas that a client holds once it has the newest version; None: it is sent a whole.
+
+        It holds ``version``, and the last so many ``deltas`` that led there.
+        """
+        missing = self.held.version - version
+        if not 0 <= missing <= len(self._frames):
+            return None
+        for frame in list(self._frames)[len(self._frames) - missing :]:
+            if self._reach(frame) > deltas:
+                return None
+            deltas = min(deltas + 1, TAPS)
+        return deltas
+
+    def message(self, version: int | None, deltas: int = 0) -> bytes:
         """The newest version for a client that holds ``version``, or none of which is known.
+
+        And holds the last so many ``deltas`` that led there.
 
         Raises:
             ValueError: if whole models are sent by the codec, and none was made since the start.
         """
-        missing = None if version is None else self.held.version - version
         if not self.channel.deltas:
             if not self._frames:
                 raise ValueError("no version was made yet; advance first")
             return self._frames[-1]
-        if missing is not None and 1 <= missing <= len(self._frames):
+        missing = 0 if version is None else self.held.version - version
+        if version is not None and missing and self.follows(version, deltas) is not None:
             return b"".join(list(self._frames)[-missing:])
         if not self._whole:
             body = _KEY.encode(self.held.values, self.channel.parts, np.random.default_rng(0))
             self._whole = seal(body, self.channel.label("model", self._round, self.held), _KEY)
         return self._whole
+
+    def _reach(self, frame: bytes) -> int:
+        """How many of the deltas before it a frame builds on."""
+        if not self.channel.predict:
+            return 0
+        predicted = Predicted(self.channel.codec)
+        return predicted.reach(body_of(frame), self.channel.parts)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What a checkpoint has to hold."""
@@ -255,7 +315,7 @@ class Sender:
         if not self.channel.deltas:
             self.held = Held(version, self.held.values)
             return
-        self.held = Held.unpacked(version, state["reference"].tobytes())
+        self.held = Held.unpacked(version, state["reference"].tobytes(), self.held.values.size)
         rest = memoryview(state["frames"].tobytes())
         try:
             while len(rest):

@@ -185,6 +185,11 @@ def header_of(payload: bytes | memoryview, fingerprint: str) -> Header:
     return Header(_KINDS[kind], round_, version, digest, HEADER_BYTES + length)
 
 
+def body_of(payload: bytes | memoryview) -> memoryview:
+    """The codec's bytes of a payload that is known to be whole."""
+    return memoryview(payload)[HEADER_BYTES:]
+
+
 def codec_of(payload: bytes | memoryview, codecs: Sequence[Codec]) -> Codec:
     """Which of the codecs a payload names; the first, which ``decode`` then refuses, if none."""
     _, identity, *_ = _HEADER.unpack_from(payload)
@@ -207,7 +212,7 @@ def decode(payload: bytes | memoryview, label: Label, codec: Codec) -> Values:
     _, identity, _, _, _, _, _, tensors, size, length = _HEADER.unpack_from(payload)
     if identity != _identity(codec):
         raise PayloadError(f"payload of another codec; expected {codec}")
-    body = memoryview(payload)[HEADER_BYTES:]
+    body = body_of(payload)
     found = (*(getattr(header, name) for name in _CHECKED), tensors, size, length)
     wanted = (
         *(getattr(label, name) for name in _CHECKED),

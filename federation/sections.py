@@ -152,6 +152,11 @@ class WireConfig(Section):
     deltas: bool = Field(
         False, description="send clients what is new since the version they hold, where possible"
     )
+    predict: bool = Field(
+        False,
+        description="write deltas and updates as what the last two deltas do not foretell; needs "
+        "deltas",
+    )
     generator_every: Count = Field(
         1,
         description="rounds from one in which a learned generator trains and travels to the next; "
@@ -175,6 +180,8 @@ class WireConfig(Section):
             raise ValueError(
                 f"downlink {self.downlink!r} would send zeros for a model; set wire.deltas=true"
             )
+        if self.predict and not self.deltas:
+            raise ValueError("predict: whole models are not predicted; set wire.deltas=true")
         if self.schedule != GeneratorSchedule() and not self.deltas:
             raise ValueError(
                 f"generator_every {self.generator_every}, generator_until {self.generator_until}: "

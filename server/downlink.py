@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from csg_core import Manifest
 from csg_core.broadcast import Channel, Sender
-from csg_core.codecs import codec_named
+from csg_core.codecs import Codec, codec_named
 from csg_core.codecs.base import Values
+from csg_core.codecs.predicted import TAPS
 from csg_core.payload import Label, Passed
 from federation.recipe import Recipe
 from federation.seeds import derived_seed
@@ -33,10 +34,12 @@ class Downlink:
     ) -> None:
         wire = recipe.wire
         codec = codec_named(wire.downlink)
-        channel = Channel(manifest.fingerprint, manifest.parts, codec, wire.deltas)
+        channel = Channel(manifest.fingerprint, manifest.parts, codec, wire.deltas, wire.predict)
         self._seed = recipe.run.seed
         self._sender = Sender(channel, first if start is None else start, int(start is not None))
-        self._versions: dict[int, int | None] = {}  # None: a whole model is needed
+        # the version of each node, and how many of the deltas before; None: it is sent a whole
+        self._holds: dict[int, tuple[int, int] | None] = {}
+        self._sent: dict[int, int] = {}  # deltas that a node holds, once it has the newest version
 
     def payloads(self, model: Values, round_: int, kind: str, nodes: list[int]) -> list[bytes]:
         """Make the next version, of a model; the payloads that bring it to the nodes.
@@ -45,8 +48,17 @@ class Downlink:
             CodecError: if the codec cannot hold a value.
         """
         seed = derived_seed(self._seed, "downlink", round_, kind)
-        self._sender.advance(model, round_, np.random.Generator(np.random.Philox(key=seed)))
-        return [self._sender.message(self._versions.get(node, 0)) for node in nodes]
+        rng = np.random.Generator(np.random.Philox(key=seed))
+        held = [self._holds.get(node, (0, 0)) for node in nodes]
+        # what is predicted has to be so from what all hold who can be sent a delta
+        known = [self._sender.follows(*own) for own in held if own]
+        least = min((deltas for deltas in known if deltas is not None), default=TAPS)
+        self._sender.advance(model, round_, rng, least)
+        self._sent = {
+            node: (own and self._sender.follows(*own)) or 0
+            for node, own in zip(nodes, held, strict=True)
+        }
+        return [self._sender.message(*(own or (None,))) for own in held]
 
     def pass_on(self, model: Values, round_: int) -> Passed:
         """Make the next version, of a model, for nodes of this process; the codec is exact."""
@@ -56,30 +68,37 @@ class Downlink:
         """What an update trained from the newest version has to be."""
         return self._sender.channel.label("update", round_, self._sender.held)
 
+    def predicting(self, codec: Codec) -> Codec:
+        """What a codec becomes for an update trained from the newest version."""
+        return self._sender.channel.predicting(codec, self._sender.held)
+
     def answered(self, node: int) -> None:
         """The node answered as it should, so it holds the newest version."""
-        self._versions[node] = self._sender.held.version
+        self._holds[node] = self._sender.held.version, self._sent.get(node, 0)
 
     def failed(self, node: int) -> None:
         """The node failed; it may have lost what it held."""
-        self._versions[node] = None
+        self._holds[node] = None
 
     def forget(self) -> None:
         """All nodes have lost what they held."""
-        self._versions = {}
+        self._holds = {}
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What a checkpoint has to hold."""
-        known = [(node, 0 if v is None else v + 1) for node, v in self._versions.items()]
+        known = [
+            (node, *((own[0] + 1, own[1]) if own else (0, 0))) for node, own in self._holds.items()
+        ]
         # nodes are uint64, which checkpoints cannot hold
-        versions = np.array(known, np.uint64).reshape(-1, 2).view(np.int64)
-        return {**self._sender.state(), "versions": versions}
+        nodes = np.array(known, np.uint64).reshape(-1, 3).view(np.int64)
+        return {**self._sender.state(), "nodes": nodes}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Take up what ``state`` gave."""
         self._sender.restore(state)
-        versions = state["versions"].view(np.uint64)
-        self._versions = {node: v - 1 if v else None for node, v in versions.tolist()}
+        known = state.get("nodes", np.zeros((0, 3), np.int64))  # not in checkpoints of before
+        nodes = known.view(np.uint64).tolist()
+        self._holds = {node: (v - 1, deltas) if v else None for node, v, deltas in nodes}
 
     @property
     def held(self) -> Values:

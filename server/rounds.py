@@ -143,7 +143,8 @@ class Rounds:
         before = model_record(self.state.values)
         messages = strategy.configure_train(round_, before, ConfigRecord(), self.grid)
         after, metrics = strategy.aggregate_train(round_, self._replies(messages))
-        values = model_in(after)
+        unpack(self._model, model_in(after), self._groups)
+        values = pack(self._model, self._groups)  # as a checkpoint holds it: no variance below zero
         loss, accuracy = self._evaluate(round_, values)
         kept = self._simulated.kept() if self._simulated else {}
         state = ServerState(round_, values, strategy.state(), kept)
@@ -193,7 +194,7 @@ class Rounds:
     def _evaluate(
         self, round_: int, values: NDArray[np.float32]
     ) -> tuple[float | None, float | None]:
-        """Loss and accuracy of a packed model; None where not due."""
+        """Loss and accuracy of the model, which is packed as ``values``; None where not due."""
         if round_ % self.recipe.run.eval_every and round_ != self.recipe.train.rounds:
             return None, None
         if self.recipe.clients_evaluate:
@@ -201,7 +202,6 @@ class Rounds:
             messages = self.strategy.configure_evaluate(round_, model, config, self.grid)
             found = self.strategy.aggregate_evaluate(round_, self._replies(messages))
             return (float(found["loss"]), float(found["accuracy"])) if found else (None, None)  # type: ignore[arg-type]
-        unpack(self._model, values, self._groups)
         result = evaluate(self._model, self._test, precision=precision_of(self.recipe))
         return result.loss, result.accuracy
 

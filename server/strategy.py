@@ -265,7 +265,7 @@ class CsgStrategy(Strategy):
         else:
             label = self.downlink.update_label(round_)
             codec = self.recipe.wire.schedule.codec(self._uplink, self.manifest.parts, round_)
-            values = torch.tensor(decode(payload, label, codec))
+            values = torch.tensor(decode(payload, label, self.downlink.predicting(codec)))
         largest = self._largest(values)
         if not largest <= _LARGEST:
             raise ReplyError(f"its model has a value of {largest:g}; {_LARGEST:,} is the largest")

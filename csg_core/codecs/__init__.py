@@ -11,6 +11,7 @@ from csg_core.codecs.grouped import Grouped
 from csg_core.codecs.lossless import Float32Lossless
 from csg_core.codecs.named import CODECS, codec_named
 from csg_core.codecs.plain import Float16, Float32, Nothing
+from csg_core.codecs.predicted import Predicted
 from csg_core.codecs.schedule import GeneratorSchedule, without_generator
 from csg_core.codecs.sparse import Ternary, TopK
 from csg_core.exchange import Part, Parts
@@ -28,6 +29,7 @@ __all__ = [
     "Nothing",
     "Part",
     "Parts",
+    "Predicted",
     "Ternary",
     "TopK",
     "Uniform",

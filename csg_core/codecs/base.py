@@ -69,14 +69,15 @@ def declared(codec: Codec) -> None:
     """Turn the numbers of a codec, a frozen dataclass, into those that its fields declare.
 
     So that codecs which are equal have equal reprs. Raises ValueError for a fraction in place of a
-    whole number.
+    whole number or of a switch.
     """
     kinds = get_type_hints(type(codec))
     for setting in fields(codec):  # type: ignore[arg-type]
         kind, value = kinds[setting.name], getattr(codec, setting.name)
         if kind in (int, float, bool):
-            if kind is int and value != int(value):
-                raise ValueError(f"{setting.name}={value:g}: give a whole number")
+            if kind is not float and value != kind(value):
+                wanted = "a whole number" if kind is int else "true or false"
+                raise ValueError(f"{setting.name}={value:g}: give {wanted}")
             object.__setattr__(codec, setting.name, kind(value))
 
 

@@ -90,6 +90,13 @@ CODECS: dict[str, tuple[str, ...]] = {
         "wire.downlink=ecsq:step=1.75,codes=1.75,fine=0.9",
         _DELTAS,
     ),
+    # steps of what is not predicted, so wide that as much is left out as by ecsq-mid-lean
+    "ecsq-predict": (
+        "wire.uplink=ecsq:step=1.75,codes=2.2,fine=1.75",
+        "wire.downlink=ecsq:step=2.05,codes=2.5,fine=1.2",
+        _DELTAS,
+        "wire.predict=true",
+    ),
 }
 SCHEDULES: dict[str, tuple[str, ...]] = {  # of the generator, for csg alone
     "ecsq-seldom": (*CODECS["ecsq"], "wire.generator_every=4"),

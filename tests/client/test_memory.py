@@ -12,7 +12,7 @@ from csg_core.broadcast import Held
 from federation.messages import STARTED
 
 RESIDUAL = np.arange(5, dtype=np.float32)
-MEMORY = Memory(residual=RESIDUAL, kept=2 * RESIDUAL, held=Held(3, RESIDUAL))
+MEMORY = Memory(residual=RESIDUAL, kept=2 * RESIDUAL, held=Held(3, RESIDUAL, (3 * RESIDUAL,)))
 
 
 def _context(started="2026-01-01T00:00:00Z"):
@@ -38,6 +38,8 @@ def test_a_context_gives_back_what_it_was_given(tiny):
     np.testing.assert_array_equal(found.residual, RESIDUAL)
     np.testing.assert_array_equal(found.kept, 2 * RESIDUAL)
     assert (found.held.version, found.held.digest) == (3, MEMORY.held.digest)
+    (before,) = found.held.before
+    np.testing.assert_array_equal(before, 3 * RESIDUAL)
 
 
 def test_a_new_process_takes_up_what_the_last_one_kept(deployed):

@@ -16,8 +16,9 @@ from flwr.common.serde import recorddict_from_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from csg_core.broadcast import MOST_FRAMES, Channel, Held
-from csg_core.codecs import CODECS, Codec, CodecError, Float16, codec_named
+from csg_core.codecs import CODECS, Codec, CodecError, Float16, Predicted, codec_named
 from csg_core.codecs.base import Values
+from csg_core.codecs.predicted import TAPS
 from csg_core.exchange import Grid, Part
 from csg_core.payload import HEADER_BYTES, Label, PayloadError, decode, seal
 from federation.messages import (
@@ -49,6 +50,7 @@ LINES = (
 RAW = 1  # what follows is a whole payload, not only a codec's bytes
 WHOLE = 2  # the client's channel sends whole models, not deltas
 FIT = 4  # a codec's bytes are cut or repeated to the length that it takes at most
+PREDICTED = 8  # the codec writes what the deltas held do not foretell
 
 
 @cache
@@ -65,9 +67,10 @@ def label(kind: str = "update", version: int = ROUND) -> Label:
 
 @cache
 def held() -> Held:
-    """What the client holds: version 3."""
-    values = np.random.default_rng(0).normal(size=SIZE).astype(np.float16)
-    return Held(3, values.astype(np.float32))
+    """What the client holds: version 3, and those before that predictions need."""
+    rng = np.random.default_rng(0)
+    values, *before = (rng.normal(size=(3, SIZE)).astype(np.float16)).astype(np.float32)
+    return Held(3, values, tuple(before))
 
 
 def mended(payload: bytes) -> bytes:
@@ -93,6 +96,8 @@ def server(data: bytes) -> None:
     if len(data) < 2:
         return
     chosen, body = codec(data[0]), data[2:]
+    if data[1] & PREDICTED:
+        chosen = Predicted(chosen, held().deltas)
     if data[1] & FIT:
         body = fitted(body, chosen)
     payload = mended(body) if data[1] & RAW else seal(body, label(), chosen)
@@ -108,7 +113,9 @@ def client(data: bytes) -> None:
     """A server's message: codec, flags, and frames: kind and version, length in 2 bytes, bytes."""
     if len(data) < 2:
         return
-    channel = Channel(FINGERPRINT, PARTS, codec(data[0]), not data[1] & WHOLE)
+    channel = Channel(
+        FINGERPRINT, PARTS, codec(data[0]), not data[1] & WHOLE, bool(data[1] & PREDICTED)
+    )
     message = mended(data[2:]) if data[1] & RAW else _message(data[2:], channel)
     try:
         found = channel.receive(message, ROUND, held())
@@ -194,11 +201,15 @@ def _message(data: bytes, channel: Channel) -> bytes:
         what, step, length = data[0], data[1], int.from_bytes(data[2:4], "little")
         body, data = data[4 : 4 + length], data[4 + length :]
         whole = bool(what & 1) or not channel.deltas
-        used = Float16() if whole and channel.deltas else channel.codec
+        used: Codec = Float16() if channel.deltas else channel.codec
+        if not whole:
+            used = channel.predicting(channel.codec, model)
         if what & FIT:
             body = fitted(body, used)
         version = max(0, model.version + (step + 1 if step < 128 else step - 256))
-        model = Held(version, _led_to(body, used, None if whole else model.values))
+        values = _led_to(body, used, None if whole else model.values)
+        known = channel.predict and not whole
+        model = Held(version, values, (model.values, *model.before)[:TAPS] if known else ())
         kind = "model" if whole else "delta"
         round_ = ROUND if len(data) < 4 else ROUND - 1
         digest = 0 if what & 2 else model.digest

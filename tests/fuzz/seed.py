@@ -8,12 +8,12 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
-from csg_core.codecs import Float16
+from csg_core.codecs import Float16, Predicted
 from csg_core.codecs.base import Values
 from csg_core.payload import seal
 from federation.messages import EvaluationReport, TrainReport, reply
 from tests.fuzz.__main__ import HERE
-from tests.fuzz.doors import FIT, LINES, PARTS, RAW, SIZE, WHOLE, codec, held, label
+from tests.fuzz.doors import FIT, LINES, PARTS, PREDICTED, RAW, SIZE, WHOLE, codec, held, label
 
 
 def main() -> None:
@@ -44,6 +44,11 @@ def _server() -> dict[str, bytes]:
         seeds[f"{number:02d}-whole"] = bytes([number, RAW]) + seal(body, label(), codec(number))
         seeds[f"{number:02d}-fit"] = bytes([number, FIT]) + body[:40]
         seeds[f"{number:02d}-large"] = bytes([number, 0]) + b"\xff" * len(body)
+        predicted = Predicted(codec(number), held().deltas)
+        values = _values() + 0.5 * held().deltas[1]
+        for name, own in (("predicted", predicted), ("predicted-less", Predicted(codec(number)))):
+            body = own.encode(values, PARTS, np.random.default_rng(2))
+            seeds[f"{number:02d}-{name}"] = bytes([number, PREDICTED]) + body
     return seeds
 
 
@@ -54,6 +59,10 @@ def _client() -> dict[str, bytes]:
         delta, start = _body(number), bytes([number, 0])
         seeds[f"{number:02d}-delta"] = start + _frame(0, 0, delta)
         seeds[f"{number:02d}-chain"] = start + _frame(0, 0, delta) * 3
+        like = Predicted(codec(number), held().deltas).encode(
+            held().deltas[0] + _values(), PARTS, np.random.default_rng(2)
+        )
+        seeds[f"{number:02d}-predicted"] = bytes([number, PREDICTED]) + _frame(0, 0, like) * 2
         seeds[f"{number:02d}-model"] = bytes([number, WHOLE]) + _frame(1, 0, delta)
         seeds[f"{number:02d}-fit"] = start + _frame(FIT, 0, delta[:40])
     seeds["key"] = bytes([0, 0]) + _frame(1, 0, key)

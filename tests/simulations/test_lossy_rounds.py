@@ -7,6 +7,7 @@ from client.job import Job
 from csg_core import build, manifest, pack
 from server.record import RunFolder
 from server.state import load_state
+from server.strategy import CsgStrategy, model_in, model_record
 from simulations.estimate import estimate
 from simulations.local_engine import run_local
 
@@ -14,10 +15,11 @@ LOSSY = {"uplink": "ecsq:step=1; statistics=fp16", "downlink": "ecsq:step=1; sta
          "deltas": True}  # fmt: skip
 
 
-def test_lossy_deltas_with_feedback_train_like_whole_floats(tiny, run):
+@pytest.mark.parametrize("more", [{}, {"predict": True}])
+def test_lossy_deltas_with_feedback_train_like_whole_floats(tiny, run, more):
     sections = {"data": {"images": 1437}, "train": {"rounds": 6}}
     plain, _ = run(tiny(**sections), "plain")
-    small, _ = run(tiny(**sections, wire=LOSSY), "small")
+    small, _ = run(tiny(**sections, wire=LOSSY | more), "small")
     rows = small.rows()
     assert rows[-1].train_loss == pytest.approx(plain.rows()[-1].train_loss, rel=0.05)
     assert rows[-1].train_loss < 0.85 * rows[0].train_loss
@@ -155,8 +157,20 @@ def test_momentum_is_owed_too(tiny, run, noted, wire):
     assert np.abs(momentum).max() > 0.01
 
 
-@pytest.mark.parametrize("wire", [{}, LOSSY])
-def test_what_is_owed_is_taken_up_by_a_resumed_run(tiny, run, tmp_path, wire):
+@pytest.mark.parametrize("wire", [{}, LOSSY, LOSSY | {"predict": True}])
+def test_a_resumed_run_ends_as_if_it_had_not_been_interrupted(
+    tiny, run, tmp_path, wire, monkeypatch
+):
+    """What is owed, versions that are held, and variances that an update took below zero."""
+    real = CsgStrategy.aggregate_train
+
+    def below(self, round_, replies):
+        arrays, metrics = real(self, round_, replies)
+        values = model_in(arrays).copy()
+        values[-1] = -0.01  # the last running variance
+        return model_record(values), metrics
+
+    monkeypatch.setattr(CsgStrategy, "aggregate_train", below)
     server = {"strategy": "fedavgm", "options": {"server_momentum": 0.5}}
     recipe = tiny(train={"rounds": 4}, server=server, wire=wire)
     _, whole = run(recipe, "whole")
