@@ -110,9 +110,14 @@ class Channel:
         """
         return Predicted(codec, held.deltas[:deltas]) if self.predict else codec
 
+    @property
+    def taps(self) -> int:
+        """How many of the last deltas both ends keep."""
+        return TAPS if self.predict else 0
+
     def after(self, held: Held, step: Values) -> Held:
         """The version that a delta leads to."""
-        before = (held.values, *held.before)[: TAPS if self.predict else 0]
+        before = (held.values, *held.before)[: self.taps]
         return Held(held.version + 1, _stepped(held.values, step), before)
 
     def first(self, model: Values, version: int = 0) -> Held:
@@ -267,7 +272,7 @@ class Sender:
         for frame in list(self._frames)[len(self._frames) - missing :]:
             if self._reach(frame) > deltas:
                 return None
-            deltas = min(deltas + 1, TAPS)
+            deltas = min(deltas + 1, self.channel.taps)
         return deltas
 
     def message(self, version: int | None, deltas: int = 0) -> bytes:

@@ -1,6 +1,5 @@
 """The engine ``local``: a Grid whose clients run here, in this process or in workers."""
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -77,10 +76,8 @@ class LocalGrid(Grid):
         self.in_process = in_process
         self.partitions: Mapping[int, int] = {n: n for n in range(recipe.data.clients)}
         self._clients = clients
-        self._states: dict[int, RecordDict] = {}  # of clients that keep something
+        self._kept: dict[int, NDArray[np.uint8]] = {}  # of clients that keep something
         self._on_client = on_client or (lambda _done, _of: None)
-        self._pushed: dict[str, Message] = {}
-        self._names = itertools.count()
 
     def set_run(self, run: Run) -> None:
         """There is one run only."""
@@ -105,17 +102,13 @@ class LocalGrid(Grid):
         """All clients, always."""
         return list(self.partitions)
 
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Keep messages until their replies are pulled."""
-        names = []
-        for message in messages:
-            names.append(f"message-{next(self._names)}")
-            self._pushed[names[-1]] = message
-        return names
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Not here: messages are answered as they are sent."""
+        raise NotImplementedError("send_and_receive does both")
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        """The replies to pushed messages."""
-        return self.send_and_receive([self._pushed.pop(name) for name in message_ids])
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Not here: messages are answered as they are sent."""
+        raise NotImplementedError("send_and_receive does both")
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -123,7 +116,7 @@ class LocalGrid(Grid):
         """Replies one at a time, in the messages' order; none of a client that times out."""
         waiting = list(messages)
         tasks = (
-            Task(message, self._states.get(message.metadata.dst_node_id, RecordDict()), timeout)
+            Task(message, self._state(message.metadata.dst_node_id), timeout)
             for message in waiting
         )
         answers = self._clients.answers(tasks)
@@ -131,23 +124,22 @@ class LocalGrid(Grid):
             self._on_client(done, len(waiting))
             reply, state = next(answers)
             node = message.metadata.dst_node_id
-            if state or node in self._states:
-                self._states[node] = state
+            if state or node in self._kept:
+                written = recorddict_to_proto(state).SerializeToString(deterministic=True)
+                self._kept[node] = np.frombuffer(written, np.uint8)
             if reply is not None:
                 yield reply
 
+    def _state(self, node: int) -> RecordDict:
+        kept = self._kept.get(node)
+        if kept is None:
+            return RecordDict()
+        return recorddict_from_proto(ProtoRecordDict.FromString(kept.tobytes()))
+
     def kept(self) -> dict[int, NDArray[np.uint8]]:
         """The state of every client that keeps any, serialised as Flower does."""
-        return {
-            partition: np.frombuffer(
-                recorddict_to_proto(state).SerializeToString(deterministic=True), np.uint8
-            )
-            for partition, state in sorted(self._states.items())
-        }
+        return dict(sorted(self._kept.items()))
 
     def restore(self, kept: Mapping[int, NDArray[np.uint8]]) -> None:
         """Take up what ``kept`` gave."""
-        self._states = {
-            partition: recorddict_from_proto(ProtoRecordDict.FromString(array.tobytes()))
-            for partition, array in kept.items()
-        }
+        self._kept = dict(kept)
