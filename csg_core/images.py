@@ -36,8 +36,9 @@ class ImageSet:
                 f"labels are {self.labels.dtype} {tuple(self.labels.shape)}; "
                 f"need int64 [{shape[0]}]"
             )
-        if shape[0] and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.classes:
-            raise ValueError(f"labels must lie in 0..{self.classes - 1}")
+        least, most = map(int, self.labels.aminmax()) if shape[0] else (0, 0)
+        if not 0 <= least <= most < self.classes:
+            raise ValueError(f"labels are {least}..{most}; they must lie in 0..{self.classes - 1}")
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -14,6 +14,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +80,12 @@ def _read(entry: Path, described: list[list[object]]) -> Arrays | None:
 def _write(entry: Path, described: list[list[object]], arrays: Arrays) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
     for left in entry.parent.glob(".partial-*"):  # of writers that were killed
-        if time.time() - left.stat().st_mtime > _STALE_S:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):  # another writer's, renamed in between
+            if time.time() - left.stat().st_mtime > _STALE_S:
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:  # of shards
+                    left.unlink()
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=entry.parent))
     try:
         for name, array in zip(_ARRAYS, arrays, strict=True):

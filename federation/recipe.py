@@ -175,9 +175,18 @@ def read_recipe(path: Path, settings: Sequence[str] = (), *, dense: bool = False
     for setting in settings:
         _put(content, setting)
     recipe = _validated(content, str(path), settings)
-    if reason := _passed_over(recipe):
-        raise RecipeError(f"{_origin(str(path), reason.split()[0], settings)}: {reason}")
+    refuse_passed_over(recipe, str(path), settings)
     return recipe
+
+
+def refuse_passed_over(recipe: Recipe, origin: str, settings: Sequence[str] = ()) -> None:
+    """Refuse what of a new recipe a run would pass over; ``origin`` is named in errors.
+
+    Raises:
+        RecipeError: naming the first such value.
+    """
+    if reason := _passed_over(recipe):
+        raise RecipeError(f"{_origin(origin, reason.split()[0], settings)}: {reason}")
 
 
 def _passed_over(recipe: Recipe) -> str:
@@ -194,11 +203,18 @@ def _passed_over(recipe: Recipe) -> str:
             "sent whole; set wire.deltas=true, or wire.downlink=fp16"
         )
     others = {"local": ("client_cpus", "client_gpus"), "flower": ("workers",)}
-    for key in others[run.engine]:
+    of_machine = tuple(key for keys in others.values() for key in keys)
+    for key in others[run.engine] if run.superlink is None else of_machine:
         value = getattr(run, key)
-        if value != RunConfig.model_fields[key].default:
-            engine = "flower" if run.engine == "local" else "local"
-            return f"run.{key} {value:g} goes with run.engine={engine}; leave it out, or set that"
+        if value == RunConfig.model_fields[key].default:
+            continue
+        if run.superlink is not None:
+            return (
+                f"run.{key} {value:g} is for clients on this machine, and the clients are those of "
+                f"run.superlink {run.superlink!r}; leave it out"
+            )
+        engine = "flower" if run.engine == "local" else "local"
+        return f"run.{key} {value:g} goes with run.engine={engine}; leave it out, or set that"
     return ""
 
 

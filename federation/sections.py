@@ -114,7 +114,7 @@ class ServerConfig(Section):
     strategy: Literal[
         "fedavg", "fedavgm", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum", "fedprox"
     ] = Field("fedavg", description="Flower's strategy of that name")
-    options: dict[str, float] = Field(
+    options: dict[str, NotNegative] = Field(
         default_factory=dict, description="what that strategy takes, as server_momentum or eta"
     )
     min_clients: Count | None = Field(
@@ -176,10 +176,6 @@ class WireConfig(Section):
 
     @model_validator(mode="after")
     def _meaningful(self) -> "WireConfig":
-        if not self.deltas and "none" in self.downlink:
-            raise ValueError(
-                f"downlink {self.downlink!r} would send zeros for a model; set wire.deltas=true"
-            )
         if self.predict and not self.deltas:
             raise ValueError("predict: whole models are not predicted; set wire.deltas=true")
         if self.schedule != GeneratorSchedule() and not self.deltas:

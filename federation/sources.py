@@ -138,8 +138,12 @@ def _download() -> Path:
     return whole
 
 
-def load_parquet(path: str | os.PathLike[str], *, classes: int = CIFAR10_CLASSES) -> ImageSet:
+def load_parquet(
+    path: str | os.PathLike[str], *, classes: int | None = CIFAR10_CLASSES
+) -> ImageSet:
     """Decode a parquet file with the columns of ``uoft-cs/cifar10``: img (struct: bytes), label.
+
+    With ``classes`` None there are as many as the labels say.
 
     Raises:
         DataError: if the file is missing, is no parquet file, lacks the columns, or holds images
@@ -170,6 +174,8 @@ def load_parquet(path: str | os.PathLike[str], *, classes: int = CIFAR10_CLASSES
         images = torch.from_numpy(np.stack([_pixels(io.BytesIO(item)) for item in encoded]))
     except Exception as error:  # Pillow's decoders raise many kinds
         raise DataError(f"{path}: holds an image that cannot be used ({error})") from error
+    if classes is None:
+        classes = 1 + int(max((label for label in labels if label >= 0), default=0))
     try:
         return ImageSet(images, torch.tensor(labels), classes)
     except ValueError as error:

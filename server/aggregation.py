@@ -176,9 +176,8 @@ def _flower_strategy(name: str, options: dict[str, float]) -> FedAvg:
     for key in sorted(_NEEDED.get(name, set()) - set(options)):
         raise ValueError(f"server.strategy {name} is FedAvg without server.options.{key}; set it")
     for key, value in options.items():
-        if value < 0 or (key == _MALICIOUS and value != int(value)):
-            kind_ = "whole number" if key == _MALICIOUS else "number"
-            raise ValueError(f"server.options.{key} = {value:g}: give a {kind_} of at least 0")
+        if key == _MALICIOUS and value != int(value):
+            raise ValueError(f"server.options.{key} = {value:g}: give a whole number, as 1")
         if key in _FRACTIONS and value >= 1:
             raise ValueError(f"server.options.{key} = {value:g}: give a number below 1, as 0.9")
     whole: dict[str, Any] = {k: int(v) if k == _MALICIOUS else v for k, v in options.items()}

@@ -49,11 +49,11 @@ class Downlink:
         """
         seed = derived_seed(self._seed, "downlink", round_, kind)
         rng = np.random.Generator(np.random.Philox(key=seed))
-        held = [self._holds.get(node, (0, 0)) for node in nodes]
-        # what is predicted has to be so from what all hold who can be sent a delta
-        known = [self._sender.follows(*own) for own in held if own]
+        # a delta is predicted from what all hold who may be sent it, be it later
+        known = [self._sender.follows(*own) for own in set(self._holds.values()) if own]
         least = min((deltas for deltas in known if deltas is not None), default=TAPS)
         self._sender.advance(model, round_, rng, least)
+        held = [self._holds.get(node, (0, 0)) for node in nodes]
         self._sent = {
             node: (own and self._sender.follows(*own)) or 0
             for node, own in zip(nodes, held, strict=True)

@@ -4,6 +4,13 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from client.job import TrainingError
+from federation.code import CodeError
+from server.outcome import RunError
+
+# the project's own, with what Python says of values and files; other errors are bugs
+_SAID = (ValueError, OSError, RunError, TrainingError, CodeError)
+
 
 def parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """A parser for the command of a module, whose description is shown as it is written."""
@@ -18,6 +25,6 @@ def run(main: Callable[[], None]) -> None:
     """Run a command; what cannot be done is said in one line, with exit status 1."""
     try:
         main()
-    except (ValueError, OSError) as error:
+    except _SAID as error:
         name = main.__globals__["__spec__"].name.removesuffix(".__main__")
         sys.exit(f"{name.rpartition('.')[2]}: {error}")

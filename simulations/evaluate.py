@@ -8,7 +8,7 @@ from csg_core.evaluation import evaluate
 from csg_core.images import ImageSet
 from csg_core.networks import usual_classes
 from federation.sources import load_images, load_parquet
-from server.checkpoints import read_checkpoint
+from server.checkpoints import CheckpointError, read_checkpoint
 
 HELP = "accuracy of a checkpoint, in float32"
 EXAMPLE = "csg evaluate acl-resnet20-slice16-code72.t7 --data test.parquet"
@@ -24,7 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     spec, model = read_checkpoint(options.checkpoint)
-    data = _images(options.data, spec.classes or usual_classes(spec.name))
+    data, outputs = _images(options.data), spec.classes or usual_classes(spec.name)
+    if bool((data.labels >= outputs).any()):
+        raise CheckpointError(
+            f"{options.checkpoint}: its {spec.name} has {outputs:,} outputs, and {options.data} "
+            f"has labels up to {int(data.labels.max()):,}; name images of the classes that it was "
+            "trained on"
+        )
     result = evaluate(model, data)
     if options.json:
         answer = {
@@ -39,9 +45,9 @@ def run(options: argparse.Namespace) -> None:
           f"loss {result.loss:.4f}, in float32")  # fmt: skip
 
 
-def _images(place: str, classes: int) -> ImageSet:
+def _images(place: str) -> ImageSet:
     if place == "digits":
         return load_images("digits", None, "test")
     if Path(place).is_dir():
         return load_images("cifar10", place, "test")
-    return load_parquet(place, classes=classes)
+    return load_parquet(place, classes=None)

@@ -48,9 +48,10 @@ def environment_of(scratch: Path) -> dict[str, str]:
 
 def script(name: str) -> str:
     """A command that was installed beside this Python."""
-    found = shutil.which(name, path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.defpath}")
+    beside = sysconfig.get_path("scripts")
+    found = shutil.which(name, path=f"{beside}{os.pathsep}{os.defpath}")
     if found is None:
-        raise EngineError(f"{name} is not installed; install the extra csg-fl[ray]")
+        raise EngineError(f"{name} is not in {beside}; install csg-fl there with its dependencies")
     return found
 
 

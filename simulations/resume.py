@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from server.record import RunFolder, RunFolderError
-from simulations.run import follow
+from simulations.run import check_engine, follow
 
 HELP = "go on with a run that was stopped"
 EXAMPLE = "csg resume runs/cifar10-resnet20-20261124-120000"
@@ -20,6 +20,7 @@ def run(options: argparse.Namespace) -> int:
     recipe = folder.recipe()
     if folder.summary().get("outcome") == "completed":
         raise RunFolderError(f"{options.run}: is complete; csg report shows it")
+    check_engine(recipe)
     section = recipe.run.model_copy(update={"dir": str(folder.path)})
     return follow(
         recipe.model_copy(update={"run": section}), folder, "resume", as_json=options.json

@@ -7,11 +7,12 @@ import json
 import os
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from federation.devices import device_of, precision_of
-from federation.recipe import Recipe, recipe_of
+from federation.recipe import Recipe, RecipeError, recipe_of, refuse_passed_over
 from federation.shards import class_spread, shard_rows
 from federation.sources import load_images
 from server.app import LOCK_S, check
@@ -39,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
     name, recipe = recipe_from(options)
     recipe = _resolved(deployed(recipe))
     check(recipe)
+    check_engine(recipe)
     client_app(recipe.run.client_app)
     found = {"recipe": name, **environment(recipe)}
     if recipe.run.engine == "local":
@@ -109,13 +111,27 @@ def _engine(recipe: Recipe, progress: Progress) -> None:
     run_flower(recipe, progress.round)
 
 
+def check_engine(recipe: Recipe) -> None:
+    """Refuse a recipe whose engine is not installed.
+
+    Raises:
+        RecipeError: if it needs Ray, which an extra brings.
+    """
+    simulated = recipe.run.engine == "flower" and recipe.run.superlink is None
+    if simulated and find_spec("ray") is None:
+        raise RecipeError(
+            "run.engine 'flower' simulates clients with Ray, which is not installed; install the "
+            "extra csg-fl[ray], or set run.engine=local"
+        )
+
+
 def deployed(recipe: Recipe) -> Recipe:
     """The recipe on the SuperLink that ``$CSG_SUPERLINK`` names, unless it names one itself.
 
     ``$CSG_SUPERLINK_CA`` is the file of the certificate that proves it.
 
     Raises:
-        RecipeError: if the recipe is for this machine alone.
+        RecipeError: if the recipe, or a value of it, is for this machine alone.
     """
     address = os.environ.get("CSG_SUPERLINK")
     if not address or recipe.run.superlink is not None:
@@ -123,7 +139,10 @@ def deployed(recipe: Recipe) -> Recipe:
     ca = os.environ.get("CSG_SUPERLINK_CA") or None
     place = {"engine": "flower", "superlink": address, "superlink_ca": ca}
     content = recipe.model_dump()
-    return recipe_of({**content, "run": {**content["run"], **place}}, "$CSG_SUPERLINK")
+    origin = "$CSG_SUPERLINK"
+    placed = recipe_of({**content, "run": {**content["run"], **place}}, origin)
+    refuse_passed_over(placed, origin)
+    return placed
 
 
 def _placed(name: str, recipe: Recipe) -> Recipe:

@@ -32,6 +32,7 @@ from simulations.bench.measured import measured
 from simulations.bench.part import RESULTS, SPEED, batch, training_step
 from simulations.machine import device_name, machine
 from simulations.recipe_names import recipe_from
+from simulations.studies.arguments import several
 from simulations.studies.pages import fill
 
 FILE = RESULTS / "tasks.json"
@@ -170,7 +171,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--copy", default="CIFAR-10", help="which copy of the data this is")
     parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="RECIPE",
                         help=", ".join(TASKS))  # fmt: skip
-    parser.add_argument("--rounds", type=int, help="in place of the task's own; 2 or more")
+    parser.add_argument("--rounds", type=several, help="in place of the task's own; 2 or more")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                         help="change a value of every recipe, as run.device=cuda")  # fmt: skip
     return parser.parse_args()

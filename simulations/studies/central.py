@@ -49,16 +49,14 @@ ARMS = {
 def main() -> None:
     options = _options()
     if options.data is not None:
+        _refuse_others(options.epochs)
         train, test = load_data(options.data)
         for seed in range(options.seeds):
             for arm in options.arms:
                 path = RESULTS / f"{arm}-seed{seed}.json"
-                precision = ARMS[arm].precision
-                settings = Settings(epochs=options.epochs, precision=precision, seed=seed)
                 if path.exists():
-                    if json.loads(path.read_text())["settings"] != asdict(settings):
-                        sys.exit(f"central: {path} is of other settings; remove it to run these")
                     continue
+                settings = _settings(arm, seed, options.epochs)
                 model = build(ARMS[arm].spec, seed=seed)
                 epochs = []
                 for epoch in train_centrally(model, train, test, settings):
@@ -76,11 +74,28 @@ def main() -> None:
                 }
                 path.parent.mkdir(exist_ok=True)
                 replace_file(path, (json.dumps(result, indent=1) + "\n").encode())
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    results = list(_kept().values())
     if not results:
         sys.exit("central: no results yet; name the images with --data")
+    _refuse_others(results[0]["settings"]["epochs"])
     print(table(results))
     draw(results, RESULTS / "accuracy.svg")
+
+
+def _settings(arm: str, seed: int, epochs: int) -> Settings:
+    return Settings(epochs=epochs, precision=ARMS[arm].precision, seed=seed)
+
+
+def _kept() -> dict[Path, dict[str, Any]]:
+    results = {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    return {path: result for path, result in results.items() if result["arm"] in ARMS}
+
+
+def _refuse_others(epochs: int) -> None:
+    """Refuse what was kept of other settings: it goes into no table with runs of these."""
+    for path, result in _kept().items():
+        if result["settings"] != asdict(_settings(result["arm"], result["seed"], epochs)):
+            sys.exit(f"central: {path} is of other settings than --epochs {epochs}; remove it")
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server.outcome import RunError
 from simulations.flower_cli import connect, environment_of, flwr, script
 from simulations.studies.network import Network
 from simulations.studies.processes import listens, pss, read, sessions, wait_until
@@ -247,8 +248,11 @@ class Deployment:
     def _keys(self, *arguments: str) -> None:
         command = [sys.executable, str(_KEYS), "--dir", str(self.folder / "keys"), *arguments]
         inside = self.network.inside("server") if "register" in arguments else []
-        subprocess.run([*inside, *command], check=True, capture_output=True,
-                       env=self.environment("csg"))  # fmt: skip
+        done = subprocess.run([*inside, *command], check=False, capture_output=True, text=True,
+                              env=self.environment("csg"))  # fmt: skip
+        if done.returncode:
+            reason = done.stderr.strip().splitlines()
+            raise RunError(reason[-1] if reason else f"keys {arguments[0]}: no reason given")
 
     def environment(self, name: str) -> dict[str, str]:
         home = self.folder / ("flwr" if name in ("csg", SUPERLINK) else f"home-{name}")

@@ -139,6 +139,8 @@ def short_table(results: Sequence[Result], arms: Mapping[str, Sequence[str]]) ->
     ]
     for shards, arm in [(shards, arm) for shards, own in arms.items() for arm in own]:
         seeds = [r for r in results if (r.partition, r.arm) == (shards, arm)]
+        if not seeds:
+            continue
         payload = fmean(sum(result.kilobytes_each) for result in seeds)
         twins = [twin for result in seeds if (twin := _dense_twin(result, results))]
         fewer = fmean(sum(twin.kilobytes_each) for twin in twins) / payload if twins else None

@@ -23,10 +23,12 @@ from typing import Any
 import numpy as np
 
 from server.checkpoints import replace_file
+from server.outcome import RunError
 from server.record import RunFolder
 from server.signals import terminate_as_interrupt
 from simulations import command
 from simulations.machine import machine
+from simulations.studies.arguments import positive
 from simulations.studies.deployment import SERVER, SUPERLINK, Deployment
 
 RESULTS = Path(__file__).parent / "soak"
@@ -67,7 +69,7 @@ class Soak:
         """Every round, whatever happens.
 
         Raises:
-            RuntimeError: if the run makes no progress.
+            RunError: if the run makes no progress.
         """
         settings = [part for value in [*_RECIPE, f"train.rounds={self.rounds}"]
                     for part in ("--set", value)]  # fmt: skip
@@ -83,7 +85,7 @@ class Soak:
                 print(f"round {done}, {rows[-1].seconds:.0f} s, failed {rows[-1].failed}" if rows
                       else "from the beginning", flush=True)  # fmt: skip
             if time.monotonic() - moved > _STUCK_S:
-                raise RuntimeError(f"no round since round {done}; see {self.deployment.folder}")
+                raise RunError(f"no round since round {done}; see {self.deployment.folder}")
             if due <= done < self.rounds - 2:
                 self._fault(done)
                 due = self._next(done)
@@ -99,7 +101,7 @@ class Soak:
             return False
         self.resumed += 1
         if self.resumed > self.rounds // 4 + 4:
-            raise RuntimeError(f"resumed {self.resumed} times; see {self.deployment.folder}")
+            raise RunError(f"resumed {self.resumed} times; see {self.deployment.folder}")
         print(f"resume (status {self._csg.returncode})", flush=True)
         self._repair()
         self.deployment.await_ready(SUPERLINK)
@@ -207,7 +209,7 @@ def soak(rounds: int, seed: int, folder: Path) -> dict[str, Any]:
     """Run one, and check that nothing is lost.
 
     Raises:
-        RuntimeError: if the run did not end well, a round is not recorded once, or the memory of a
+        RunError: if the run did not end well, a round is not recorded once, or the memory of a
             part grows by more than 10 MB in 100 rounds.
     """
     began = time.monotonic()
@@ -217,11 +219,11 @@ def soak(rounds: int, seed: int, folder: Path) -> dict[str, Any]:
             found.run()
         kept = summary(found, time.monotonic() - began)
     if kept["outcome"] != "completed" or kept["rounds"] != list(range(1, rounds + 1)):
-        raise RuntimeError(f"{kept['outcome']}, with rounds {kept['rounds']}; see {folder}")
+        raise RunError(f"{kept['outcome']}, with rounds {kept['rounds']}; see {folder}")
     grown = {name: of["growth"] for name, of in kept["memory"].items()
              if rounds >= _JUDGED and (of["growth"] or 0) > _MOST_GROWTH}  # fmt: skip
     if grown:
-        raise RuntimeError(f"bytes a round by which memory grows: {grown}; see {folder}")
+        raise RunError(f"bytes a round by which memory grows: {grown}; see {folder}")
     return kept
 
 
@@ -245,7 +247,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = command.parser("simulations.studies.soak", __doc__)
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--rounds", type=positive, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", action="store_true", help="only print what was kept before")
     return parser.parse_args()

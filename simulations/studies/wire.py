@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from server.checkpoints import replace_file
+from server.outcome import RunError
 from simulations import command
 from simulations.machine import machine
 from simulations.studies import trace
@@ -110,7 +111,7 @@ def measure(arm: Arm, rounds: int, link: Link | None) -> dict[str, Any]:
                     found = plain(deployment, rounds)
                 else:
                     found = ours(deployment, rounds, arm.recipe, arm.settings)
-        except (MeasureError, TimeoutError) as error:
+        except (RunError, TimeoutError) as error:
             shutil.rmtree(_FAILED, ignore_errors=True)
             shutil.copytree(scratch, _FAILED)
             raise MeasureError(f"{error}; see {_FAILED}/logs") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from server.outcome import RunError
 from server.record import RunFolder
 from simulations.flower_cli import run_of, start_run, write_app
 from simulations.studies.deployment import Deployment
@@ -21,7 +22,7 @@ SETTINGS = {
 _ROUND_S = 900.0  # at most
 
 
-class MeasureError(Exception):
+class MeasureError(RunError):
     """A run that was to be measured did not end well."""
 
 
@@ -30,6 +31,7 @@ def plain(deployment: Deployment, rounds: int) -> dict[str, Any]:
 
     Raises:
         MeasureError: if it does not come to its end.
+        EngineError: if the SuperLink does not answer, or refuses the app.
     """
     record, app = deployment.folder / "rounds", deployment.folder / "app"
     place = "simulations.studies.plain_flower"

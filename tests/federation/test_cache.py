@@ -84,6 +84,27 @@ def test_what_killed_writers_left_is_swept_away_after_a_while(source):
     assert new.exists(), "its writer may be at work"
 
 
+def test_what_killed_writers_of_shards_left_is_swept_away_too(source):
+    cache_folder().mkdir()
+    old, new = (cache_folder() / f".partial-{name}" for name in ("old", "new"))
+    for partial in (old, new):
+        partial.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    cached("x", [source], _Decoder())
+    assert not old.exists()
+    assert new.exists(), "its writer may be at work"
+
+
+def test_an_entry_is_kept_while_another_writer_puts_its_own_in_place(source):
+    """What is listed and then gone is stood for by a link to nowhere."""
+    cache_folder().mkdir()
+    (cache_folder() / ".partial-renamed").symlink_to("nowhere")
+    decode = _Decoder()
+    for _ in range(2):
+        cached("x", [source], decode)
+    assert decode.calls == 1
+
+
 def test_writes_to_a_mapped_array_stay_with_the_process(source):
     cached("x", [source], _Decoder(1))
     images, _ = cached("x", [source], _Decoder())

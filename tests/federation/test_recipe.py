@@ -35,9 +35,12 @@ from federation.recipe import Recipe, RecipeError, read_recipe, recipe_of
             {"wire": {"uplink": "ecsq:stp=1"}},
             "wire.uplink = .* ecsq takes step, codes, fine, dct",
         ),
-        ({"wire": {"downlink": "fp16; norms=none"}}, "would send zeros for a model"),
+        *[({"server": {"strategy": "krum", "options": {"num_malicious_nodes": value}}},
+           rf"server.options.num_malicious_nodes = {value:g}: .* {wanted}")
+          for value, wanted in ((float("inf"), "finite number"), (float("nan"), "finite number"),
+                                (-1, "greater than or equal to 0"))],
     ],
-)
+)  # fmt: skip
 def test_a_mistake_is_one_line_that_names_it(content, message):
     with pytest.raises(RecipeError, match=message) as caught:
         recipe_of(content, "my.toml")
@@ -68,7 +71,8 @@ def test_settings_go_over_the_file(tmp_path):
     ("setting", "message"),
     [
         *[(f"wire.downlink={line}", "ruins one that is sent whole; set wire.deltas=true")
-          for line in ("ecsq", "ternary", "topk", "uniform:bits=2", "ecsq; norms=fp16")],
+          for line in ("ecsq", "ternary", "topk", "uniform:bits=2", "ecsq; norms=fp16", "none",
+                       "fp16; norms=none")],
         ("data.holdout=0.1", "holdout 0.1: .* nobody would look at those images"),
         ("run.workers=4", "run.workers 4 goes with run.engine=local"),
         ("run.client_gpus=1", "run.client_gpus 1 goes with run.engine=flower; leave it"),
@@ -83,6 +87,16 @@ def test_what_a_run_would_pass_over_is_refused_and_old_runs_are_read(tmp_path, s
         read_recipe(path, [setting])
     number = value if section == "wire" else float(value) if "." in value else int(value)
     recipe_of({section: {key: number}}, "config.toml of a run")
+
+
+@pytest.mark.parametrize("setting", ["client_cpus=2", "client_gpus=0.5", "workers=4"])
+def test_settings_of_this_machine_are_none_of_a_superlinks_clients(tmp_path, setting):
+    path = tmp_path / "a.toml"
+    path.write_text('[run]\nengine = "flower"\nsuperlink = "host:8000"\n')
+    key, _, value = setting.partition("=")
+    with pytest.raises(RecipeError, match=rf"^--set: run.{key} {value} .* 'host:8000'; leave it"):
+        read_recipe(path, [f"run.{setting}"])
+    assert read_recipe(path).run.superlink == "host:8000"
 
 
 def test_a_mistake_in_a_setting_is_not_put_down_to_the_file(tmp_path):

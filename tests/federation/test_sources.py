@@ -85,7 +85,7 @@ def test_digits_are_split_once_and_for_all():
         (lambda p, x: _write(p / "a.parquet", [_png(x[0]), _png(x[1][:16])], [1, 2]),
          "image that cannot be used"),
         (lambda p, x: _write(p / "a.parquet", [_png(x[0])], [1.5]), "cannot be read as parquet"),
-        (lambda p, x: _write(p / "a.parquet", [_png(x[0])], [10]), "labels must lie in 0..9"),
+        (lambda p, x: _write(p / "a.parquet", [_png(x[0])], [10]), "10; they must lie in 0..9"),
     ],
 )  # fmt: skip
 def test_unusable_files_are_refused_in_one_line(tmp_path, pixels, make, message):

@@ -104,7 +104,7 @@ def test_options_that_cannot_be_are_named():
         Aggregation("fedyogi", {"eta_l": 0.1}, trained=1)
     with pytest.raises(ValueError, match=r"is FedAvg without server.options.proximal_mu; set it"):
         Aggregation("fedprox", {}, trained=1)
-    with pytest.raises(ValueError, match=r"num_malicious_nodes = 1.5: give a whole number"):
+    with pytest.raises(ValueError, match=r"num_malicious_nodes = 1.5: give a whole number, as 1"):
         Aggregation("krum", {"num_malicious_nodes": 1.5}, trained=1)
     with pytest.raises(ValueError, match=r"num_malicious_nodes = 4: krum takes at most 3 of a co"):
         Aggregation("krum", {"num_malicious_nodes": 4}, trained=1, cohort=6)

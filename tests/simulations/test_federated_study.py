@@ -15,7 +15,7 @@ from simulations.estimate import estimate
 from simulations.recipe_names import recipe_from
 from simulations.studies import federated, federated_arms
 from simulations.studies.federated_pictures import best, draw_frontier
-from simulations.studies.federated_tables import table
+from simulations.studies.federated_tables import short_table, table
 from simulations.studies.pages import README
 
 COMPRESSED = "csg56-small-clip-momentum-ecsq-mid"
@@ -220,6 +220,15 @@ def test_points_are_to_a_run_of_the_same_machine_and_depth():
     assert points == [f"{100 * (csg.accuracy - dense.accuracy):+.2f}", "", ""]
     ratio = f"{sum(dense.kilobytes_each) / sum(csg.kilobytes_each):.1f}"
     assert fewer == [ratio, ratio, ""]
+
+
+def test_an_arm_that_was_not_kept_has_no_row():
+    kept = [r for r in federated.kept() if (r.arm, r.partition) == ("csg", "iid")]
+    arms = {"iid": ("dense", "csg"), "dirichlet": ("csg",)}
+    rows = short_table(kept, arms).splitlines()[2:]
+    assert len(rows) == 1
+    assert rows[0].startswith("| iid | CSG ResNet-20")
+    assert rows == short_table(kept, {"iid": ("csg",)}).splitlines()[2:]
 
 
 def test_without_results_it_says_what_to_do(tmp_path, monkeypatch):

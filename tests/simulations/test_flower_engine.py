@@ -101,12 +101,3 @@ def test_sigterm_leaves_nothing_running(tmp_path, scratch, tiny_settings):
     assert not _left_in(scratch)
     done = _csg("export", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-
-
-def test_without_ray_the_engine_says_what_to_install(tmp_path, tiny_settings, monkeypatch, capsys):
-    monkeypatch.setattr("simulations.flower_cli.shutil.which", lambda *_, **__: None)
-    monkeypatch.chdir(tmp_path)
-    from simulations.cli import main
-
-    assert main(["run", "demo", *tiny_settings, "--set", "run.engine=flower"]) == 1
-    assert "is not installed; install the extra csg-fl[ray]" in capsys.readouterr().err

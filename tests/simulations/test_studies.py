@@ -1,11 +1,23 @@
 """The commands behind the figures of the docs run, and say what they measured."""
 
 import json
+import re
 import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from simulations.studies import any_cnn, central
+from client.job import TrainingError
+from federation.code import CodeError
+from server.outcome import RunError
+from simulations import command
+from simulations.bench import tasks
+from simulations.flower_cli import EngineError
+from simulations.studies import any_cnn, central, deployment, soak, wire
+from simulations.studies.network import Network
+from simulations.studies.wire_runs import MeasureError
 
 
 @pytest.mark.slow
@@ -25,7 +37,7 @@ def test_the_central_study_writes_results_table_and_picture(tmp_path, monkeypatc
     assert "| csg-fan_in-fp32 | 115,426 | 1 |" in first
     assert " ± " not in first, "of one seed there is no deviation"
     monkeypatch.setattr(sys, "argv", [*run, "--epochs", "2"])
-    with pytest.raises(SystemExit, match="is of other settings; remove it to run these"):
+    with pytest.raises(SystemExit, match="is of other settings than --epochs 2; remove it"):
         central.main()
     monkeypatch.setattr(sys, "argv", ["study"])  # from the files alone, nothing trained again
     central.main()
@@ -48,6 +60,24 @@ def test_the_central_studys_arms_are_in_the_precision_they_are_named_after(tmp_p
     assert picture.count("<path") > 8
 
 
+def test_the_central_study_trains_nothing_beside_results_of_other_settings(tmp_path, monkeypatch):
+    kept = json.loads((central.RESULTS / "dense-seed0.json").read_text())
+    monkeypatch.setattr(central, "RESULTS", tmp_path)
+    monkeypatch.setattr(central, "train_centrally", lambda *_: pytest.fail("it was trained"))
+    (tmp_path / "dense-seed0.json").write_text(json.dumps(kept))
+    wanted = "dense-seed0.json is of other settings than --epochs 1; remove it"
+    run = ["study", "--data", "digits", "--epochs", "1", "--seeds", "1", "--arms", "csg-paper"]
+    monkeypatch.setattr(sys, "argv", run)
+    with pytest.raises(SystemExit, match=wanted):
+        central.main()
+    first = {**kept, "arm": "csg-paper", "epochs": kept["epochs"][:1],
+             "settings": {**kept["settings"], "epochs": 1}}  # fmt: skip
+    (tmp_path / "csg-paper-seed0.json").write_text(json.dumps(first))
+    monkeypatch.setattr(sys, "argv", ["study"])
+    with pytest.raises(SystemExit, match=wanted):
+        central.main()
+
+
 def test_the_central_study_without_results_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(central, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["study"])
@@ -62,3 +92,100 @@ def test_the_any_cnn_study_prints_a_report(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "36 convolutions generated, 20 left" in printed
     assert "groups; only ungrouped convolutions can be generated" in printed
+
+
+@pytest.mark.parametrize(
+    "error", [RunError, EngineError, MeasureError, TrainingError, CodeError, ValueError, OSError]
+)
+def test_what_a_study_cannot_do_is_one_line(error):
+    def failing():
+        raise error("no round since round 3")
+
+    with pytest.raises(SystemExit) as ended:
+        command.run(failing)
+    assert ended.value.code == "test_studies: no round since round 3"
+
+
+def test_a_bug_of_a_study_is_shown_whole():
+    def failing():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        command.run(failing)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "rounds", "growth", "said"),
+    [
+        ("stopped: no quorum", [1], 0.0, r"stopped: no quorum, with rounds \[1\]; see "),
+        ("completed", list(range(1, 101)), 2e5, r"bytes a round .*: \{'server': 200000\.0\}; see "),
+    ],
+)
+def test_a_verdict_of_the_soak_study_is_one_line(
+    tmp_path, monkeypatch, outcome, rounds, growth, said
+):
+    found = {"outcome": outcome, "rounds": rounds, "memory": {"server": {"growth": growth}}}
+    monkeypatch.setattr(soak, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(soak.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(soak, "Deployment", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(soak, "Soak", lambda *_: SimpleNamespace(run=lambda: None))
+    monkeypatch.setattr(soak, "summary", lambda *_: found)
+    monkeypatch.setattr(sys, "argv", ["soak", "--rounds", "100"])
+    with pytest.raises(SystemExit) as ended:
+        command.run(soak.main)
+    assert re.fullmatch(rf"soak: {said}{tmp_path}/soak-csg-\w+", str(ended.value.code))
+    assert not (tmp_path / "results").exists()
+
+
+class _Deployment:
+    """Has written a log; no host is made."""
+
+    def __init__(self, folder, **_):
+        self.folder = folder
+
+    def __enter__(self):
+        (self.folder / "logs").mkdir()
+        (self.folder / "logs" / "superlink.log").write_text("out of disk")
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("error", [EngineError, MeasureError, RunError, TimeoutError])
+def test_logs_of_an_arm_that_was_not_measured_are_kept(tmp_path, monkeypatch, error):
+    def failing(*_):
+        raise error("Flower refused the run: no reason given")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(wire, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(wire, "Deployment", _Deployment)
+    monkeypatch.setattr(wire, "_traced", lambda *_: nullcontext())
+    monkeypatch.setattr(wire, "plain", failing)
+    monkeypatch.setattr(sys, "argv", ["wire", "--arms", "plain Flower"])
+    wanted = (
+        "wire: plain Flower: Flower refused the run: no reason given; see runs/wire-failed/logs"
+    )
+    with pytest.raises(SystemExit, match=f"^{wanted}$"):
+        command.run(wire.main)
+    assert Path("runs/wire-failed/logs/superlink.log").read_text() == "out of disk"
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("study", "rounds", "least"),
+    [(soak, "0", 1), (soak, "x", 1), (tasks, "1", 2), (tasks, "-3", 2)],
+)
+def test_rounds_that_cannot_be_are_refused(study, rounds, least, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["study", "--rounds", rounds])
+    with pytest.raises(SystemExit):
+        study._options()
+    assert f"'{rounds}' is no whole number from {least} on" in capsys.readouterr().err
+
+
+def test_a_deployment_says_why_there_are_no_keys(tmp_path):
+    there = deployment.Deployment(tmp_path, secure=True, network=Network(2))
+    (tmp_path / "keys").write_text("")
+    with pytest.raises(RunError, match=r"^keys make: .*keys") as caught:
+        there._keys("make", "--host", "127.0.0.1", "--clients", "2")
+    assert "\n" not in str(caught.value)
