@@ -116,8 +116,7 @@ class LocalGrid(Grid):
         """Replies one at a time, in the messages' order; none of a client that times out."""
         waiting = list(messages)
         tasks = (
-            Task(message, self._state(message.metadata.dst_node_id), timeout)
-            for message in waiting
+            Task(message, self._state(message.metadata.dst_node_id), timeout) for message in waiting
         )
         answers = self._clients.answers(tasks)
         for done, message in enumerate(waiting):

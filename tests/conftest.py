@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from flwr.supercore.task_identity import TaskIdentity
 
 from federation.recipe import Recipe, recipe_of
 
@@ -43,6 +44,13 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _of_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which of Flower's runs this process is, a test says for itself alone."""
+    for name in ("_run_id", "_task_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, None)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """A client trains from exactly what it received, and sends exactly what csg_core says travels."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -8,16 +10,19 @@ from client.job import Job, TrainingError
 from client.local import LocalClient
 from client.shard import Shard, Shards, own_folder, partition_of
 from csg_core import GROUPS, build, exchanged, manifest, pack
+from csg_core.broadcast import Held
 from csg_core.codecs import codec_named
-from csg_core.payload import Label, PayloadError, decode, digest_of, encode
+from csg_core.evaluation import evaluate
+from csg_core.payload import Label, PayloadError, body_of, decode, digest_of, encode
+from federation.messages import EvaluationReport
 from federation.sources import DataError, load_images
 
 FP32 = codec_named("fp32")
 
 
-def _label(recipe, kind, round_=1):
+def _label(recipe, kind, round_=1, model=None):
     found = manifest(build(recipe.model), recipe.train.travelling())
-    digest = digest_of(_model(recipe))
+    digest = digest_of(_model(recipe) if model is None else model)
     return Label(fingerprint=found.fingerprint, parts=found.parts, round=round_, kind=kind,
                  version=round_, digest=digest)  # fmt: skip
 
@@ -105,9 +110,19 @@ def test_what_a_client_keeps_comes_back_to_it(tiny):
     second = _train(recipe, client, shard, round_=2, memory=first.memory)
     anew = _train(recipe, client, shard, round_=2)
     assert not np.array_equal(second.memory.kept, anew.memory.kept)
-    report, _ = client.evaluate(_first(recipe), shard, round_=1, partition=0, memory=first.memory)
-    assert report.examples == len(shard.holdout_rows)
-    assert 0 <= report.accuracy <= 1
+
+
+def test_a_client_evaluates_with_the_norms_that_it_kept(tiny):
+    recipe = tiny(train={"batch_norm": "local"}, data={"holdout": 0.2})
+    client = LocalClient(recipe)
+    shards = Shards(recipe, client.device)
+    shard, memory = shards[0], _train(recipe, client, shards[0]).memory
+    model = pack(client.model, recipe.train.travelling())
+    wanted = evaluate(client.model, shard.images, rows=shard.holdout_rows)
+    _train(recipe, client, shards[1])
+    payload = encode(model, _label(recipe, "model", 1, model), FP32, np.random.default_rng(0))
+    report, _ = client.evaluate(payload, shard, round_=1, partition=0, memory=memory)
+    assert report == EvaluationReport(partition=0, **asdict(wanted))
 
 
 def _trained_part(recipe, trained):
@@ -188,6 +203,31 @@ def test_a_folder_of_own_pictures_trains(tiny, tmp_path):
 def test_a_client_needs_a_partition(config):
     with pytest.raises(DataError, match="partition-id is"):
         partition_of(config)
+
+
+def test_every_update_is_rounded_by_draws_of_its_own(tiny):
+    recipe = tiny(wire={"uplink": "uniform:bits=1"})
+    client = LocalClient(recipe)
+    held = Held(0, _model(recipe))
+    update = np.random.default_rng(0).normal(size=held.values.size).astype(np.float32)
+    bodies = {}
+    for round_, partition in 2 * [(1, 0), (1, 1), (2, 0), (2, 1)]:
+        job = _job(b"", None, round_=round_, partition=partition)
+        body = bytes(body_of(client._encode(update, held, job)[0]))
+        assert bodies.setdefault((round_, partition), body) == body
+    assert len(set(bodies.values())) == 4
+
+
+def test_without_feedback_nothing_is_kept_of_what_the_codec_left_out(tiny):
+    lossy = {"uplink": "uniform:bits=2"}
+    kept = _train(tiny(wire=lossy)).memory
+    assert np.abs(kept.residual).max() > 0
+    recipe = tiny(wire={**lossy, "feedback": False})
+    fresh, later = _train(recipe), _train(recipe, memory=kept)
+    assert fresh.memory.residual is None
+    assert later.memory.residual is None
+    assert later.payload == fresh.payload
+    assert _train(tiny(wire=lossy), memory=kept).payload != fresh.payload
 
 
 def test_only_what_is_exchanged_is_sent(tiny):

@@ -95,18 +95,3 @@ def test_evaluation_leaves_every_module_in_its_mode_even_after_an_error():
     with pytest.raises(RuntimeError):
         evaluate(model, data)
     assert model.training
-
-
-def test_a_last_batch_of_one_image_is_left_out():
-    model = build(SPEC)
-    opt = torch.optim.SGD(model.parameters(), lr=0.05)
-    steps = []
-    train_epoch(
-        model,
-        _first(65),
-        opt,
-        batch_size=64,
-        rng=torch.Generator(),
-        after_step=lambda: steps.append(1),
-    )
-    assert len(steps) == 1

@@ -148,6 +148,16 @@ def test_a_rotation_spreads_an_outlier():
     assert errors[1] < errors[0]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_one_bit_of_a_turned_block_goes_as_far_as_the_block(seed):
+    """Whatever the rotation, so that none has a bias."""
+    parts = (Part("codes", 256),)
+    values = _laplace(parts, seed)
+    codec = Uniform(bits=1, rotate=True)
+    back = codec.decode(codec.encode(values, parts, np.random.default_rng(seed)), parts)
+    assert back @ values == pytest.approx(values @ values, rel=1e-4)
+
+
 @pytest.mark.parametrize(("step", "most"), [(0.1, 0.001), (1.0, 0.12), (1.5, 0.2), (3.0, 0.55)])
 def test_ecsq_keeps_to_its_error_and_leaves_no_bias(step, most):
     parts = (Part("generator", 50_000), Part("codes", 20_000))
@@ -282,6 +292,15 @@ def test_fp32z_refuses_an_infinity_and_a_plane_of_a_wrong_length():
     for length in (0, 1, 3, 2**32 - 1):
         with pytest.raises(CodecError):
             codec.decode(length.to_bytes(4, "little") + infinite[4:], parts)
+
+
+def test_ternary_sends_the_large_ones_of_a_tensor_as_their_mean():
+    """Magnitudes are 1.25 and 3 in the mean, so that those under 0.875 and 2.1 become zero."""
+    values = np.array([3, -1, 0.5, -2, 0, 1, 4, -4, 2, -2], np.float32)
+    parts = (Part("codes", 6), Part("other", 4))
+    codec = codec_named("ternary")
+    back = codec.decode(codec.encode(values, parts, _rng()), parts)
+    assert back.tolist() == [1.75, -1.75, 0, -1.75, 0, 1.75, 4, -4, 0, 0]
 
 
 def test_top_k_keeps_the_largest():

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from csg_core import build, manifest, pack
 from csg_core.broadcast import Channel
-from csg_core.codecs import codec_named
-from csg_core.payload import PayloadError, header_of
+from csg_core.codecs import Predicted, codec_named
+from csg_core.payload import PayloadError, body_of, header_of
 from federation.recipe import recipe_of
 from server.downlink import Downlink
 
@@ -79,19 +79,34 @@ def test_nodes_that_answered_hold_what_the_server_believes(data):
 def test_one_that_is_new_costs_the_others_their_predictions_for_two_rounds():
     downlink, models = _downlink(), list(_models(9))
     others, late = [1, 2], 3
-    sizes = []
+    predicted = Predicted(CHANNEL.codec)
+    reaches = []
     for round_, model in enumerate(models, start=1):
         if round_ == 5:
             downlink.failed(late)
         nodes = others if round_ < 5 else [*others, late]
         payloads = downlink.payloads(model, round_, "train", nodes)
-        sizes.append(len(payloads[0]))
+        reaches.append(predicted.reach(body_of(payloads[0]), FOUND.parts))
         assert _kinds(payloads[0]) == ["delta"]
         if late in nodes:
             assert _kinds(payloads[-1]) == (["model"] if round_ == 5 else ["delta"])
         for node in nodes:
             downlink.answered(node)
+    assert reaches == [0, 1, 2, 2, 2, 0, 1, 2, 2]
     assert downlink.state()["nodes"].tolist() == [[1, 10, 2], [2, 10, 2], [3, 10, 2]]
+
+
+def test_one_that_was_sent_a_whole_model_may_miss_a_round():
+    downlink = _downlink()
+    for round_, model in enumerate(_models(8), start=1):
+        if round_ == 5:
+            downlink.failed(2)
+        nodes = [1] if round_ in (6, 7) else [1, 2]
+        payloads = downlink.payloads(model, round_, "train", nodes)
+        if round_ == 8:
+            assert _kinds(payloads[1]) == ["delta"] * 3
+        for node in nodes:
+            downlink.answered(node)
 
 
 def test_what_nodes_hold_outlives_a_checkpoint():
@@ -111,6 +126,17 @@ def test_what_nodes_hold_outlives_a_checkpoint():
     (again,) = resumed.payloads(models[4], 5, "train", [5])
     held = CHANNEL.receive(again, 5, CHANNEL.first(FIRST))
     assert np.array_equal(held.values, resumed.held)
+
+
+def test_every_version_is_rounded_by_draws_of_its_own():
+    wire = {"downlink": "uniform:bits=4"}
+    recipe = RECIPE.model_copy(update={"wire": RECIPE.wire.model_validate(wire)})
+    bodies = [
+        bytes(body_of(Downlink(recipe, FOUND, FIRST).payloads(FIRST, round_, kind, [0])[0]))
+        for round_, kind in 2 * [(1, "train"), (2, "train"), (1, "evaluate")]
+    ]
+    assert bodies[:3] == bodies[3:]
+    assert len(set(bodies)) == 3
 
 
 def test_predictions_need_deltas():

@@ -5,55 +5,13 @@ import io
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Metadata, MetricRecord
-from flwr.app.message import make_message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord
 from flwr.common.constant import ErrorCode
-from flwr.proto.node_pb2 import NodeInfo
-from flwr.supercore.task_identity import TaskIdentity
 
-from csg_core import build, manifest, pack
-from csg_core.codecs import codec_named
-from csg_core.payload import Passed, encode
-from federation.messages import TrainReport, payload_in, reply
-from server.strategy import CsgStrategy, model_record
-
-NODES = (11, 12, 13)
-
-
-class _Nodes:
-    """All that the strategy asks of a Grid."""
-
-    def __init__(self, there=NODES):
-        self._there = there
-
-    def get_nodes(self):
-        return [NodeInfo(node_id=node) for node in self._there]
-
-    def get_node_ids(self):
-        return self._there
-
-
-@pytest.fixture
-def made(tiny, monkeypatch):
-    for name in ("_run_id", "_task_id", "_node_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
-
-    def make(*, wire=None, far=0.0, holdout=0.0, server=None, **settings):
-        """A strategy that has sent a model, the one of the seed or one that is ``far`` from it.
-
-        With ``holdout``, clients keep their running statistics, and evaluate.
-        """
-        train = {"batch_norm": "local_statistics" if holdout else "average"}
-        data = {"clients": 3, "holdout": holdout}
-        server = {"min_clients": 2, **(server or {})}
-        recipe = tiny(data=data, train=train, server=server, wire=wire or {})
-        model, groups = build(recipe.model, seed=0), recipe.train.travelling()
-        found = CsgStrategy(recipe, manifest(model, groups), pack(model, groups), **settings)
-        first = model_record(found.downlink.held + np.float32(far))
-        found.configure_train(1, first, ConfigRecord(), _Nodes())
-        return found
-
-    return make
+from csg_core.payload import Passed
+from federation.messages import payload_bytes_in, payload_in
+from server.strategy import model_record
+from tests.server.replies import NODES, Nodes, honest, message_of, reply_of
 
 
 @pytest.fixture
@@ -61,37 +19,10 @@ def strategy(made):
     return made()
 
 
-def _message(node, content=None, error=None):
-    about = Metadata(
-        run_id=1,
-        message_id="",
-        src_node_id=node,
-        dst_node_id=1,
-        group_id="1",
-        reply_to_message_id="x",
-        created_at=1.0,
-        ttl=9.0,
-        message_type="train",
-    )
-    return make_message(about, content=content, error=error)
-
-
-def _honest(strategy, partition, value=0.5, round_=1):
-    codec = codec_named(strategy.recipe.wire.uplink)
-    update = np.full(strategy.manifest.size, value, np.float32)
-    label = strategy.downlink.update_label(round_)
-    return _reply(encode(update, label, codec, np.random.default_rng(0)), partition)
-
-
 def _passed(strategy, value, *, version=1, shape=None):
     """An update of a client of this process, handed over as it is."""
     update = torch.full(shape or (strategy.manifest.size,), value)
-    return _reply(Passed(values=update, kind="update", round=1, version=version), 0)
-
-
-def _reply(payload, partition):
-    return reply(payload, TrainReport(partition=partition, examples=10, train_loss=1.0,
-                                      loss_before=1.0, loss_after=1.0, seconds=1.0))  # fmt: skip
+    return reply_of(Passed(values=update, kind="update", round=1, version=version), 0)
 
 
 def _value(name, value):
@@ -148,13 +79,21 @@ CHANGES = {
 }
 
 
+def _among_honest(strategy, content=None, error=None):
+    """What node 13 replies, and two honest updates."""
+    others = enumerate(NODES[:2], start=1)
+    return [
+        message_of(13, content, error),
+        *(message_of(node, honest(strategy, partition)) for partition, node in others),
+    ]
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_is_wrong_with_a_reply_is_that_clients_failure(strategy, name):
     change, said = CHANGES[name]
-    bad = _honest(strategy, 0)
+    bad = honest(strategy, 0)
     change(bad)
-    replies = [_message(13, bad), *(_message(node, _honest(strategy, place + 1))
-               for place, node in enumerate(NODES[:2]))]  # fmt: skip
+    replies = _among_honest(strategy, bad)
     arrays, _ = strategy.aggregate_train(1, replies)
     assert sorted(report.partition for report in strategy.outcome.reports) == [1, 2]
     ((who, why),) = strategy.outcome.failures.items()
@@ -162,12 +101,14 @@ def test_what_is_wrong_with_a_reply_is_that_clients_failure(strategy, name):
     assert said in why
     moved = arrays["model"].numpy() - strategy.downlink.held
     assert np.allclose(moved, 0.5, atol=0.01)
+    sizes = [payload_bytes_in(reply.content) for reply in replies]
+    assert strategy.outcome.bytes_up == sum(sizes), "what is refused has come too"
+    assert strategy.outcome.updates == 3
 
 
 @pytest.mark.parametrize("reason", [None, "", "\n\n", "Traceback\n  line\nValueError: no data"])
 def test_an_error_in_place_of_an_answer(strategy, reason):
-    replies = [_message(13, error=Error(2, reason)), *(_message(node, _honest(strategy, place + 1))
-               for place, node in enumerate(NODES[:2]))]  # fmt: skip
+    replies = _among_honest(strategy, error=Error(2, reason))
     strategy.aggregate_train(1, replies)
     (why,) = strategy.outcome.failures.values()
     assert why == ("ValueError: no data" if reason and reason.strip() else
@@ -176,8 +117,7 @@ def test_an_error_in_place_of_an_answer(strategy, reason):
 
 def test_a_reason_is_cut_and_steers_no_terminal(strategy):
     reason = "\x1b]0;mine\x07\x1b[2J" + "x" * 3_000_000
-    replies = [_message(13, error=Error(2, reason)), *(_message(node, _honest(strategy, place + 1))
-               for place, node in enumerate(NODES[:2]))]  # fmt: skip
+    replies = _among_honest(strategy, error=Error(2, reason))
     strategy.aggregate_train(1, replies)
     (why,) = strategy.outcome.failures.values()
     assert why.isprintable()
@@ -186,8 +126,7 @@ def test_a_reason_is_cut_and_steers_no_terminal(strategy):
 
 def _fails_alone(strategy, bad):
     """Why the reply of node 13 failed, the two others being honest; and the next model."""
-    replies = [_message(13, bad), *(_message(node, _honest(strategy, place + 1))
-               for place, node in enumerate(NODES[:2]))]  # fmt: skip
+    replies = _among_honest(strategy, bad)
     arrays, _ = strategy.aggregate_train(1, replies)
     ((who, why),) = strategy.outcome.failures.items()
     assert who == "node 13"
@@ -197,18 +136,18 @@ def _fails_alone(strategy, bad):
 @pytest.mark.parametrize("value", [1e6, -3e38])
 def test_a_model_that_could_not_be_sent_on_is_refused(strategy, value):
     """As a float16 key frame, or at all: the next round would end the run."""
-    why, arrays = _fails_alone(strategy, _honest(strategy, 0, value))
+    why, arrays = _fails_alone(strategy, honest(strategy, 0, value))
     assert "65,504 is the largest" in why
-    strategy.configure_train(2, arrays, ConfigRecord(), _Nodes())
+    strategy.configure_train(2, arrays, ConfigRecord(), Nodes())
 
 
 @pytest.mark.parametrize("downlink", ["fp32", "uniform:bits=4"])
 def test_the_bound_is_of_what_would_be_sent_next(made, downlink):
     """Which is the update, what clients were sent, and what that left out."""
     strategy = made(wire={"downlink": downlink, "deltas": True}, far=60_000)
-    why, arrays = _fails_alone(strategy, _honest(strategy, 0, 6_000.0))
+    why, arrays = _fails_alone(strategy, honest(strategy, 0, 6_000.0))
     assert "its model has a value of 66" in why
-    strategy.configure_train(2, arrays, ConfigRecord(), _Nodes())
+    strategy.configure_train(2, arrays, ConfigRecord(), Nodes())
 
 
 def test_a_coarse_downlink_near_the_bound_ends_no_run(made):
@@ -217,11 +156,11 @@ def test_a_coarse_downlink_near_the_bound_ends_no_run(made):
     strategy = made(wire=wire, far=30_000, holdout=0.1)
     assert strategy.downlink.held.max() == 65_504
     arrays, _ = strategy.aggregate_train(
-        1, [_message(node, _honest(strategy, place, 9.0)) for place, node in enumerate(NODES)]
+        1, [message_of(node, honest(strategy, place, 9.0)) for place, node in enumerate(NODES)]
     )
     assert arrays["model"].numpy().max() > 65_504
-    assert len(strategy.configure_evaluate(1, arrays, ConfigRecord(), _Nodes())) == len(NODES)
-    strategy.configure_train(2, arrays, ConfigRecord(), _Nodes())
+    assert len(strategy.configure_evaluate(1, arrays, ConfigRecord(), Nodes())) == len(NODES)
+    strategy.configure_train(2, arrays, ConfigRecord(), Nodes())
 
 
 @pytest.mark.parametrize("deltas", [True, False])
@@ -234,12 +173,12 @@ def test_momentum_beyond_the_bound_ends_no_run(made, deltas, kept):
     for round_ in range(1, 6):
         value = 65_400 - strategy.downlink.held.max()
         replies = [
-            _message(node, _honest(strategy, place, value, round_))
+            message_of(node, honest(strategy, place, value, round_))
             for place, node in enumerate(NODES)
         ]
         arrays, _ = strategy.aggregate_train(round_, replies)
         assert not strategy.outcome.failures
-        strategy.configure_train(round_ + 1, arrays, ConfigRecord(), _Nodes())
+        strategy.configure_train(round_ + 1, arrays, ConfigRecord(), Nodes())
         largest = max(largest, strategy.downlink.held.max())
     assert largest == 65_504
 
@@ -247,11 +186,11 @@ def test_momentum_beyond_the_bound_ends_no_run(made, deltas, kept):
 def test_a_partition_is_of_the_first_who_had_it(made):
     """A newcomer that claims it fails, and not the client, however their node ids are ordered."""
     strategy = made()
-    first = [_message(12, _honest(strategy, 0)), _message(13, _honest(strategy, 1))]
+    first = [message_of(12, honest(strategy, 0)), message_of(13, honest(strategy, 1))]
     arrays, _ = strategy.aggregate_train(1, first)
     for round_ in (2, 3):
-        strategy.configure_train(round_, arrays, ConfigRecord(), _Nodes())
-        replies = [_message(node, _honest(strategy, partition, round_=round_))
+        strategy.configure_train(round_, arrays, ConfigRecord(), Nodes())
+        replies = [message_of(node, honest(strategy, partition, round_=round_))
                    for node, partition in ((11, 0), (12, 0), (13, 1))]  # fmt: skip
         arrays, _ = strategy.aggregate_train(round_, replies)
         assert strategy.outcome.reporters == [12, 13]
@@ -263,24 +202,24 @@ def test_a_partition_is_of_the_first_who_had_it(made):
 def test_a_partition_is_a_newcomers_while_its_owner_does_not_answer(made):
     """As when a client comes back under a new key, and Flower still lists the old one."""
     strategy = made()
-    first = [_message(11, _honest(strategy, 0)), _message(12, _honest(strategy, 1))]
+    first = [message_of(11, honest(strategy, 0)), message_of(12, honest(strategy, 1))]
     arrays, _ = strategy.aggregate_train(1, first)
-    strategy.configure_train(2, arrays, ConfigRecord(), _Nodes())
-    replies = [_message(11, error=Error(ErrorCode.NODE_UNAVAILABLE, "")),
-               _message(12, _honest(strategy, 1, round_=2)),
-               _message(13, _honest(strategy, 0, round_=2))]  # fmt: skip
+    strategy.configure_train(2, arrays, ConfigRecord(), Nodes())
+    replies = [message_of(11, error=Error(ErrorCode.NODE_UNAVAILABLE, "")),
+               message_of(12, honest(strategy, 1, round_=2)),
+               message_of(13, honest(strategy, 0, round_=2))]  # fmt: skip
     strategy.aggregate_train(2, replies)
     assert strategy.outcome.reporters == [13, 12]
 
 
 def test_a_partition_goes_to_a_newcomer_where_its_first_owner_is_gone(made):
     strategy = made()
-    first = [_message(11, _honest(strategy, 0)), _message(12, _honest(strategy, 1))]
+    first = [message_of(11, honest(strategy, 0)), message_of(12, honest(strategy, 1))]
     arrays, _ = strategy.aggregate_train(1, first)
     for there, trained in (((12, 13), [12, 13]), (NODES, [11, 12])):
         round_ = there[0] - 9
-        strategy.configure_train(round_, arrays, ConfigRecord(), _Nodes(there))
-        replies = [_message(node, _honest(strategy, int(node == 12), round_=round_))
+        strategy.configure_train(round_, arrays, ConfigRecord(), Nodes(there))
+        replies = [message_of(node, honest(strategy, int(node == 12), round_=round_))
                    for node in there]  # fmt: skip
         strategy.aggregate_train(round_, replies)
         assert sorted(strategy.outcome.reporters) == trained
@@ -289,11 +228,11 @@ def test_a_partition_goes_to_a_newcomer_where_its_first_owner_is_gone(made):
 @pytest.mark.parametrize("code", [None, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE])
 def test_who_was_silent_in_a_round_is_not_asked_to_evaluate_in_it(made, code):
     strategy = made(holdout=0.1)
-    replies = [_message(node, _honest(strategy, place)) for place, node in enumerate(NODES[:2])]
+    replies = [message_of(node, honest(strategy, place)) for place, node in enumerate(NODES[:2])]
     if code is not None:  # Flower says so itself
-        replies.append(_message(13, error=Error(code, "")))
+        replies.append(message_of(13, error=Error(code, "")))
     arrays, _ = strategy.aggregate_train(1, replies)
-    messages = strategy.configure_evaluate(1, arrays, ConfigRecord(), _Nodes())
+    messages = strategy.configure_evaluate(1, arrays, ConfigRecord(), Nodes())
     assert [message.metadata.dst_node_id for message in messages] == list(NODES[:2])
 
 
@@ -317,8 +256,8 @@ def test_arrays_are_taken_only_where_they_are_passed(made, strategy):
     why, _ = _fails_alone(strategy, _passed(strategy, 0.5))
     assert why == "an array in place of bytes"
     passing = made(in_process=True)
-    passing.aggregate_train(1, [_message(11, _passed(passing, 0.5)),
-                                _message(12, _honest(passing, 1))])  # fmt: skip
+    passing.aggregate_train(1, [message_of(11, _passed(passing, 0.5)),
+                                message_of(12, honest(passing, 1))])  # fmt: skip
     assert [report.partition for report in passing.outcome.reports] == [0, 1]
 
 
@@ -336,13 +275,14 @@ def test_arrays_are_taken_only_where_they_are_passed(made, strategy):
 def test_arrays_are_sent_where_their_bytes_would_hold_the_same_alone(made, wire, kind):
     strategy = made(wire=wire, in_process=True)
     arrays = model_record(strategy.downlink.held)
-    messages = strategy.configure_train(1, arrays, ConfigRecord(), _Nodes())
+    messages = strategy.configure_train(1, arrays, ConfigRecord(), Nodes())
     assert {type(payload_in(message.content)) for message in messages} == {kind}
 
 
 def test_replies_that_nobody_asked_for_are_left_out(strategy):
-    replies = [_message(node, _honest(strategy, place)) for place, node in enumerate(NODES)]
-    twice, stranger = _message(12, _honest(strategy, 5)), _message(99, _honest(strategy, 6))
+    replies = [message_of(node, honest(strategy, place)) for place, node in enumerate(NODES)]
+    twice, stranger = message_of(12, honest(strategy, 5)), message_of(99, honest(strategy, 6))
     strategy.aggregate_train(1, [*replies, twice, stranger])
     assert [report.partition for report in strategy.outcome.reports] == [0, 1, 2]
     assert not strategy.outcome.failures
+    assert strategy.outcome.bytes_up == sum(payload_bytes_in(r.content) for r in replies)

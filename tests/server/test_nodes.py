@@ -67,13 +67,17 @@ class Nodes(Grid):
                 self.coming.append((ready, Message(message.content, reply_to=message)))
         return names
 
-    def pull_messages(self, _message_ids):
+    def pull_messages(self, message_ids):
         if self.restarting is not None:
             self.since[self.restarting] = "again"
-        now = time.monotonic()
-        found = [reply for ready, reply in self.coming if ready <= now]
-        self.coming = [(ready, reply) for ready, reply in self.coming if ready > now]
-        return found
+        now, asked = time.monotonic(), set(message_ids)
+        found = [
+            (ready, reply)
+            for ready, reply in self.coming
+            if ready <= now and reply.metadata.reply_to_message_id in asked
+        ]
+        self.coming = [pair for pair in self.coming if pair not in found]
+        return [reply for _, reply in found]
 
     def send_and_receive(self, *_, **__):
         raise AssertionError("its replies are pulled")

@@ -160,14 +160,27 @@ def test_a_fitted_network_is_read_back_as_it_was_trained(tmp_path, capsys, gener
         (["train", "--out", "/"], "/: is a folder; name a file in it"),
     ],
 )
-def test_mistakes_get_one_line_and_status_2(arguments, message, tmp_path):
+def test_mistakes_get_one_line_and_status_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # run.client_app adds the folder to it
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    said = capsys.readouterr()
+    assert status == 2
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+    assert not list(tmp_path.rglob("*")), "a mistake leaves nothing behind"
+
+
+@pytest.mark.parametrize("arguments", [["fly"], ["resume", "nowhere"]])
+def test_a_command_gives_its_status_to_the_shell(arguments, tmp_path):
     command = [sys.executable, "-m", "simulations.cli", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert done.stdout == ""
-    assert not list(tmp_path.rglob("*")), "a mistake leaves nothing behind"
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,89 @@
+"""What the strategy tells clients, and what it makes of their honest answers."""
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord
+
+from csg_core.payload import header_of
+from federation.messages import EvaluationReport, numbers_in, payload_bytes_in, payload_in, reply
+from tests.server.replies import NODES, Nodes, honest, message_of
+
+
+def _trained(strategy, round_=1):
+    """The next model, of updates of all nodes."""
+    replies = [
+        message_of(node, honest(strategy, place, round_=round_)) for place, node in enumerate(NODES)
+    ]
+    return strategy.aggregate_train(round_, replies)[0]
+
+
+def _sent(strategy, arrays, round_, nodes):
+    """The messages of a round, by node."""
+    messages = strategy.configure_train(round_, arrays, ConfigRecord({"of": "ours"}), nodes)
+    return {message.metadata.dst_node_id: message for message in messages}
+
+
+def test_evaluations_count_by_their_images(made):
+    strategy = made(holdout=0.1)
+    strategy.configure_evaluate(1, _trained(strategy), ConfigRecord(), Nodes())
+    found = [(1, 2.0, 1.0), (2, 1.0, 0.5), (5, 0.4, 0.2)]
+    replies = [
+        message_of(
+            node,
+            reply(None, EvaluationReport(partition=n, examples=count, loss=loss, accuracy=right)),
+        )
+        for n, (node, (count, loss, right)) in enumerate(zip(NODES, found, strict=True))
+    ]
+    metrics = strategy.aggregate_evaluate(1, replies)
+    assert metrics == pytest.approx({"loss": 6 / 8, "accuracy": 3 / 8})
+
+
+def test_what_clients_sent_and_were_sent_adds_up_to_the_round(made):
+    strategy = made(wire={"uplink": "fp32z"})
+    rng = np.random.default_rng(0)
+    values = [0.5, rng.choice(2, strategy.manifest.size), rng.random(strategy.manifest.size)]
+    replies = [
+        message_of(node, honest(strategy, place, value))
+        for place, (node, value) in enumerate(zip(NODES, values, strict=True))
+    ]
+    sizes = [payload_bytes_in(reply.content) for reply in replies]
+    strategy.aggregate_train(1, replies)
+    outcome = strategy.outcome
+    up, down = (
+        [part[f"payload_bytes_{way}"] for part in outcome.contributions()] for way in ("up", "down")
+    )
+    assert len(set(sizes)) == 3
+    assert up == sizes
+    assert (sum(up), sum(down)) == (outcome.bytes_up, outcome.bytes_down)
+    assert min(down) > 0
+
+
+def test_clients_are_told_of_fedproxs_mu(made):
+    strategy = made(server={"strategy": "fedprox", "options": {"proximal_mu": 0.25}})
+    sent = _sent(strategy, _trained(strategy), 2, Nodes())
+    told = {"server-round": 2, "proximal-mu": 0.25, "of": "ours"}
+    assert [numbers_in(sent[node].content) for node in NODES] == 3 * [told]
+
+
+def test_a_node_that_was_restarted_is_sent_a_whole_model(made):
+    strategy = made(wire={"deltas": True})
+    kinds = []
+    for round_, since in ((2, {}), (3, {12: "again"}), (4, {12: "again"})):
+        arrays = _trained(strategy, round_ - 1)
+        sent = _sent(strategy, arrays, round_, Nodes(since=since))
+        fingerprint = strategy.manifest.fingerprint
+        kinds.append([header_of(payload_in(sent[n].content), fingerprint).kind for n in NODES])
+    assert kinds == [["delta"] * 3, ["delta", "model", "delta"], ["delta"] * 3]
+
+
+def test_clients_may_claim_as_many_examples_as_the_recipe_says(made):
+    strategy = made(server={"max_examples": 5})
+    replies = [
+        message_of(node, honest(strategy, place, examples=count))
+        for place, (node, count) in enumerate(zip(NODES, (5, 6, 1), strict=True))
+    ]
+    strategy.aggregate_train(1, replies)
+    assert [report.examples for report in strategy.outcome.reports] == [5, 1]
+    assert strategy.outcome.failures == {
+        "node 12": "num-examples 6 is absurd; 1 to 5 are taken",
+    }

@@ -1,0 +1,46 @@
+"""Recipes of the package can be run, and a dense twin is the same recipe but for its network."""
+
+from argparse import Namespace
+
+import pytest
+
+from federation.sections import WireConfig
+from simulations.estimate import estimate
+from simulations.recipe_names import recipe_from, recipe_names
+
+# what a twin has as plain FedAvg has it, beside its network
+_PLAIN = {
+    "cifar10-compressed": {
+        "train.clip_norm", "server.strategy", "server.options",
+        "wire.uplink", "wire.downlink", "wire.deltas",
+    },
+}  # fmt: skip
+
+
+def _recipe(name):
+    return recipe_from(Namespace(recipe=name, set=[]))[1]
+
+
+def _values(recipe):
+    sections = recipe.model_dump().items()
+    return {f"{section}.{key}": value for section, keys in sections for key, value in keys.items()}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_has_costs(name):
+    recipe = _recipe(name)
+    found = estimate(recipe)
+    each = found["payload_bytes_up"] + found["payload_bytes_down"]
+    assert 0 < found["total_bytes"] <= each * recipe.cohort * recipe.train.rounds
+    assert (found["ratio_to_dense"] > 1) == (recipe.model.parametrization == "csg")
+
+
+@pytest.mark.parametrize("name", [n for n in recipe_names() if n.endswith("-dense")])
+def test_a_twin_differs_in_its_network_alone(name):
+    ours, twin = _recipe(name.removesuffix("-dense")), _recipe(name)
+    first, second = _values(ours), _values(twin)
+    changed = {key for key in first if first[key] != second[key]}
+    assert changed == {"model.parametrization"} | _PLAIN.get(name.removesuffix("-dense"), set())
+    assert (twin.model.parametrization, twin.server.strategy) == ("dense", "fedavg")
+    assert twin.wire == WireConfig()
+    assert twin.train.clip_norm is None
