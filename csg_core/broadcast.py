@@ -103,21 +103,21 @@ class Channel:
                               [part.size for part in self.parts])  # fmt: skip
         return self.codecs[0 if delta[of_values].any() else 1]
 
-    def predicting(self, codec: Codec, held: Held, deltas: int = TAPS) -> Codec:
+    @property
+    def depth(self) -> int:
+        """Of the deltas that led to a version, how many predictions are made of at most."""
+        return TAPS if self.predict else 0
+
+    def predicting(self, codec: Codec, held: Held, depth: int = TAPS) -> Codec:
         """What a codec becomes for what builds on a version: its update, or the next delta.
 
-        Of the deltas that led to the version, the last so many are made use of.
+        The last ``depth`` deltas that led to the version are made use of.
         """
-        return Predicted(codec, held.deltas[:deltas]) if self.predict else codec
-
-    @property
-    def taps(self) -> int:
-        """How many of the last deltas both ends keep."""
-        return TAPS if self.predict else 0
+        return Predicted(codec, held.deltas[:depth]) if self.predict else codec
 
     def after(self, held: Held, step: Values) -> Held:
         """The version that a delta leads to."""
-        before = (held.values, *held.before)[: self.taps]
+        before = (held.values, *held.before)[: self.depth]
         return Held(held.version + 1, _stepped(held.values, step), before)
 
     def first(self, model: Values, version: int = 0) -> Held:
@@ -127,8 +127,7 @@ class Channel:
     @property
     def most_bytes(self) -> int:
         """The most bytes of a message, to which receivers hold them: one frame, or many."""
-        held = Held(0, np.zeros(0, np.float32))
-        codecs = [self.predicting(codec, held) for codec in self.codecs]
+        codecs = [Predicted(codec) if self.predict else codec for codec in self.codecs]
         whole = max(codec.most_bytes(self.parts) for codec in codecs)
         return HEADER_BYTES + (max(_KEY.most_bytes(self.parts), whole) if self.deltas else whole)
 
@@ -219,16 +218,17 @@ class Sender:
     def __init__(self, channel: Channel, model: Values, version: int = 0) -> None:
         self.channel = channel
         self.held = channel.first(model, version)
-        self._frames: deque[bytes] = deque()  # of the last versions, the newest last
+        # of the last versions, the newest last, with how many deltas before it each builds on
+        self._frames: deque[tuple[bytes, int]] = deque()
         self._whole = b""
         self._round = 0
 
     def advance(
-        self, model: Values, round_: int, rng: np.random.Generator, deltas: int = TAPS
+        self, model: Values, round_: int, rng: np.random.Generator, depth: int = TAPS
     ) -> None:
         """Make the next version, for a model, float32 [size].
 
-        A prediction is made of the last so many ``deltas``, which receivers have to hold.
+        It is predicted from the last ``depth`` deltas, which receivers have to hold.
 
         Raises:
             ValueError: if the codec cannot hold a value.
@@ -237,7 +237,7 @@ class Sender:
         if channel.deltas:
             _rounded(model)  # refused if it cannot be held
             wanted = model - held.values
-            codec = channel.predicting(channel.codec_for(wanted), held, deltas)
+            codec = channel.predicting(channel.codec_for(wanted), held, depth)
             body = codec.encode(wanted, channel.parts, rng)
             self.held = channel.after(held, codec.decode(body, channel.parts))
         else:
@@ -247,10 +247,10 @@ class Sender:
         kind = "delta" if channel.deltas else "model"
         frame = seal(body, channel.label(kind, round_, self.held), codec)
         self._round, self._whole = round_, b""
-        self._frames.append(frame)
+        self._frames.append((frame, _reach(body, channel.parts, codec)))
         most = HEADER_BYTES + _KEY.most_bytes(channel.parts) if channel.deltas else 0
         while len(self._frames) > 1 and (
-            sum(map(len, self._frames)) > most or len(self._frames) > MOST_FRAMES
+            sum(len(frame) for frame, _ in self._frames) > most or len(self._frames) > MOST_FRAMES
         ):
             self._frames.popleft()
 
@@ -261,24 +261,25 @@ class Sender:
         return Passed(values=torch.from_numpy(model), kind="model", round=round_,
                       version=self.held.version)  # fmt: skip
 
-    def follows(self, version: int, deltas: int = 0) -> int | None:
-        """The deltas that a client holds once it has the newest version; None: it is sent a whole.
+    def depth_after(self, version: int, depth: int = 0) -> int | None:
+        """How many of the last deltas a client holds that was sent those it lacks.
 
-        It holds ``version``, and the last so many ``deltas`` that led there.
+        It holds ``version``, and the last ``depth`` deltas that led there. None: it cannot make use
+        of those that it lacks, or they are gone, so that it is sent a whole model.
         """
         missing = self.held.version - version
         if not 0 <= missing <= len(self._frames):
             return None
-        for frame in list(self._frames)[len(self._frames) - missing :]:
-            if self._reach(frame) > deltas:
+        for _, reach in list(self._frames)[len(self._frames) - missing :]:
+            if reach > depth:
                 return None
-            deltas = min(deltas + 1, self.channel.taps)
-        return deltas
+            depth = min(depth + 1, self.channel.depth)
+        return depth
 
-    def message(self, version: int | None, deltas: int = 0) -> bytes:
+    def message(self, version: int | None, depth: int = 0) -> bytes:
         """The newest version for a client that holds ``version``, or none of which is known.
 
-        And holds the last so many ``deltas`` that led there.
+        ``depth`` is how many of the last deltas that led to its version it holds as well.
 
         Raises:
             ValueError: if whole models are sent by the codec, and none was made since the start.
@@ -286,21 +287,14 @@ class Sender:
         if not self.channel.deltas:
             if not self._frames:
                 raise ValueError("no version was made yet; advance first")
-            return self._frames[-1]
+            return self._frames[-1][0]
         missing = 0 if version is None else self.held.version - version
-        if version is not None and missing and self.follows(version, deltas) is not None:
-            return b"".join(list(self._frames)[-missing:])
+        if version is not None and missing and self.depth_after(version, depth) is not None:
+            return b"".join(frame for frame, _ in list(self._frames)[-missing:])
         if not self._whole:
             body = _KEY.encode(self.held.values, self.channel.parts, np.random.default_rng(0))
             self._whole = seal(body, self.channel.label("model", self._round, self.held), _KEY)
         return self._whole
-
-    def _reach(self, frame: bytes) -> int:
-        """How many of the deltas before it a frame builds on."""
-        if not self.channel.predict:
-            return 0
-        predicted = Predicted(self.channel.codec)
-        return predicted.reach(body_of(frame), self.channel.parts)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What a checkpoint has to hold."""
@@ -309,7 +303,7 @@ class Sender:
             return numbers
         return numbers | {
             "reference": np.frombuffer(self.held.packed, np.uint8),
-            "frames": np.frombuffer(b"".join(self._frames), np.uint8),
+            "frames": np.frombuffer(b"".join(frame for frame, _ in self._frames), np.uint8),
         }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -325,10 +319,17 @@ class Sender:
         try:
             while len(rest):
                 end = header_of(rest, self.channel.fingerprint).end
-                self._frames.append(bytes(rest[:end]))
-                rest = rest[end:]
+                frame, rest = bytes(rest[:end]), rest[end:]
+                codecs = [self.channel.predicting(c, self.held) for c in self.channel.codecs]
+                codec = codec_of(frame, codecs)
+                self._frames.append((frame, _reach(body_of(frame), self.channel.parts, codec)))
         except PayloadError:  # of another version of the format: clients are sent whole models
             self._frames.clear()
+
+
+def _reach(body: bytes | memoryview, parts: Parts, codec: Codec) -> int:
+    """How many of the deltas before it a delta builds on."""
+    return codec.reach(body, parts) if isinstance(codec, Predicted) else 0
 
 
 def _stepped(held: Values, step: Values) -> Values:

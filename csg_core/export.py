@@ -98,5 +98,6 @@ def _digest(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        if tensor.numel():  # torch views no empty one as bytes
+            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

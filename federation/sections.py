@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from csg_core import GROUPS
-from csg_core.codecs import GeneratorSchedule, codec_named
+from csg_core.codecs import Codec, GeneratorSchedule, Predicted, codec_named
 from csg_core.exchange import Group
 
 DataSet = Literal["cifar10", "digits"]
@@ -184,6 +184,10 @@ class WireConfig(Section):
                 "whole models always hold the generator; set wire.deltas=true"
             )
         return self
+
+    def written(self, codec: Codec) -> Codec:
+        """What a codec becomes in payloads: for how long they are."""
+        return Predicted(codec) if self.predict else codec
 
     @property
     def schedule(self) -> GeneratorSchedule:

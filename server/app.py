@@ -9,7 +9,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from csg_core import build, manifest, pack
-from csg_core.codecs import Predicted, codec_named
+from csg_core.codecs import codec_named
 from csg_core.payload import most_payload_bytes, payload_bytes
 from federation.code import check_code
 from federation.devices import device_of
@@ -125,8 +125,7 @@ def dense_twin_bytes(recipe: Recipe) -> tuple[int, int]:
 def most_update_bytes(recipe: Recipe) -> int:
     """The most bytes of a client's update: of longer ones, nothing is read."""
     parts = manifest(build(recipe.model), recipe.train.travelling()).parts
-    codec = codec_named(recipe.wire.uplink)
-    return most_payload_bytes(parts, Predicted(codec) if recipe.wire.predict else codec)
+    return most_payload_bytes(parts, recipe.wire.written(codec_named(recipe.wire.uplink)))
 
 
 @contextmanager

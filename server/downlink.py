@@ -37,9 +37,9 @@ class Downlink:
         channel = Channel(manifest.fingerprint, manifest.parts, codec, wire.deltas, wire.predict)
         self._seed = recipe.run.seed
         self._sender = Sender(channel, first if start is None else start, int(start is not None))
-        # the version of each node, and how many of the deltas before; None: it is sent a whole
+        # the version of each node, and how many of the last deltas; None: it is sent a whole
         self._holds: dict[int, tuple[int, int] | None] = {}
-        self._sent: dict[int, int] = {}  # deltas that a node holds, once it has the newest version
+        self._depths: dict[int, int] = {}  # of nodes that were sent the newest version, once there
 
     def payloads(self, model: Values, round_: int, kind: str, nodes: list[int]) -> list[bytes]:
         """Make the next version, of a model; the payloads that bring it to the nodes.
@@ -50,15 +50,19 @@ class Downlink:
         seed = derived_seed(self._seed, "downlink", round_, kind)
         rng = np.random.Generator(np.random.Philox(key=seed))
         # a delta is predicted from what all hold who may be sent it, be it later
-        known = [self._sender.follows(*own) for own in set(self._holds.values()) if own]
-        least = min((deltas for deltas in known if deltas is not None), default=TAPS)
+        depths = [self._sender.depth_after(*own) for own in set(self._holds.values()) if own]
+        least = min((depth for depth in depths if depth is not None), default=TAPS)
         self._sender.advance(model, round_, rng, least)
-        held = [self._holds.get(node, (0, 0)) for node in nodes]
-        self._sent = {
-            node: (own and self._sender.follows(*own)) or 0
-            for node, own in zip(nodes, held, strict=True)
-        }
-        return [self._sender.message(*(own or (None,))) for own in held]
+        held = {node: self._holds.get(node, (0, 0)) for node in nodes}
+        led = {own: self._led(own) for own in set(held.values())}
+        self._depths = {node: led[own][1] for node, own in held.items()}
+        return [led[held[node]][0] for node in nodes]
+
+    def _led(self, own: tuple[int, int] | None) -> tuple[bytes, int]:
+        """What brings one who holds this to the newest version, and how many deltas it has then."""
+        if own is None:
+            return self._sender.message(None), 0
+        return self._sender.message(*own), self._sender.depth_after(*own) or 0
 
     def pass_on(self, model: Values, round_: int) -> Passed:
         """Make the next version, of a model, for nodes of this process; the codec is exact."""
@@ -74,7 +78,7 @@ class Downlink:
 
     def answered(self, node: int) -> None:
         """The node answered as it should, so it holds the newest version."""
-        self._holds[node] = self._sender.held.version, self._sent.get(node, 0)
+        self._holds[node] = self._sender.held.version, self._depths.get(node, 0)
 
     def failed(self, node: int) -> None:
         """The node failed; it may have lost what it held."""
@@ -86,19 +90,24 @@ class Downlink:
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What a checkpoint has to hold."""
-        known = [
-            (node, *((own[0] + 1, own[1]) if own else (0, 0))) for node, own in self._holds.items()
-        ]
-        # nodes are uint64, which checkpoints cannot hold
-        nodes = np.array(known, np.uint64).reshape(-1, 3).view(np.int64)
-        return {**self._sender.state(), "nodes": nodes}
+        versions = [(node, 0 if own is None else own[0] + 1) for node, own in self._holds.items()]
+        depths = [0 if own is None else own[1] for own in self._holds.values()]
+        return {
+            **self._sender.state(),
+            # nodes are uint64, which checkpoints cannot hold
+            "versions": np.array(versions, np.uint64).reshape(-1, 2).view(np.int64),
+            "depths": np.array(depths, np.int64),
+        }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Take up what ``state`` gave."""
         self._sender.restore(state)
-        known = state.get("nodes", np.zeros((0, 3), np.int64))  # not in checkpoints of before
-        nodes = known.view(np.uint64).tolist()
-        self._holds = {node: (v - 1, deltas) if v else None for node, v, deltas in nodes}
+        versions = state["versions"].view(np.uint64).tolist()
+        depths = state.get("depths", np.zeros(len(versions), np.int64))  # none in older ones
+        self._holds = {
+            node: (version - 1, depth) if version else None
+            for (node, version), depth in zip(versions, depths.tolist(), strict=True)
+        }
 
     @property
     def held(self) -> Values:

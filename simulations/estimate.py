@@ -121,7 +121,7 @@ def _each_way(recipe: Recipe, *, generator: bool = True) -> tuple[int, int]:
     codecs = [codec_named(line) for line in (wire.uplink, wire.downlink)]
     if not generator:
         codecs = [without_generator(codec, parts) for codec in codecs]
-    up, down = (payload_bytes(parts, codec) for codec in codecs)
+    up, down = (payload_bytes(parts, wire.written(codec)) for codec in codecs)
     return up, down
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_core.exchange import Parts
+from csg_core.exchange import Group, Parts
 
 Values = NDArray[np.float32]
 FRAME_BYTES = 4
@@ -58,6 +58,10 @@ class Codec(ABC):
     def bytes_about(self, parts: Parts) -> int:
         """The bytes to expect: exact for codecs of fixed rate."""
         return self.most_bytes(parts)
+
+    def drops(self, group: Group) -> bool:  # noqa: ARG002
+        """Whether nothing is written of a group's tensors, which stay as they are."""
+        return False
 
     @property
     def holds_models(self) -> bool:

@@ -59,6 +59,9 @@ class Grouped(Codec):
             FRAME_BYTES + codec.bytes_about(chosen) for codec, chosen, _ in self._shares(parts)
         )
 
+    def drops(self, group: Group) -> bool:
+        return dict(self.others).get(group, self.default).drops(group)
+
     @property
     def holds_models(self) -> bool:
         return all(codec.holds_models for codec in (self.default, *dict(self.others).values()))

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from csg_core.codecs.base import Codec, CodecError, Values, require_length, total
-from csg_core.exchange import Parts
+from csg_core.exchange import Group, Parts
 
 
 class _Plain(Codec):
@@ -65,3 +65,6 @@ class Nothing(Codec):
 
     def most_bytes(self, parts: Parts) -> int:  # noqa: ARG002
         return 0
+
+    def drops(self, group: Group) -> bool:  # noqa: ARG002
+        return True

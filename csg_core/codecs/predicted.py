@@ -17,16 +17,17 @@ from csg_core.codecs.base import Codec, CodecError, Values, require_finite, tota
 from csg_core.exchange import Parts
 
 TAPS = 2  # deltas that a prediction is made of, at most
-_UNIT = 32  # a factor is so many of its units
-_LARGEST = 127
+_UNIT = 32  # units of a factor to one
+_LARGEST = 127  # units, 3.97
 
 
 @dataclass(frozen=True, slots=True)
 class Predicted(Codec):
     """What a codec makes of values minus deltas, each times a factor for every group of tensors.
 
-    The factors, which leave the least, are sent, one byte each; so the receiver needs no settings.
-    They are 0 of deltas that the sender does not hold, and the receiver may hold more.
+    The factors are sent, one byte each, so the receiver needs no settings. They are 0 of deltas
+    that the sender does not hold; the receiver may hold more. Groups that the codec drops have
+    none, and stay as they are.
 
     Attributes:
         codec: of what differs from the prediction.
@@ -60,59 +61,65 @@ class Predicted(Codec):
         return _reach(self._read(body, parts)[0])
 
     def most_bytes(self, parts: Parts) -> int:
-        return TAPS * len(_groups(parts)) + self.codec.most_bytes(parts)
+        return TAPS * len(self._groups(parts)) + self.codec.most_bytes(parts)
 
     def bytes_about(self, parts: Parts) -> int:
-        return TAPS * len(_groups(parts)) + self.codec.bytes_about(parts)
-
-    @property
-    def holds_models(self) -> bool:
-        return self.codec.holds_models
+        return TAPS * len(self._groups(parts)) + self.codec.bytes_about(parts)
 
     def _read(
         self, body: bytes | memoryview, parts: Parts
     ) -> tuple[NDArray[np.int8], bytes | memoryview]:
-        shape = (len(_groups(parts)), TAPS)
-        end = shape[0] * shape[1]
+        shape = (len(self._groups(parts)), TAPS)
+        end = shape[0] * TAPS
         if len(body) < end:
             raise CodecError("the body ends early")
         return np.frombuffer(body[:end], np.int8).reshape(shape), body[end:]
 
     def _factors(self, values: Values, parts: Parts) -> NDArray[np.int8]:
-        """In units, int8 [groups, TAPS]: those of least squares, or none if they leave more."""
-        groups = _groups(parts)
+        """In units, int8 [groups, TAPS]."""
+        groups = self._groups(parts)
         found = np.zeros((len(groups), TAPS), np.int8)
         for row, places in zip(found, groups, strict=True):
             wanted = values[places].astype(np.float64)
-            taps = np.array([delta[places] for delta in self.deltas[:TAPS]], np.float64)
-            sizes = np.sqrt(np.square(taps).sum(axis=-1))
-            if not sizes.any() or not np.isfinite(wanted).all():
-                continue
-            sizes[sizes == 0] = 1
-            alike = taps / sizes[:, None]
-            best = np.linalg.lstsq(alike @ alike.T, alike @ wanted, rcond=1e-6)[0] / sizes
-            units = np.clip(np.rint(_UNIT * best), -_LARGEST, _LARGEST)
-            if np.square(wanted - units / _UNIT @ taps).sum() < np.square(wanted).sum():
-                row[: len(taps)] = units
+            deltas = np.array([delta[places] for delta in self.deltas[:TAPS]], np.float64)
+            if len(deltas) and np.isfinite(wanted).all():
+                row[: len(deltas)] = _best(wanted, deltas)
         return found
 
     def _prediction(self, factors: NDArray[np.int8], parts: Parts) -> Values:
         """Products and sums of float32, one by one, so that both ends come to the same bits."""
         predicted = np.zeros(total(parts), np.float32)
-        for row, places in zip(factors, _groups(parts), strict=True):
+        for row, places in zip(factors, self._groups(parts), strict=True):
             for units, delta in zip(row.tolist(), self.deltas, strict=False):
                 if units:
                     predicted[places] += np.float32(units / _UNIT) * delta[places]
         return predicted
 
+    def _groups(self, parts: Parts) -> list[slice]:
+        """The places of each group's values that are written; a group's tensors stand together."""
+        found, end = [], 0
+        for group, own in groupby(parts, key=attrgetter("group")):
+            start, end = end, end + sum(part.size for part in own)
+            if not self.codec.drops(group):
+                found.append(slice(start, end))
+        return found
+
+
+def _best(wanted: NDArray[np.float64], deltas: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Factors in units: of least squares, of the newest delta alone, or none, as leaves least."""
+    sizes = np.sqrt(np.square(deltas).sum(axis=1))
+    sizes[sizes == 0] = 1
+    alike = deltas / sizes[:, None]
+    products, onto = alike @ alike.T, alike @ wanted
+    alone = np.zeros(len(deltas))
+    alone[0] = onto[0]
+    exact = [np.linalg.lstsq(products, onto, rcond=1e-6)[0], alone]
+    tried = [np.clip(np.rint(_UNIT * of / sizes), -_LARGEST, _LARGEST) for of in exact]
+    left = [np.square(wanted - units / _UNIT @ deltas).sum() for units in tried]
+    best = int(np.argmin(left))
+    return tried[best] if left[best] < np.square(wanted).sum() else 0 * alone
+
 
 def _reach(factors: NDArray[np.int8]) -> int:
     used = np.flatnonzero(factors.any(axis=0))
     return int(used[-1]) + 1 if used.size else 0
-
-
-def _groups(parts: Parts) -> list[slice]:
-    """The places of each group's values; groups stand one after the other."""
-    sizes = [sum(part.size for part in own) for _, own in groupby(parts, key=attrgetter("group"))]
-    ends = np.cumsum(sizes).tolist()
-    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]

@@ -85,6 +85,25 @@ def test_nothing_is_predicted_of_what_cannot_be_held_or_is_cut():
         codec.decode(b"\0" * 5, PARTS)
 
 
+def test_one_delta_is_taken_where_two_would_go_beyond_what_factors_can_be():
+    first, more = _normal(1), _normal(2)
+    codec = Predicted(Float32(), (first, first + np.float32(0.1) * more))
+    body = codec.encode(first + np.float32(0.5) * more, PARTS, _rng())  # -4 and 5 of them
+    left = np.frombuffer(body[len(GROUPS) * TAPS :], "<f4")
+    assert np.square(left).sum() < 0.3 * np.square(first).sum()
+    assert codec.reach(body, PARTS) == 1
+
+
+def test_nothing_is_predicted_of_what_is_not_written():
+    line = "ecsq; generator=none; norms=none"
+    codec = Predicted(codec_named(line), (_normal(1), _normal(2)))
+    values = _normal(1) + _normal(2)
+    found = codec.decode(codec.encode(values, PARTS, _rng()), PARTS)
+    assert not found[GROUPS[0]].any()
+    assert not found[GROUPS[2]].any()
+    np.testing.assert_allclose(found[GROUPS[1]], values[GROUPS[1]], atol=1e-5)
+
+
 def test_deltas_that_stand_still_or_are_alike_predict_nothing_wild():
     once = _normal(1)
     for deltas in [(np.zeros(SIZE, np.float32),) * 2, (once, once), (once, 1e-9 * once)]:
@@ -98,11 +117,11 @@ def test_a_chain_with_momentum_takes_fewer_bytes_for_the_same_errors():
         channel = _channel(line, predict=predict)
         path = _path(14)
         sender, held = Sender(channel, path[0]), channel.first(path[0])
-        sizes, errors, deltas = [], [], 0
+        sizes, errors, depth = [], [], 0
         for round_, model in enumerate(path[1:], start=1):
             sender.advance(model, round_, _rng())
-            message = sender.message(held.version, deltas)
-            deltas = sender.follows(held.version, deltas)
+            message = sender.message(held.version, depth)
+            depth = sender.depth_after(held.version, depth)
             held = channel.receive(message, round_, held)
             assert np.array_equal(held.values, sender.held.values)
             assert len(held.before) == (min(round_, TAPS) if predict else 0)
@@ -124,12 +143,12 @@ def test_who_was_sent_a_whole_model_is_not_sent_what_builds_on_more():
     late = channel.receive(sender.message(None), 3, channel.first(path[0]))
     assert late.before == ()
     sender.advance(path[3], 4, _rng())  # predicted from what others hold
-    assert sender.follows(late.version, 0) is None
+    assert sender.depth_after(late.version, 0) is None
     assert sender.message(late.version, 0) == sender.message(None)
     late = channel.receive(sender.message(late.version, 0), 4, late)
     for round_, model in enumerate(path[4:], start=5):
         sender.advance(model, round_, _rng(), round_ - 5)  # from what it holds
-        assert sender.follows(late.version, round_ - 5) == round_ - 4
+        assert sender.depth_after(late.version, round_ - 5) == round_ - 4
         message = sender.message(late.version, round_ - 5)
         assert message != sender.message(None)
         late = channel.receive(message, round_, late)

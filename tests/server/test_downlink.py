@@ -93,11 +93,12 @@ def test_one_that_is_new_costs_the_others_their_predictions_for_two_rounds():
         for node in nodes:
             downlink.answered(node)
     assert reaches == [0, 1, 2, 2, 2, 0, 1, 2, 2]
-    assert downlink.state()["nodes"].tolist() == [[1, 10, 2], [2, 10, 2], [3, 10, 2]]
+    assert downlink.state()["versions"].tolist() == [[1, 10], [2, 10], [3, 10]]
+    assert downlink.state()["depths"].tolist() == [2, 2, 2]
 
 
 def test_one_that_was_sent_a_whole_model_may_miss_a_round():
-    downlink = _downlink()
+    downlink, held = _downlink(), CHANNEL.first(FIRST)
     for round_, model in enumerate(_models(8), start=1):
         if round_ == 5:
             downlink.failed(2)
@@ -105,6 +106,9 @@ def test_one_that_was_sent_a_whole_model_may_miss_a_round():
         payloads = downlink.payloads(model, round_, "train", nodes)
         if round_ == 8:
             assert _kinds(payloads[1]) == ["delta"] * 3
+        if 2 in nodes:
+            held = CHANNEL.receive(payloads[1], round_, held)
+            assert np.array_equal(held.values, downlink.held)
         for node in nodes:
             downlink.answered(node)
 
@@ -137,6 +141,20 @@ def test_every_version_is_rounded_by_draws_of_its_own():
     ]
     assert bodies[:3] == bodies[3:]
     assert len(set(bodies)) == 3
+
+
+def test_a_checkpoint_of_before_predictions_is_taken_up():
+    downlink, models = _downlink(), list(_models(3))
+    for round_, model in enumerate(models[:2], start=1):
+        downlink.payloads(model, round_, "train", [5])
+        downlink.answered(5)
+    state = downlink.state()
+    del state["depths"]
+    resumed = _downlink()
+    resumed.restore(state)
+    (delta,) = resumed.payloads(models[2], 3, "train", [5])
+    assert _kinds(delta) == ["delta"]
+    assert Predicted(CHANNEL.codec).reach(body_of(delta), FOUND.parts) == 0
 
 
 def test_predictions_need_deltas():

@@ -5,6 +5,7 @@ import pytest
 
 from client.job import Job
 from csg_core import build, manifest, pack
+from server.aggregation import Aggregation
 from server.record import RunFolder
 from server.state import load_state
 from server.strategy import CsgStrategy, model_in, model_record
@@ -50,19 +51,30 @@ def test_a_client_that_failed_is_sent_a_whole_model_once(tiny, run, tmp_path, mo
     assert 0.7 * whole < down[3] - down[4] < whole  # in place of a delta
 
 
+@pytest.mark.parametrize("predict", [False, True])
 @pytest.mark.parametrize(
     "server", [{}, {"strategy": "fedavgm", "options": {"server_momentum": 0.9}}]
 )
-def test_the_generator_trains_and_travels_when_the_schedule_says(tiny, run, server):
+def test_the_generator_trains_and_travels_when_the_schedule_says(
+    tiny, run, server, predict, monkeypatch
+):
+    real, untouched = Aggregation.__call__, []
+
+    def noting(self, round_, current, updates):
+        kept = list(updates)
+        untouched.append([not update.array[:size].any() for update in kept])
+        return real(self, round_, current, kept)
+
+    monkeypatch.setattr(Aggregation, "__call__", noting)
     recipe = tiny(
         data={"images": 1437},
         train={"rounds": 5},
-        wire={**LOSSY, "generator_every": 2, "generator_until": 3},
+        wire={**LOSSY, "generator_every": 2, "generator_until": 3, "predict": predict},
         server=server,
     )
+    size = manifest(build(recipe.model)).count("generator")
     folder, state = run(recipe)
-    found = manifest(build(recipe.model))
-    size = found.count("generator")
+    assert untouched == [4 * [still] for still in (False, True, False, True, True)]
     up = [row.payload_bytes_up for row in folder.rows()]
     down = [row.payload_bytes_down for row in folder.rows()]
     assert max(up[1], up[3], up[4]) < min(up[0], up[2])
