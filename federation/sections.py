@@ -154,8 +154,8 @@ class WireConfig(Section):
     )
     predict: bool = Field(
         False,
-        description="write deltas and updates as what the last two deltas do not foretell; needs "
-        "deltas",
+        description="write deltas and updates as what the last two deltas do not foretell; where "
+        "all clients train in every round; needs deltas",
     )
     generator_every: Count = Field(
         1,

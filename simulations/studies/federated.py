@@ -54,7 +54,8 @@ RESULTS = Path(__file__).parent / "federated"
 RECIPE = Path(__file__).parent / "federated.toml"
 PAGE = DOCS / "results.md"
 _SHORT = {  # in the README, by shards
-    "iid": ("csg56-small-clip-momentum-ecsq-mid", "csg56-clip-momentum-ecsq-even",
+    "iid": ("csg56-small-clip-momentum-ecsq-predict", "csg56-small-clip-momentum-ecsq-mid-lean",
+            "csg56-small-clip-momentum-ecsq-mid", "csg56-clip-momentum-ecsq-even",
             "dense56-narrow-clip-momentum-ecsq-mid", "dense56-clip-momentum", "dense56",
             "csg-wide-clip-momentum-ecsq", "csg", "dense"),
     "dirichlet": ("csg-wide-clip-momentum-ecsq", "csg-ecsq", "csg-ecsq-low", "csg",

@@ -57,7 +57,9 @@ class Result:
             network += f", {16 * model['width']:g} channels"
         if not dense:
             network += f", codes of {model['code_size']}"
-        codec = "float32" if wire["uplink"] == "fp32" else f"`{wire['uplink']}`"
+        up, down = wire["uplink"], wire["downlink"]
+        codec = "float32" if up == "fp32" else f"`{up}`" + f" up, `{down}` down" * (up != down)
+        codec += ", predicted" * wire.get("predict", False)
         momentum = recipe["server"]["options"].get("server_momentum")
         training = ["clipped"] * self.clipped + ["momentum"] * bool(momentum)
         return network, codec, ", ".join(training) or "FedAvg"
