@@ -6,8 +6,6 @@ deployed client also writes what only it has to its cache, under the run and its
 
 import hashlib
 import logging
-import os
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,11 +15,12 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, MetricRecord
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from csg_core.broadcast import Held
 from federation.cache import cache_folder
 from federation.code import code_identity
+from federation.files import replace_file
 from federation.messages import STARTED
 from federation.recipe import Recipe
 
@@ -126,10 +125,4 @@ def _write(path: Path, arrays: dict[str, NDArray[np.float32]], round_: int) -> N
         with suppress(OSError):  # another client's, renamed in between
             if time.time() - old.stat().st_mtime > _STALE_S:
                 old.unlink()
-    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    os.close(handle)
-    try:
-        save_file(arrays, partial, {_ROUND: str(round_)})
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    replace_file(path, save(arrays, {_ROUND: str(round_)}), private=True)

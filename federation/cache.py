@@ -79,7 +79,8 @@ def _read(entry: Path, described: list[list[object]]) -> Arrays | None:
 
 def _write(entry: Path, described: list[list[object]], arrays: Arrays) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
-    for left in entry.parent.glob(".partial-*"):  # of writers that were killed
+    # what writers that were killed have left
+    for left in (*entry.parent.glob(".partial-*"), *entry.parent.glob(".shards-*.tmp")):
         with suppress(OSError):  # another writer's, renamed in between
             if time.time() - left.stat().st_mtime > _STALE_S:
                 if left.is_dir():

@@ -10,11 +10,21 @@ from csg_core.codecs import Codec, GeneratorSchedule, Predicted, codec_named
 from csg_core.exchange import Group
 
 DataSet = Literal["cifar10", "digits"]
+Schedule = Literal["constant", "cosine", "step"]  # of the learning rate
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10_000_000, strict=True)]
 
 CLIENT_APP = "client.app:app"  # this package's own
+
+
+def lr_factor(schedule: Schedule, done: float) -> float:
+    """Learning rate as a fraction of the first, when this fraction of the training is done."""
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    if schedule == "step":
+        return 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01
+    return 1.0
 
 
 class Section(BaseModel):
@@ -74,7 +84,7 @@ class TrainConfig(Section):
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD; begins anew each round")
     weight_decay: NotNegative = Field(5e-4, description="of SGD")
-    lr_schedule: Literal["constant", "cosine", "step"] = Field(
+    lr_schedule: Schedule = Field(
         "constant",
         description="over rounds: cosine to zero, or a tenth from 1/2 and again from 3/4 on",
     )
@@ -91,12 +101,7 @@ class TrainConfig(Section):
 
     def factor(self, round_: int) -> float:
         """Learning rate of a round, from 1 on, as a fraction of ``lr``."""
-        done = (round_ - 1) / self.rounds
-        if self.lr_schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * done))
-        if self.lr_schedule == "step":
-            return 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01
-        return 1.0
+        return lr_factor(self.lr_schedule, (round_ - 1) / self.rounds)
 
     def travelling(self) -> tuple[Group, ...]:
         """The groups of tensors that are exchanged."""

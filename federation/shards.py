@@ -5,9 +5,8 @@ are kept in the cache, because the partitioners take a second to import.
 """
 
 import hashlib
+import io
 import json
-import os
-import tempfile
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federation.cache import cache_folder
+from federation.files import replace_file
 from federation.sections import DataConfig
 from federation.sources import DataError
 
@@ -134,15 +134,10 @@ def _read(path: Path, clients: int, images: int) -> list[NDArray[np.int64]] | No
 
 
 def _write(path: Path, shards: list[NDArray[np.int64]]) -> None:
+    content, ends = io.BytesIO(), np.cumsum([len(rows) for rows in shards])
+    np.savez(content, rows=np.concatenate(shards), ends=ends)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                ends = np.cumsum([len(rows) for rows in shards])
-                np.savez(file, rows=np.concatenate(shards), ends=ends)
-            os.replace(partial, path)
-        finally:
-            Path(partial).unlink(missing_ok=True)
+        replace_file(path, content.getvalue(), private=True)
     except OSError:
         return  # made anew next time

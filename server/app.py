@@ -1,8 +1,8 @@
 """The ServerApp, the same in simulation and deployment."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from flwr.app import Context
@@ -16,6 +16,7 @@ from federation.devices import device_of
 from federation.messages import RECIPE
 from federation.recipe import Recipe, RecipeError
 from federation.sources import load_images
+from server.logs import logged
 from server.outcome import RunError
 from server.record import RoundRow, RunFolder
 from server.rounds import Rounds, summary_of
@@ -128,24 +129,12 @@ def most_update_bytes(recipe: Recipe) -> int:
     return most_payload_bytes(parts, recipe.wire.written(codec_named(recipe.wire.uplink)))
 
 
-@contextmanager
-def _logged(recipe: Recipe) -> Iterator[None]:
+def _logged(recipe: Recipe) -> AbstractContextManager[None]:
     """What the server logs goes to the run's log: Flower throws the output of apps away."""
     if recipe.run.dir is None:
-        yield
-        return
-    handler = logging.FileHandler(RunFolder(Path(recipe.run.dir)).log, delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("server")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        handler.close()
+        return nullcontext()
+    log = RunFolder(Path(recipe.run.dir)).log
+    return logged(logging.FileHandler(log, delay=True), "server")
 
 
 def _log_row(row: RoundRow) -> None:

@@ -1,7 +1,5 @@
 """Checkpoint files: reading any kind this project knows, writing its own."""
 
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,22 +17,11 @@ from csg_core import (
     is_released,
     to_safetensors,
 )
+from federation.files import replace_file
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file and the reason."""
-
-
-def check_writable(path: Path) -> None:
-    """Raise CheckpointError unless a checkpoint could be written here; makes missing folders."""
-    if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder; name a file in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def write_checkpoint(
@@ -55,21 +42,6 @@ def write_checkpoint(
         raise CheckpointError(
             f"{path}: cannot be written ({error.strerror}); a file that was there is unchanged"
         ) from error
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, whenever the process ends."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read_checkpoint(path: Path) -> tuple[ModelSpec, nn.Module]:

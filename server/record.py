@@ -18,8 +18,8 @@ from typing import Any, NotRequired, TextIO
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # as pydantic needs it up to Python 3.11
 
+from federation.files import replace_file
 from federation.recipe import Recipe, RecipeError, recipe_of
-from server.checkpoints import replace_file
 
 
 class RunFolderError(ValueError):

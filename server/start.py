@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from csg_core import ModelSpec, build, generators, manifest, pack
 from federation.recipe import Recipe
@@ -52,11 +52,17 @@ def _first(recipe: Recipe, spec: ModelSpec, model: nn.Module) -> nn.Module:
             f"the recipe's network is {_said(ours)}, which learns no generator; leave out "
             "server.start_from, or set model.generator=learned"
         )
-    if spec.parametrization != "csg":
+    weight = generator_weight(model)
+    if weight is None:
         raise ValueError(f"is {_said(spec)}, without a generator; take one with generated filters")
     _agree(ours, spec, _GENERATOR)
-    (generator,) = generators(model).values()
-    return build(ours, seed=recipe.run.seed, generator_weight=generator.weight.detach())
+    return build(ours, seed=recipe.run.seed, generator_weight=weight)
+
+
+def generator_weight(model: nn.Module) -> Tensor | None:
+    """The weight of the generator of a checkpoint's model, detached; None if it has none."""
+    generator = next(iter(generators(model).values()), None)
+    return None if generator is None else generator.weight.detach()
 
 
 def _check_same(recipe: Recipe, spec: ModelSpec, model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,6 +12,7 @@ from torch import nn
 from client.training import train_epoch
 from csg_core.evaluation import Precision, evaluate
 from csg_core.images import ImageSet
+from federation.sections import lr_factor
 
 Schedule = Literal["cosine", "step"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
@@ -81,7 +82,9 @@ def train_centrally(
         weight_decay=settings.weight_decay,
     )
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(settings.schedule, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: lr_factor(settings.schedule, step / steps)
+    )
     rng = torch.Generator().manual_seed(settings.seed)
     model.train()
     for epoch in range(1, settings.epochs + 1):
@@ -101,15 +104,3 @@ def train_centrally(
             raise ValueError(f"the loss is {losses.mean} in epoch {epoch}; lower lr {settings.lr}")
         result = evaluate(model, test, precision=settings.precision)
         yield Epoch(epoch, losses.mean, result.loss, result.accuracy, seconds)
-
-
-def _factor(schedule: Schedule, steps: int) -> Callable[[int], float]:
-    """Learning rate as a fraction of the first, by step."""
-
-    def factor(step: int) -> float:
-        done = min(step / steps, 1.0)
-        if schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * done))
-        return 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01
-
-    return factor

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from csg_core import fold, to_onnx, to_safetensors
+from federation.files import check_writable, replace_file
 from federation.sources import STATISTICS
-from server.checkpoints import check_writable, read_with_extra, replace_file
+from server.checkpoints import read_with_extra
 from server.record import RoundRow, RunFolderError
 from simulations.curves import RunData, read_run
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.checkpoints import check_writable, replace_file
+from federation.files import check_writable, replace_file
 from simulations.curves import RunData
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _DASHES = ("-", "--", "-.", ":")
 _INK = {"light": "#222222", "dark": "#dddddd"}
 _SIZE = (4.4, 3.0)
 FORMATS = (".svg", ".png", ".pdf")
-_DATES = {".svg": ["Date"], ".pdf": ["CreationDate"]}  # would make equal pictures differ
+_DATES = {"svg": ["Date"], "pdf": ["CreationDate"]}  # would make equal pictures differ
 
 Draw = Callable[["Axes"], None]
 
@@ -28,9 +28,7 @@ def svg(draw: Draw, theme: str) -> str:
     """A picture as an ``svg`` element on a transparent ground, for ``light`` or ``dark``."""
     with _figure(theme) as figure:
         draw(figure.add_subplot())
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
+        text = _content(figure, "svg", transparent=True).decode()
     return text[text.index("<svg") :]
 
 
@@ -43,17 +41,26 @@ def save(draw: Draw, path: Path) -> None:
     """
     if path.suffix not in FORMATS:
         raise ValueError(f"{path}: give a name that ends in {', '.join(FORMATS)}")
-    buffer = io.BytesIO()
     try:
         with _figure("light") as figure:
             figure.set_size_inches(7, 4.2)
             draw(figure.add_subplot())
-            undated = dict.fromkeys(_DATES.get(path.suffix, ()))
-            figure.savefig(buffer, format=path.suffix[1:], dpi=150, metadata=undated)
+            write(figure, path, dpi=150)
     except ModuleNotFoundError as error:
         raise ValueError(f"a picture needs {error.name}; install csg-fl[plots]") from error
+
+
+def write(figure: "Figure", path: Path, *, dpi: int | None = None) -> None:
+    """A figure as a file, in the format of its ending, whole or not at all.
+
+    Equal figures give equal bytes.
+
+    Raises:
+        ValueError: if the file cannot be written.
+    """
+    content = _content(figure, path.suffix[1:], dpi=dpi)
     check_writable(path)
-    replace_file(path, buffer.getvalue())
+    replace_file(path, content)
 
 
 def accuracy_by_round(runs: list[RunData]) -> Draw:
@@ -135,9 +142,19 @@ def _figure(theme: str) -> Iterator["Figure"]:
     ink = _INK[theme]
     keys = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     looks: Any = dict.fromkeys(keys, ink)
-    looks |= {"font.size": 9, "svg.hashsalt": "csg-fl", "legend.framealpha": 0.0}
+    looks |= {"font.size": 9, "legend.framealpha": 0.0}
     with mpl.rc_context(looks):
         yield Figure(figsize=_SIZE, layout="constrained")
+
+
+def _content(figure: "Figure", kind: str, **how: Any) -> bytes:
+    """A file's content; ``how`` is for matplotlib."""
+    import matplotlib as mpl
+
+    buffer, undated = io.BytesIO(), dict.fromkeys(_DATES.get(kind, ()))
+    with mpl.rc_context({"svg.hashsalt": "csg-fl"}):
+        figure.savefig(buffer, format=kind, metadata=undated, **how)
+    return buffer.getvalue()
 
 
 def _styled(runs: list[RunData]) -> Iterator[tuple[RunData, dict[str, Any]]]:

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from csg_core import build, manifest
 from federation.recipe import Recipe
+from server.logs import logged
 from server.record import RoundRow, RunFolder, RunFolderError
 
 _LOGGERS = ("flwr", "ray")
@@ -113,24 +114,17 @@ def log_to(path: Path) -> Iterator[None]:
         handler = logging.FileHandler(path)
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be written ({error.strerror})") from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
     before = {name: list(logging.getLogger(name).handlers) for name in _LOGGERS}
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
     try:
-        yield
+        with logged(handler):
+            yield
     finally:
-        root.removeHandler(handler)
-        root.setLevel(level)
         for name, handlers in before.items():
             logging.getLogger(name).handlers[:] = handlers
-        handler.close()
 
 
 def megabytes(count: int) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from federation.recipe import Recipe, RecipeError, read_recipe
@@ -35,6 +36,11 @@ def add_recipe_options(parser: argparse.ArgumentParser, *, required: bool = True
         metavar="KEY=VALUE",
         help="change a value of the recipe, as train.rounds=5 (again for more)",
     )
+
+
+def set_options(values: Sequence[str]) -> list[str]:
+    """Arguments of a command that give it these values, KEY=VALUE, by ``--set``."""
+    return [part for value in values for part in ("--set", value)]
 
 
 def recipe_from(options: argparse.Namespace) -> tuple[str, Recipe]:

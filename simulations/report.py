@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from server.checkpoints import check_writable, replace_file
+from federation.files import check_writable, replace_file
 from server.record import Contribution, RunFolder
 from simulations import plots
 from simulations.curves import RunData, read_runs, table

@@ -15,15 +15,16 @@ from csg_core import (
     build,
     count_trainable,
     generate_filters,
-    generators,
 )
 from csg_core.evaluation import Precision
 from csg_core.images import ImageSet
 from csg_core.networks import usual_classes
 from csg_core.spec import generator_of
 from federation.devices import device_named
+from federation.files import check_writable
 from federation.sources import load_digits, load_split
-from server.checkpoints import check_writable, read_checkpoint, write_checkpoint
+from server.checkpoints import read_checkpoint, write_checkpoint
+from server.start import generator_weight
 from simulations.central import SCHEDULES, Epoch, Settings, train_centrally
 from simulations.estimate import parameters
 from simulations.model_options import add_model_options, spec_from
@@ -124,10 +125,9 @@ def first_model(options: argparse.Namespace, *, classes: int) -> tuple[ModelSpec
         if spec.parametrization != "csg":
             raise ValueError(f"{options.generator_from}: {spec.kind} has no use for a generator")
         donor_spec, donor = read_checkpoint(options.generator_from)
-        if donor_spec.parametrization != "csg":
+        weight = generator_weight(donor)
+        if weight is None:
             raise ValueError(f"{options.generator_from}: is {donor_spec.kind}, without a generator")
-        (generator,) = generators(donor).values()
-        weight = generator.weight.detach()
         sizes = {"slice_size", "code_size", "kernel_size", "layout"}
         spec = _agree(spec, donor_spec, sizes, options.generator_from)
     if options.fit_to is None:

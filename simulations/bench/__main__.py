@@ -12,13 +12,12 @@ import json
 import time
 from typing import Any
 
-from server.checkpoints import replace_file
 from simulations import command
 from simulations.bench import cohort, engines, growth, limits, server, steps
 from simulations.bench.part import RESULTS, SPEED, Part
 from simulations.bench.peers import side_by_side
 from simulations.machine import machine
-from simulations.studies.pages import fill
+from simulations.studies.pages import fill, keep_json
 
 PARTS: dict[str, Part] = {
     "steps": steps,
@@ -56,9 +55,7 @@ def main() -> None:
             "data": options.copy if part.NEEDS_IMAGES else None,
             "found": found,
         }
-        text = json.dumps(content, indent=1) + "\n"
-        RESULTS.mkdir(exist_ok=True)
-        replace_file(path, text.encode())
+        keep_json(path, content)
         show(name, content)
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from simulations.bench.measured import measured
+from simulations.recipe_names import set_options
 
 NEEDS_IMAGES = True
 _ROUNDS = ("train.rounds=4", "run.eval_every=1000")
@@ -48,7 +49,9 @@ WORKS: dict[str, tuple[str, tuple[str, ...], Sequence[str]]] = {
 def measure(images: str | None, *, turns: int = 1) -> dict[str, list[dict[str, Any]]]:
     """Rows of each work."""
     return {
-        name: compare([recipe, *_set((*_ROUNDS, *settings, f"data.dir={images}"))], arms, turns)
+        name: compare(
+            [recipe, *set_options((*_ROUNDS, *settings, f"data.dir={images}"))], arms, turns
+        )
         for name, (recipe, settings, arms) in WORKS.items()
     }
 
@@ -91,7 +94,7 @@ def _measure(arm: str, recipe: Sequence[str]) -> dict[str, float]:
         if arm == _LOOP:
             command = ["-m", "simulations.bench.loop", *recipe]
         else:
-            more = _set((*ARMS[arm], f"run.dir={folder}"))
+            more = set_options((*ARMS[arm], f"run.dir={folder}"))
             command = ["-m", "simulations.cli", "run", *recipe, *more]
         done = measured(command)
         if done.status:
@@ -100,7 +103,3 @@ def _measure(arm: str, recipe: Sequence[str]) -> dict[str, float]:
         seconds = [json.loads(line)["seconds"] for line in rows.splitlines()]
         rounds = statistics.median(seconds[1:-1] or seconds)
         return {"round": rounds, "wall": done.seconds, "memory": done.peak_bytes / 1e6}
-
-
-def _set(values: Sequence[str]) -> list[str]:
-    return [part for value in values for part in ("--set", value)]

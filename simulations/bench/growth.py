@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from server.record import RunFolder
+from simulations import plots
 from simulations.bench.measured import measured
 from simulations.bench.part import RESULTS
+from simulations.recipe_names import set_options
 
 NEEDS_IMAGES = True
 _RUN = ("train.rounds=4", "run.eval_every=1000")
@@ -52,8 +54,7 @@ def run(settings: Sequence[str]) -> Row:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
         values = (*settings, *_RUN, f"run.dir={folder}")
-        pairs = [part for value in values for part in ("--set", value)]
-        done = measured(["-m", "simulations.cli", "run", "cifar10-resnet20", *pairs])
+        done = measured(["-m", "simulations.cli", "run", "cifar10-resnet20", *set_options(values)])
         if done.status:
             sys.exit(f"growth: {' '.join(settings)} failed")
         rows = RunFolder(folder).rows()[1:-1]
@@ -81,27 +82,24 @@ def tables(found: Mapping[str, Mapping[str, Row]]) -> dict[str, str]:
 
 def draw(found: Mapping[str, Mapping[str, Row]], path: Path) -> None:
     """Seconds and memory against what grows, each as a ratio to its smallest size, SVG."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({"svg.hashsalt": "csg-fl"}):
-        figure = Figure(figsize=(11, 4.5), layout="constrained")
-        panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-        for axes, (series, sizes) in zip(panels, found.items(), strict=True):
-            numbers, rows = [int(size) for size in sizes], list(sizes.values())
-            lines = {
-                "seconds of a round": [row["seconds"] for row in rows],
-                "of them, besides training": [row["seconds"] - row["training"] for row in rows],
-                "peak memory": [row["peak_mb"] for row in rows],
-            }
-            for label, values in lines.items():
-                ratios = [value / values[0] for value in values]
-                axes.plot(numbers, ratios, marker="o", label=label)
-            axes.set(xscale="log", yscale="log", xlabel=series, xticks=numbers)
-            axes.set_xticklabels([f"{number:,}" for number in numbers])
-            axes.minorticks_off()
-            axes.grid(alpha=0.3)
-        panels[0].set_ylabel("of the smallest")
-        panels[0].legend()
-        path.parent.mkdir(exist_ok=True)
-        figure.savefig(path, metadata={"Date": None})
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for axes, (series, sizes) in zip(panels, found.items(), strict=True):
+        numbers, rows = [int(size) for size in sizes], list(sizes.values())
+        lines = {
+            "seconds of a round": [row["seconds"] for row in rows],
+            "of them, besides training": [row["seconds"] - row["training"] for row in rows],
+            "peak memory": [row["peak_mb"] for row in rows],
+        }
+        for label, values in lines.items():
+            ratios = [value / values[0] for value in values]
+            axes.plot(numbers, ratios, marker="o", label=label)
+        axes.set(xscale="log", yscale="log", xlabel=series, xticks=numbers)
+        axes.set_xticklabels([f"{number:,}" for number in numbers])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("of the smallest")
+    panels[0].legend()
+    plots.write(figure, path)

@@ -25,15 +25,14 @@ import torch
 from csg_core import build
 from federation.devices import device_of, precision_of
 from federation.recipe import Recipe
-from server.checkpoints import replace_file
 from server.record import RoundRow, RunFolder
 from simulations import command
 from simulations.bench.measured import measured
 from simulations.bench.part import RESULTS, SPEED, batch, training_step
 from simulations.machine import device_name, machine
-from simulations.recipe_names import recipe_from
+from simulations.recipe_names import recipe_from, set_options
 from simulations.studies.arguments import several
-from simulations.studies.pages import fill
+from simulations.studies.pages import fill, keep_json
 
 FILE = RESULTS / "tasks.json"
 TASKS = ("bench-pfl-cifar10", "bench-blazefl-cnn", "bench-blazefl-resnet18", "cifar10-resnet56")
@@ -79,7 +78,7 @@ def _run(task: str, settings: Sequence[str]) -> tuple[float, list[RoundRow]]:
     """Seconds of ``csg run``, and its rounds."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
-        pairs = [part for value in (*settings, f"run.dir={folder}") for part in ("--set", value)]
+        pairs = set_options((*settings, f"run.dir={folder}"))
         done = measured(["-m", "simulations.cli", "run", task, *pairs])
         if done.status:
             sys.exit(f"tasks: {task} failed")
@@ -134,8 +133,7 @@ def main() -> None:
         for task in options.tasks:
             kept[task] = {**measure(task, settings), "data": options.copy}
             print(f"{task}: {kept[task]}", file=sys.stderr)
-            FILE.parent.mkdir(exist_ok=True)
-            replace_file(FILE, (json.dumps({"tasks": kept}, indent=1) + "\n").encode())
+            keep_json(FILE, {"tasks": kept})
     if not kept:
         sys.exit("tasks: no results yet; name the images with --data")
     found = table({task: kept[task] for task in (*TASKS, *kept) if task in kept})

@@ -39,12 +39,11 @@ from csg_core.payload import decode
 from federation.devices import precision_of
 from federation.recipe import Recipe, recipe_of
 from federation.sources import load_images
-from server.checkpoints import replace_file
 from server.downlink import Downlink
 from simulations import command
 from simulations.machine import environment
 from simulations.studies.arguments import positive
-from simulations.studies.pages import DOCS, fill
+from simulations.studies.pages import DOCS, fill, keep_json
 
 RESULTS = Path(__file__).parent / "averaging"
 PAGE = DOCS / "codecs.md"
@@ -255,8 +254,7 @@ def main() -> None:
             copy = options.copy or ("digits" if options.data == "digits" else "CIFAR-10")
             content = {"data": copy, "shards": name, "way": way, "environment": on,
                        "recipe": kept, "rows": rows}  # fmt: skip
-            RESULTS.mkdir(exist_ok=True)
-            replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
+            keep_json(path, content)
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     if not results:
         sys.exit("averaging: no results yet; name the images with --data")

@@ -18,11 +18,11 @@ from typing import Any
 
 from csg_core import ModelSpec, build, count_trainable
 from csg_core.evaluation import Precision
-from server.checkpoints import replace_file
-from simulations import command
+from simulations import command, plots
 from simulations.central import Settings, train_centrally
 from simulations.machine import machine
 from simulations.studies.arguments import positive
+from simulations.studies.pages import keep_json
 from simulations.train import load_data
 
 RESULTS = Path(__file__).parent / "central"
@@ -72,8 +72,7 @@ def main() -> None:
                     "settings": asdict(settings),
                     "epochs": epochs,
                 }
-                path.parent.mkdir(exist_ok=True)
-                replace_file(path, (json.dumps(result, indent=1) + "\n").encode())
+                keep_json(path, result)
     results = list(_kept().values())
     if not results:
         sys.exit("central: no results yet; name the images with --data")
@@ -123,7 +122,6 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Accuracy against epoch: the mean of the seeds as a line, their range as a band."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -144,8 +142,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     axes.set_title("ResNet-20 trained centrally: mean and range of the seeds")
     axes.grid(alpha=0.3)
     axes.legend(title="arm (parameters)")
-    with mpl.rc_context({"svg.hashsalt": "csg-fl"}):
-        figure.savefig(path, metadata={"Date": None})
+    plots.write(figure, path)
 
 
 def _options() -> argparse.Namespace:

@@ -19,6 +19,7 @@ from typing import Any
 
 from server.outcome import RunError
 from simulations.flower_cli import connect, environment_of, flwr, script
+from simulations.recipe_names import set_options
 from simulations.studies.network import Network
 from simulations.studies.processes import listens, pss, read, sessions, wait_until
 
@@ -121,7 +122,7 @@ class Deployment:
         """Of a recipe, for a run on this deployment."""
         values = ["run.engine=flower", f"run.superlink=127.0.0.1:{PORT}"]
         values += [f"run.superlink_ca={self.ca}"] if self.secure else []
-        return [part for value in values for part in ("--set", value)]
+        return set_options(values)
 
     def log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name}.log"

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from federation.recipe import Recipe, read_recipe
-from server.checkpoints import replace_file
 from server.record import RunFolder
 from simulations import command
 from simulations.cli import main as csg
 from simulations.curves import RunData, read_run
+from simulations.recipe_names import set_options
 from simulations.studies.federated_arms import (
     ARMS,
     CODECS,
@@ -48,7 +48,7 @@ from simulations.studies.federated_tables import (
     short_table,
     table,
 )
-from simulations.studies.pages import DOCS, README, fill
+from simulations.studies.pages import DOCS, README, fill, keep_json
 
 RESULTS = Path(__file__).parent / "federated"
 RECIPE = Path(__file__).parent / "federated.toml"
@@ -124,12 +124,11 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
     if path.exists():
         _refuse_another_arm(path, json.loads(path.read_text())["recipe"], values)
         return
-    settings = [part for value in values for part in ("--set", value)]
     again = (folder / "rounds.jsonl").exists()
     if again:
         _refuse_another_arm(folder, RunFolder(folder).recipe().model_dump(), values)
     done = RunFolder(folder).summary().get("outcome") == "completed"
-    arguments = ["resume", str(folder)] if again else ["run", str(RECIPE), *settings]
+    arguments = ["resume", str(folder)] if again else ["run", str(RECIPE), *set_options(values)]
     if not done and csg(arguments):
         sys.exit(f"federated: {path.stem} did not end well; see {folder}")
     keep(read_run(folder), path, options.copy)
@@ -167,8 +166,7 @@ def keep(run: RunData, path: Path, copy: str) -> None:
     environment = {key: value for key, value in run.environment.items() if key != "spread"}
     recipe = run.recipe.model_dump(exclude={"data": {"dir"}, "run": {"dir"}}, exclude_none=True)
     content = {"data": copy, "environment": environment, "recipe": recipe, "rows": rows}
-    path.parent.mkdir(exist_ok=True)
-    replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
+    keep_json(path, content)
 
 
 def _options() -> argparse.Namespace:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from simulations import plots
 from simulations.studies.federated_arms import NAMED
 from simulations.studies.federated_tables import Result
 
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-_SALT = "csg-fl"  # the same results give the same bytes
 _KINDS = {
     ("dense", False): "dense",
     ("dense", True): "dense, clipped",
@@ -26,31 +26,28 @@ def draw(results: Sequence[Result], path: Path, *, in_words: bool = False) -> No
 
     A colour is a network, by its arm's name or ``in_words``; its codec stands at the end of a line.
     """
-    import matplotlib as mpl
-
     names = {result: _in_words(result) if in_words else NAMED[result.arm] for result in results}
     networks = list(dict.fromkeys(network for network, _ in names.values()))
     lines: dict[str, Line2D] = {}
-    with mpl.rc_context({"svg.hashsalt": _SALT}):
-        figure, panels = _panels(results, width=6, height=5)
-        for axes, shown in panels:
-            for result in shown:
-                network, codec = names[result]
-                number = networks.index(network)
-                color, dashes = f"C{number % 10}", ("-", "--", ":", "-.")[number // 10 % 4]
-                sent, accuracy = zip(*result.curve, strict=True)
-                percent = [100 * at for at in accuracy]
-                (lines[network],) = axes.plot(sent, percent, dashes, color=color, linewidth=1)
-                axes.annotate(
-                    codec or "float32", (sent[-1], percent[-1]), xytext=(2, 0), va="center",
-                    textcoords="offset points", fontsize=5, color=color,
-                )  # fmt: skip
-            axes.set_xscale("log")
-            axes.set_xlabel("payload so far, MB, all clients, both directions")
-            axes.set_ylabel(f"test accuracy in %, {shown[0].content['data']}")
-            axes.grid(alpha=0.3)
-        figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize="small")
-        figure.savefig(path, metadata={"Date": None})
+    figure, panels = _panels(results, width=6, height=5)
+    for axes, shown in panels:
+        for result in shown:
+            network, codec = names[result]
+            number = networks.index(network)
+            color, dashes = f"C{number % 10}", ("-", "--", ":", "-.")[number // 10 % 4]
+            sent, accuracy = zip(*result.curve, strict=True)
+            percent = [100 * at for at in accuracy]
+            (lines[network],) = axes.plot(sent, percent, dashes, color=color, linewidth=1)
+            axes.annotate(
+                codec or "float32", (sent[-1], percent[-1]), xytext=(2, 0), va="center",
+                textcoords="offset points", fontsize=5, color=color,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xlabel("payload so far, MB, all clients, both directions")
+        axes.set_ylabel(f"test accuracy in %, {shown[0].content['data']}")
+        axes.grid(alpha=0.3)
+    figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize="small")
+    plots.write(figure, path)
 
 
 def _in_words(result: Result) -> tuple[str, str]:
@@ -63,24 +60,21 @@ def draw_frontier(results: Sequence[Result], path: Path) -> None:
 
     A point is a network; a line joins those of a kind that no other of the kind beats in both.
     """
-    import matplotlib as mpl
-
-    with mpl.rc_context({"svg.hashsalt": _SALT}):
-        figure, panels = _panels(results, width=7, height=5.5)
-        for axes, shown in panels:
-            for number, (kind, label) in enumerate(_KINDS.items()):
-                own = [result for result in shown if (result.kind, result.clipped) == kind]
-                if own:
-                    _draw_kind(axes, own, f"C{number}", label)
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("{x:g}")
-            axes.margins(x=0.15)
-            axes.set_xlabel("payload a client and round, both directions, kB")
-            axes.set_ylabel(f"test accuracy at the end in %, {shown[0].content['data']}")
-            axes.grid(alpha=0.3, which="both")
-            axes.legend(title="ResNet-20 round, -32 square, -56 triangle", fontsize="small")
-        figure.savefig(path, metadata={"Date": None})
+    figure, panels = _panels(results, width=7, height=5.5)
+    for axes, shown in panels:
+        for number, (kind, label) in enumerate(_KINDS.items()):
+            own = [result for result in shown if (result.kind, result.clipped) == kind]
+            if own:
+                _draw_kind(axes, own, f"C{number}", label)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.margins(x=0.15)
+        axes.set_xlabel("payload a client and round, both directions, kB")
+        axes.set_ylabel(f"test accuracy at the end in %, {shown[0].content['data']}")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(title="ResNet-20 round, -32 square, -56 triangle", fontsize="small")
+    plots.write(figure, path)
 
 
 def _panels(

@@ -1,13 +1,24 @@
-"""Pages that show what studies measured."""
+"""What studies measured, as JSON, and the pages that show it."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from server.checkpoints import replace_file
+from federation.files import replace_file
 
 README = Path(__file__).parents[2] / "README.md"
 DOCS = README.parent / "docs"
+
+
+def keep_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
+    """Write what was measured, whole or not at all; makes the file's folder.
+
+    Without ``indent``, it is one line.
+    """
+    path.parent.mkdir(exist_ok=True)
+    replace_file(path, (json.dumps(content, indent=indent) + "\n").encode())
 
 
 def fill(found: Mapping[str, str], *pages: Path) -> None:

@@ -22,14 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from server.checkpoints import replace_file
 from server.outcome import RunError
 from server.record import RunFolder
 from server.signals import terminate_as_interrupt
 from simulations import command
 from simulations.machine import machine
+from simulations.recipe_names import set_options
 from simulations.studies.arguments import positive
 from simulations.studies.deployment import SERVER, SUPERLINK, Deployment
+from simulations.studies.pages import keep_json
 
 RESULTS = Path(__file__).parent / "soak"
 FAULTS = ("client killed", "client cut", "server side killed", "SuperLink killed")
@@ -71,8 +72,7 @@ class Soak:
         Raises:
             RunError: if the run makes no progress.
         """
-        settings = [part for value in [*_RECIPE, f"train.rounds={self.rounds}"]
-                    for part in ("--set", value)]  # fmt: skip
+        settings = set_options([*_RECIPE, f"train.rounds={self.rounds}"])
         self._start("run", "demo", *self.deployment.settings, *settings)
         done, moved, due = 0, time.monotonic(), self._next(0)
         while self._csg is not None and (self._csg.poll() is None or self._goes_on()):
@@ -234,8 +234,7 @@ def main() -> None:
         folder = Path(tempfile.mkdtemp(prefix="soak-csg-"))
         print(f"everything lies in {folder}", flush=True)
         found = soak(options.rounds, options.seed, folder)
-        RESULTS.mkdir(exist_ok=True)
-        replace_file(path, (json.dumps(found) + "\n").encode())
+        keep_json(path, found, indent=None)
         shutil.rmtree(folder)
     found = json.loads(path.read_text())
     kinds = Counter(fault["kind"] for fault in found["faults"])

@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from server.checkpoints import replace_file
 from server.outcome import RunError
 from simulations import command
 from simulations.machine import machine
@@ -31,7 +30,7 @@ from simulations.studies import trace
 from simulations.studies.arguments import several
 from simulations.studies.deployment import SERVER, SUPERLINK, Deployment
 from simulations.studies.network import Network
-from simulations.studies.pages import fill
+from simulations.studies.pages import fill, keep_json
 from simulations.studies.slow_link import Link
 from simulations.studies.wire_runs import CLIENTS, SETTINGS, MeasureError, ours, plain
 from simulations.studies.wire_tables import PAGE, tables
@@ -151,8 +150,7 @@ def main() -> None:
         except MeasureError as error:
             sys.exit(f"wire: {name}: {error}")
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
-        RESULTS.mkdir(exist_ok=True)
-        replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
+        keep_json(path, content)
     kept = content["results"]
     if not kept:
         sys.exit(f"wire: {path} holds no results yet; leave --arms out to measure")

@@ -10,6 +10,7 @@ from typing import Any
 from server.outcome import RunError
 from server.record import RunFolder
 from simulations.flower_cli import run_of, start_run, write_app
+from simulations.recipe_names import set_options
 from simulations.studies.deployment import Deployment
 
 CLIENTS = 2
@@ -67,8 +68,7 @@ def ours(deployment: Deployment, rounds: int, recipe: str, settings: list[str]) 
     values = [f"train.rounds={rounds}", "data.name=digits", f"data.clients={CLIENTS}",
               "train.local_epochs=1", "train.lr=0.01", f"run.dir={folder}",
               *settings]  # fmt: skip
-    options = [part for value in values for part in ("--set", value)]
-    csg = deployment.csg("run", recipe, *deployment.settings, *options, log=sys.stderr)
+    csg = deployment.csg("run", recipe, *deployment.settings, *set_options(values), log=sys.stderr)
     if csg.wait():
         raise MeasureError("the run did not end well")
     rows = RunFolder(folder).rows()[1:]  # the first round has the start-up in it

@@ -243,7 +243,7 @@ STAGES = {
     "before the row": ("server.record.RunFolder.append", 2),
     "after the row, before the best model": ("server.rounds.write_checkpoint", 2),
     "before the checkpoint": ("server.rounds.save_state", 3),
-    "in the checkpoint's file": ("server.checkpoints.os.replace", 6),
+    "in the checkpoint's file": ("federation.files.os.replace", 6),
     "before the summary": ("server.record.RunFolder.write_summary", 1),
 }
 

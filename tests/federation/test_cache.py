@@ -86,7 +86,7 @@ def test_what_killed_writers_left_is_swept_away_after_a_while(source):
 
 def test_what_killed_writers_of_shards_left_is_swept_away_too(source):
     cache_folder().mkdir()
-    old, new = (cache_folder() / f".partial-{name}" for name in ("old", "new"))
+    old, new = (cache_folder() / f".shards-{name}.npz.tmp" for name in ("old", "new"))
     for partial in (old, new):
         partial.write_bytes(b"half")
     os.utime(old, (0, 0))

@@ -107,7 +107,7 @@ def test_a_task_is_measured_and_the_page_filled(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tasks, "FILE", tmp_path / "tasks.json")
     monkeypatch.setattr(tasks, "LARGE_BATCH", 64)
     monkeypatch.setattr(tasks, "_SECONDS", 0.1)
-    tasks.replace_file(tasks.FILE, json.dumps({"tasks": {"bench-blazefl-cnn": ROW}}).encode())
+    tasks.FILE.write_text(json.dumps({"tasks": {"bench-blazefl-cnn": ROW}}))
     values = ["data.name=digits", "data.clients=100", "train.clients_per_round=4"]
     settings = [part for value in values for part in ("--set", value)]
     asked = ["--tasks", "bench-pfl-cifar10", "--rounds", "2", "--data", "x", "--copy", "digits"]

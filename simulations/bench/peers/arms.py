@@ -20,6 +20,7 @@ from simulations.bench.peers.environments import (
     interpreter_of,
     surroundings,
 )
+from simulations.recipe_names import set_options
 
 LIMIT_S = 3600.0  # of an arm
 BASE = "ours-fp32"  # what others are compared with: their precision, too
@@ -131,7 +132,7 @@ def run(name: str, work: Path, recipe: Recipe, environments: Path) -> Found:
 def _our_command(arm: Arm, recipe: Recipe, folder: Path) -> list[str]:
     path = folder.with_suffix(".toml")
     path.write_text(recipe.to_toml())
-    settings = [part for value in (*arm.settings, f"run.dir={folder}") for part in ("--set", value)]
+    settings = set_options((*arm.settings, f"run.dir={folder}"))
     return ["-m", "simulations.cli", "run", str(path), *settings]
 
 
