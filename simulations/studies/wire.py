@@ -73,7 +73,7 @@ ARMS = {
     "csg s=12 d=72, ecsq, TLS": Arm(_lossy("ecsq"), over="TLS"),
     "csg s=12 d=72, ecsq, HTTP/2": Arm(_lossy("ecsq"), over="HTTP/2"),
     "csg s=12 d=72, ecsq codes 1.5, HTTP/2": Arm(
-        ["model.code_size=72", *_lossy("ecsq:codes=1.5")],
+        ["model.code_size=72", "wire.predict=false", *_lossy("ecsq:codes=1.5")],
         recipe="cifar10-compressed",
         over="HTTP/2",
     ),

@@ -18,7 +18,7 @@ from simulations.studies.federated_pictures import best, draw_frontier
 from simulations.studies.federated_tables import short_table, table
 from simulations.studies.pages import README
 
-COMPRESSED = "csg56-small-clip-momentum-ecsq-mid"
+COMPRESSED = "csg56-small-clip-momentum-ecsq-predict"
 
 
 def test_the_readme_shows_what_was_kept(tmp_path, monkeypatch, capsys):

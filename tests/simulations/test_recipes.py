@@ -12,7 +12,7 @@ from simulations.recipe_names import recipe_from, recipe_names
 _PLAIN = {
     "cifar10-compressed": {
         "train.clip_norm", "server.strategy", "server.options",
-        "wire.uplink", "wire.downlink", "wire.deltas",
+        "wire.uplink", "wire.downlink", "wire.deltas", "wire.predict",
     },
 }  # fmt: skip
 
