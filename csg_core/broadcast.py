@@ -323,7 +323,7 @@ class Sender:
                 codecs = [self.channel.predicting(c, self.held) for c in self.channel.codecs]
                 codec = codec_of(frame, codecs)
                 self._frames.append((frame, _reach(body_of(frame), self.channel.parts, codec)))
-        except PayloadError:  # of another version of the format: clients are sent whole models
+        except (PayloadError, CodecError):  # of another format: clients are sent whole models
             self._frames.clear()
 
 

@@ -183,3 +183,13 @@ def test_a_sender_goes_on_predicting_where_a_checkpoint_left_it():
         version = whole.held.version - 1
         assert resumed.message(version, TAPS) == whole.message(version, TAPS)
         assert Predicted(channel.codec).reach(whole.message(version, TAPS)[56:], PARTS) == TAPS
+
+
+def test_frames_that_say_nothing_of_deltas_are_forgotten():
+    """As of a chain that was not predicted; clients are sent whole models."""
+    path = _path(2)
+    sender = Sender(_channel("none", predict=False), path[0])
+    sender.advance(path[1], 1, _rng())
+    resumed = Sender(_channel("ecsq"), path[0])
+    resumed.restore(sender.state())
+    assert resumed.message(0) == resumed.message(None)
