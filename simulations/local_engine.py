@@ -1,5 +1,6 @@
 """The engine ``local``: a Grid whose clients run here, in this process or in workers."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -78,6 +79,8 @@ class LocalGrid(Grid):
         self._clients = clients
         self._kept: dict[int, NDArray[np.uint8]] = {}  # of clients that keep something
         self._on_client = on_client or (lambda _done, _of: None)
+        self._pushed: dict[str, Message] = {}
+        self._names = itertools.count()
 
     def set_run(self, run: Run) -> None:
         """There is one run only."""
@@ -102,13 +105,17 @@ class LocalGrid(Grid):
         """All clients, always."""
         return list(self.partitions)
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Not here: messages are answered as they are sent."""
-        raise NotImplementedError("send_and_receive does both")
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Keep messages until their replies are pulled."""
+        names = []
+        for message in messages:
+            names.append(f"message-{next(self._names)}")
+            self._pushed[names[-1]] = message
+        return names
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Not here: messages are answered as they are sent."""
-        raise NotImplementedError("send_and_receive does both")
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """The replies to pushed messages."""
+        return self.send_and_receive([self._pushed.pop(name) for name in message_ids])
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

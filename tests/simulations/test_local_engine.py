@@ -263,6 +263,22 @@ def test_the_server_app_is_what_flower_calls(tiny, tmp_path):
     assert [row.round for row in seen] == [1, 2]
 
 
+def test_pushed_messages_are_answered_when_pulled(tiny):
+    recipe = tiny()
+    grid = _grid(recipe)
+    model = build(recipe.model)
+    strategy = CsgStrategy(recipe, manifest(model), pack(model))
+    from flwr.app import ConfigRecord
+
+    messages = strategy.configure_train(1, model_record(pack(model)), ConfigRecord(), grid)
+    names = grid.push_messages(messages[:2])
+    first = list(grid.pull_messages(names[:1]))
+    names += grid.push_messages(messages[2:])
+    arrays, _ = strategy.aggregate_train(1, first + list(grid.pull_messages(reversed(names[1:]))))
+    assert [report.partition for report in strategy.outcome.reports] == [0, 1, 2, 3]
+    assert np.isfinite(model_in(arrays)).all()
+
+
 @pytest.mark.parametrize("in_process", [False, True], ids=["bytes", "arrays"])
 def test_memory_of_an_update_is_enough_whatever_the_cohort(tiny, in_process):
     """Replies are made when they are asked for: no two are held at once."""
