@@ -46,7 +46,7 @@ class Replica:
         self._places = list(range(len(self._names)))  # of those that train now
         makers = {id(generator.weight) for generator in generators(model).values()}
         self._fractions = [train.generator_lr if id(p) in makers else 1.0 for p in self._parameters]
-        self._momentum = [torch.zeros_like(p) for p in self._parameters]
+        self._momentum = [torch.zeros_like(p) for p in self._parameters] if train.momentum else []
         self._anchors = [torch.zeros_like(p) for p in self._parameters] if mu else []
         self._train, self._mu, self._lr = train, mu, lr
         self._values = values_of(model)
@@ -59,7 +59,8 @@ class Replica:
     def begin(self, values: list[Tensor]) -> None:
         """Take over a model's values, with no momentum yet."""
         torch._foreach_copy_(self._values, values)
-        torch._foreach_zero_(self._momentum)
+        if self._momentum:
+            torch._foreach_zero_(self._momentum)
         if self._anchors:
             torch._foreach_copy_(self._anchors, [p.detach() for p in self._parameters])
 
@@ -99,7 +100,9 @@ class Replica:
             torch._foreach_add_(momentum, gradients)
             gradients = momentum
         steps = list(torch._foreach_mul(gradients, self._lr))
-        torch._foreach_mul_(steps, [self._fractions[place] for place in found])
+        fractions = [self._fractions[place] for place in found]
+        if set(fractions) != {1.0}:
+            torch._foreach_mul_(steps, fractions)
         torch._foreach_sub_(parameters, steps)
 
 

@@ -32,6 +32,7 @@ class Shards:
         self._rows = [torch.from_numpy(part) for part in rows]
         self._images = images.to(device)
         self._recipe = recipe
+        self._shards: dict[int, Shard] = {}  # of partitions that were asked for
 
     def __getitem__(self, partition: int) -> Shard:
         if not 0 <= partition < len(self._rows):
@@ -39,7 +40,10 @@ class Shards:
                 f"partition-id {partition}: the recipe has data.clients {len(self._rows)}; "
                 f"use 0 to {len(self._rows) - 1}"
             )
-        return _held_out(self._recipe, self._images, self._rows[partition], partition)
+        if partition not in self._shards:
+            rows = self._rows[partition]
+            self._shards[partition] = _held_out(self._recipe, self._images, rows, partition)
+        return self._shards[partition]
 
 
 def own_folder(recipe: Recipe, device: torch.device, folder: str, partition: int) -> Shard:

@@ -15,8 +15,8 @@ class WeightedMean:
     """
 
     def __init__(self, size: int) -> None:
-        self._sum = torch.zeros(size, dtype=torch.float64)
-        self._weighted = torch.empty(0, dtype=torch.float64)
+        self._size = size
+        self._sum = self._weighted = torch.empty(0, dtype=torch.float64)
         self.weight = 0.0
 
     def add(self, values: NDArray[np.float32] | Tensor, weight: float) -> None:
@@ -27,13 +27,13 @@ class WeightedMean:
         """
         if values.dtype not in (np.float32, torch.float32):
             raise ValueError(f"array of {values.dtype}; need float32")
-        if values.shape != self._sum.shape:
-            raise ValueError(f"array of shape {values.shape}; need {self._sum.shape}")
+        if values.shape != (self._size,):
+            raise ValueError(f"array of shape {tuple(values.shape)}; need ({self._size},)")
         if not 0 < weight < float("inf"):
             raise ValueError(f"weight {weight} is not a positive number")
         if not self.weight:
-            if isinstance(values, Tensor):
-                self._sum = self._sum.to(values.device)
+            device = values.device if isinstance(values, Tensor) else None
+            self._sum = torch.zeros(self._size, dtype=torch.float64, device=device)
             self._weighted = torch.empty_like(self._sum)
         if isinstance(values, Tensor):
             self._weighted.copy_(values).mul_(weight)  # not in one with the sum: rounded twice
@@ -52,6 +52,7 @@ class WeightedMean:
         """
         if not self.weight:
             raise ValueError("the mean of no arrays does not exist")
-        # on a GPU, torch would multiply by the reciprocal, which rounds otherwise
-        mean: NDArray[np.float32] = (self._sum.cpu() / self.weight).float().numpy()
+        # a tensor: by a number, torch multiplies by its reciprocal on a GPU, which rounds otherwise
+        weight = torch.tensor(self.weight, dtype=torch.float64, device=self._sum.device)
+        mean: NDArray[np.float32] = (self._sum / weight).float().cpu().numpy()
         return mean

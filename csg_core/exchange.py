@@ -190,7 +190,7 @@ class Exchanged:
         tensors = self._tensors()
         device = _device_of(tensors)
         flat = [t.reshape(-1).to(device, torch.float32) for t in tensors]
-        return torch.cat(flat) if flat else torch.zeros(0)
+        return torch.cat(flat) if flat else torch.empty(0)
 
     def checked(self, packed: NDArray[np.float32]) -> Tensor:
         """A packed array as ``write`` takes it, float32 [size], where the model is.
