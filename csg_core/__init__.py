@@ -12,9 +12,9 @@ from csg_core.conversion import generate_filters as generate_filters
 from csg_core.convolution import GeneratedConv2d as GeneratedConv2d
 
 # What travels
-from csg_core.exchange import GROUPS as GROUPS
-from csg_core.exchange import Entry as Entry
-from csg_core.exchange import Manifest as Manifest
+from csg_core.entries import GROUPS as GROUPS
+from csg_core.entries import Entry as Entry
+from csg_core.entries import Manifest as Manifest
 from csg_core.exchange import exchanged as exchanged
 from csg_core.exchange import manifest as manifest
 from csg_core.exchange import pack as pack

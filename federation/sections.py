@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from csg_core import GROUPS
 from csg_core.codecs import Codec, GeneratorSchedule, Predicted, codec_named
-from csg_core.exchange import Group
+from csg_core.entries import Group
 
 DataSet = Literal["cifar10", "digits"]
 Schedule = Literal["constant", "cosine", "step"]  # of the learning rate

@@ -19,10 +19,11 @@ from federation.sources import load_images
 from server.logs import logged
 from server.outcome import RunError
 from server.record import RoundRow, RunFolder
-from server.rounds import Rounds, summary_of
+from server.rounds import Rounds
 from server.signals import terminate_as_interrupt, undisturbed
 from server.start import started
 from server.strategy import CsgStrategy
+from server.summary import summary_of
 from server.wire import server_interface
 
 _log = logging.getLogger(__name__)

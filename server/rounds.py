@@ -3,9 +3,8 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from server.signals import undisturbed
 from server.start import started
 from server.state import ServerState, load_state, save_state
 from server.strategy import CsgStrategy, model_in, model_record
+from server.summary import Best, best_of
 from server.wire import crossed, server_interface
 
 _log = logging.getLogger(__name__)
@@ -42,14 +42,6 @@ class SimulatedGrid(Protocol):
 
     def restore(self, kept: Mapping[int, NDArray[np.uint8]]) -> None:
         """Take up what ``kept`` gave."""
-
-
-@dataclass(frozen=True, slots=True)
-class Best:
-    """The best evaluated round so far."""
-
-    round: int
-    accuracy: float
 
 
 class Rounds:
@@ -252,43 +244,3 @@ def _round_of(path: Path) -> int:
         return int(read_with_extra(path)[2]["round"])
     except (CheckpointError, KeyError):
         return -1
-
-
-def best_of(rows: list[RoundRow], found: Best | None = None) -> Best | None:
-    """The row of the highest accuracy, the first one of equals; ``found`` came before them."""
-    for row in rows:
-        accuracy = row.test_accuracy
-        if accuracy is not None and (found is None or accuracy > found.accuracy):
-            found = Best(row.round, accuracy)
-    return found
-
-
-def summary_of(rows: list[RoundRow], outcome: str, twin: tuple[int, int]) -> dict[str, Any]:
-    """``summary.json``: the outcome, accuracies, and bytes against the dense twin's.
-
-    ``twin`` are the bytes of one update and of one model of the dense twin; it would have exchanged
-    as many of them.
-    """
-    best = best_of(rows)
-    evaluated = [row for row in rows if row.test_accuracy is not None]
-    up = sum(row.payload_bytes_up for row in rows)
-    down = sum(row.payload_bytes_down for row in rows)
-    wire = [bytes_ for row in rows for bytes_ in (row.wire_bytes_up, row.wire_bytes_down)]
-    twin_bytes = sum(row.updates * twin[0] + row.models * twin[1] for row in rows)
-    return {
-        "outcome": outcome,
-        "rounds": len(rows),
-        "accuracy": evaluated[-1].test_accuracy if evaluated else None,
-        "best_accuracy": best.accuracy if best else None,
-        "best_round": best.round if best else None,
-        "payload_bytes_up": up,
-        "payload_bytes_down": down,
-        "payload_bytes": up + down,
-        "dense_twin_payload_bytes": twin_bytes,
-        "ratio_to_dense": twin_bytes / (up + down) if up + down else None,
-        "wire_bytes": sum(wire) if rows and None not in wire else None,
-        "interface": rows[-1].interface if rows else None,
-        "interface_shared": rows[-1].interface_shared if rows else None,
-        "failures": sum(row.failures for row in rows),
-        "seconds": sum(row.seconds for row in rows),
-    }

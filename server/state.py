@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from csg_core import ModelSpec, pack, unpack
-from csg_core.exchange import Group
+from csg_core.entries import Group
 from server.checkpoints import CheckpointError, read_with_extra, write_checkpoint
 
 _log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from csg_core.codecs.plain import Float16, Float32, Nothing
 from csg_core.codecs.predicted import Predicted
 from csg_core.codecs.schedule import GeneratorSchedule, without_generator
 from csg_core.codecs.sparse import Ternary, TopK
-from csg_core.exchange import Part, Parts
+from csg_core.entries import Part, Parts
 
 __all__ = [
     "CODECS",

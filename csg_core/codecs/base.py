@@ -7,7 +7,7 @@ from typing import ClassVar, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_core.exchange import Group, Parts
+from csg_core.entries import Group, Parts
 
 Values = NDArray[np.float32]
 FRAME_BYTES = 4

@@ -14,7 +14,7 @@ from csg_core.codecs.base import (
     require_length,
     total,
 )
-from csg_core.exchange import Parts
+from csg_core.entries import Parts
 
 Blocks_BN = NDArray[np.float32]  # B blocks of N values
 

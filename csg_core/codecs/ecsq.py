@@ -29,7 +29,7 @@ from csg_core.codecs.levels import MODEL_BYTES, MOST, Levels, model_of
 from csg_core.codecs.levels import code as code_levels
 from csg_core.codecs.levels import decode as decode_levels
 from csg_core.codecs.spatial import BANDS, bands_in, bands_of, from_frequencies, to_frequencies
-from csg_core.exchange import NO_GRID, Group, Part, Parts
+from csg_core.entries import NO_GRID, Group, Part, Parts
 
 _SHARES = (0.8, 0.14, 0.06)  # of a kernel's energy, by frequency, to expect of an update
 _FINE: tuple[Group, ...] = ("norms", "head", "statistics")

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_core.codecs.base import FRAME_BYTES, Codec, CodecError, Values, framed, total, unframed
-from csg_core.exchange import GROUPS, Group, Parts
+from csg_core.entries import GROUPS, Group, Parts
 
 
 @dataclass(frozen=True, slots=True)

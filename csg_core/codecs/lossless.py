@@ -22,7 +22,7 @@ from csg_core.codecs.base import (
 )
 from csg_core.codecs.entropy import code, entropy_bits
 from csg_core.codecs.entropy import decode as decode_symbols
-from csg_core.exchange import Parts
+from csg_core.entries import Parts
 
 _PLANES = 4
 _ALPHABET = 256

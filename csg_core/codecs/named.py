@@ -11,7 +11,7 @@ from csg_core.codecs.grouped import Grouped
 from csg_core.codecs.lossless import Float32Lossless
 from csg_core.codecs.plain import Float16, Float32, Nothing
 from csg_core.codecs.sparse import Ternary, TopK
-from csg_core.exchange import GROUPS, Group
+from csg_core.entries import GROUPS, Group
 
 CODECS: dict[str, type[Codec]] = {
     kind.name: kind

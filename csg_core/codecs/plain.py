@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from csg_core.codecs.base import Codec, CodecError, Values, require_length, total
-from csg_core.exchange import Group, Parts
+from csg_core.entries import Group, Parts
 
 
 class _Plain(Codec):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_core.codecs.base import Codec, CodecError, Values, require_finite, total
-from csg_core.exchange import Parts
+from csg_core.entries import Parts
 
 TAPS = 2  # deltas that a prediction is made of, at most
 _UNIT = 32  # units of a factor to one

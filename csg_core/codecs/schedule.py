@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from csg_core.codecs.base import Codec
 from csg_core.codecs.grouped import Grouped
 from csg_core.codecs.plain import Nothing
-from csg_core.exchange import Parts
+from csg_core.entries import Parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from csg_core.codecs.base import (
 )
 from csg_core.codecs.entropy import code
 from csg_core.codecs.entropy import decode as decode_symbols
-from csg_core.exchange import Parts
+from csg_core.entries import Parts
 
 _TRITS = 3 ** np.arange(5)  # five to a byte
 _ALPHABET = 3

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_core.codecs.base import Values
-from csg_core.exchange import Grid, Part, Parts
+from csg_core.entries import Grid, Part, Parts
 
 BANDS = 9  # of frequencies: 0, 1 and higher, of height times width; band 0 is a kernel's mean
 _HIGH = 2  # from which frequency on all are one band

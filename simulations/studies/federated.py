@@ -55,11 +55,16 @@ RECIPE = Path(__file__).parent / "federated.toml"
 PAGE = DOCS / "results.md"
 _SHORT = {  # in the README, by shards
     "iid": ("csg56-small-clip-momentum-ecsq-predict", "csg56-small-clip-momentum-ecsq-mid-lean",
-            "csg56-small-clip-momentum-ecsq-mid", "csg56-clip-momentum-ecsq-even",
-            "dense56-narrow-clip-momentum-ecsq-mid", "dense56-clip-momentum", "dense56",
-            "csg-wide-clip-momentum-ecsq", "csg", "dense"),
-    "dirichlet": ("csg-wide-clip-momentum-ecsq", "csg-ecsq", "csg-ecsq-low", "csg",
-                  "dense-narrow-ecsq", "dense-narrow-ecsq-low", "dense-ecsq", "dense"),
+            "csg56-clip-momentum-ecsq-even", "dense56-narrow-clip-momentum-ecsq-mid",
+            "dense56-clip-momentum", "dense56", "csg-wide-clip-momentum-ecsq", "csg", "dense"),
+    "iid_long": ("csg56-small-clip-momentum-ecsq-predict", "dense56"),
+    "dirichlet": ("csg56-small-clip-momentum-ecsq-predict",
+                  "dense56-narrow-clip-momentum-ecsq-predict", "dense56",
+                  "csg-wide-clip-momentum-ecsq-predict", "dense-narrow-clip-momentum-ecsq-predict",
+                  "dense-int4", "dense-ternary", "dense-stc", "fedpara-ecsq", "flocora-int8",
+                  "dense"),
+    "skewed": ("csg56-small-clip-momentum-ecsq-predict",
+               "dense56-narrow-clip-momentum-ecsq-predict", "dense56"),
 }  # fmt: skip
 _ENOUGH = 4  # networks on the same shards, for a table and a picture of the frontier
 _HOW = ("run.cohort", "run.workers", "run.device")  # what --set may change

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from csg_core.broadcast import Channel, Held, Sender
 from csg_core.codecs import codec_named, total
-from csg_core.exchange import Part
+from csg_core.entries import Part
 from csg_core.payload import HEADER_BYTES, PayloadError
 
 PARTS = (Part("generator", 300), Part("codes", 60), Part("norms", 8))

@@ -12,7 +12,7 @@ from csg_core.codecs.entropy import code, entropy_bits
 from csg_core.codecs.entropy import decode as decode_symbols
 from csg_core.codecs.grouped import Grouped
 from csg_core.codecs.spatial import from_frequencies
-from csg_core.exchange import Grid, Part
+from csg_core.entries import Grid, Part
 
 LINES = [
     "fp32",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from csg_core import build, exchanged, manifest, pack, split, unpack, unwrap
-from csg_core.exchange import GROUPS, Grid
+from csg_core.entries import GROUPS, Grid
 from csg_core.modules import generators
 from csg_core.spec import ModelSpec
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from csg_core.broadcast import MOST_FRAMES, Channel, Held, Sender
 from csg_core.codecs import Float16, codec_named
-from csg_core.exchange import Part
+from csg_core.entries import Part
 from csg_core.payload import PayloadError, seal
 from tests.fuzz.doors import FINGERPRINT, LINES, PARTS, SIZE, refused, sound
 

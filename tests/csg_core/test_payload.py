@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csg_core.codecs import codec_named
-from csg_core.exchange import Part
+from csg_core.entries import Part
 from csg_core.payload import HEADER_BYTES, Label, PayloadError, decode, payload_bytes
 from csg_core.payload import encode as encode_drawing
 

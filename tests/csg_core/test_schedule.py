@@ -5,7 +5,7 @@ import pytest
 
 from csg_core.broadcast import Channel, Sender
 from csg_core.codecs import GeneratorSchedule, codec_named, without_generator
-from csg_core.exchange import Part
+from csg_core.entries import Part
 from csg_core.payload import PayloadError
 
 PARTS = (Part("generator", 300), Part("codes", 60), Part("norms", 8))

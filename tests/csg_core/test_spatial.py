@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csg_core.codecs.spatial import bands_of, basis, from_frequencies, to_frequencies
-from csg_core.exchange import Grid, Part
+from csg_core.entries import Grid, Part
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510")
 _SIDES = st.integers(1, 7)

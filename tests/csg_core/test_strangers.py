@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csg_core.codecs import Ecsq, codec_named, total
-from csg_core.exchange import Grid, Part
+from csg_core.entries import Grid, Part
 from csg_core.payload import HEADER_BYTES, Label, PayloadError, decode, encode, payload_bytes, seal
 from tests.fuzz.doors import LINES, PARTS, SIZE, label, mended, refused, sound
 

@@ -25,7 +25,7 @@ from flwr.clientapp import ClientApp
 
 from client.app import make_app
 from csg_core.codecs import codec_named
-from csg_core.exchange import Part
+from csg_core.entries import Part
 from csg_core.payload import Label, encode
 
 app, real = ClientApp(), make_app()

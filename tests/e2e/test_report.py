@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server.record import RoundRow, RunFolder
-from server.rounds import summary_of
+from server.summary import summary_of
 from simulations.curves import read_run
 from simulations.export import card
 from simulations.report import write_report

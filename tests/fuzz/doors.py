@@ -19,7 +19,7 @@ from csg_core.broadcast import MOST_FRAMES, Channel, Held
 from csg_core.codecs import CODECS, Codec, CodecError, Float16, Predicted, codec_named
 from csg_core.codecs.base import Values
 from csg_core.codecs.predicted import TAPS
-from csg_core.exchange import Grid, Part
+from csg_core.entries import Grid, Part
 from csg_core.payload import HEADER_BYTES, Label, PayloadError, decode, seal
 from federation.messages import (
     ReplyError,

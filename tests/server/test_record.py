@@ -13,8 +13,8 @@ from csg_core import build, pack
 from server import record
 from server.checkpoints import CheckpointError, read_checkpoint
 from server.record import RoundRow, RunFolder, RunFolderError
-from server.rounds import best_of, summary_of
 from server.state import ServerState, checkpoint_path, load_state, save_state
+from server.summary import best_of, summary_of
 
 ROW = RoundRow(
     round=1, clients=3, failures=1, train_loss=1.5, test_loss=1.2, test_accuracy=0.5,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from csg_core.codecs.spatial import from_frequencies
-from csg_core.exchange import Grid, Part
+from csg_core.entries import Grid, Part
 from simulations.studies.transform import bits_and_error, table, ways
 
 _SLICES, _SIZE, _KERNELS = 40, 16, 30  # numbers of codes, of values of a code, kernels of a slice
