@@ -55,7 +55,8 @@ def test_the_frontier_is_of_networks_that_none_of_a_kind_beats_in_both(tmp_path)
 
 
 def test_payloads_are_counted_and_failures_shown():
-    result = next(r for r in federated.kept() if r.arm == "flocora-int8")
+    own = ("flocora-int8", "small")
+    result = next(r for r in federated.kept() if (r.arm, r.partition) == own)
     assert [row["failures"] for row in result.content["rows"]].count(1) == result.failures == 1
     up = [row["payload_bytes_up"] for row in result.content["rows"][1:]]
     assert result.kilobytes_each[0] == pytest.approx(max(up) / 10 / 1e3)
@@ -229,6 +230,17 @@ def test_an_arm_that_was_not_kept_has_no_row():
     assert len(rows) == 1
     assert rows[0].startswith("| iid | CSG ResNet-20")
     assert rows == short_table(kept, {"iid": ("csg",)}).splitlines()[2:]
+
+
+def test_kernels_codecs_and_training_are_named_for_a_reader():
+    shards = "dirichlet"
+    arms = ("flocora-int8", "csg56-small-clip-momentum-ecsq-predict", "dense56")
+    rows = short_table(federated.kept(), {shards: arms}).splitlines()[2:]
+    names = ["FLoCoRA ResNet-20 | `int8` | FedAvg",
+             "CSG ResNet-56, codes of 36 | `ecsq-predict` | clipped, momentum",
+             "dense ResNet-56 | float32 | FedAvg"]  # fmt: skip
+    for row, name in zip(rows, names, strict=True):
+        assert row.startswith(f"| {shards} | {name} |")
 
 
 def test_without_results_it_says_what_to_do(tmp_path, monkeypatch):
