@@ -2,11 +2,10 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
-
-import numpy as np
 
 Group = Literal["generator", "codes", "norms", "head", "other", "statistics"]
 GROUPS: tuple[Group, ...] = get_args(Group)
@@ -64,7 +63,7 @@ class Entry:
     @property
     def size(self) -> int:
         """Number of values."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
