@@ -45,7 +45,9 @@ class Replica:
         self._names, self._parameters = list(trainable), list[Tensor](trainable.values())
         self._places = list(range(len(self._names)))  # of those that train now
         makers = {id(generator.weight) for generator in generators(model).values()}
-        self._fractions = [train.generator_lr if id(p) in makers else 1.0 for p in self._parameters]
+        fraction = train.generator_lr
+        own = [fraction if id(p) in makers else 1.0 for p in self._parameters]
+        self._fractions = own if fraction != 1 else []
         self._momentum = [torch.zeros_like(p) for p in self._parameters] if train.momentum else []
         self._anchors = [torch.zeros_like(p) for p in self._parameters] if mu else []
         self._train, self._mu, self._lr = train, mu, lr
@@ -100,9 +102,8 @@ class Replica:
             torch._foreach_add_(momentum, gradients)
             gradients = momentum
         steps = list(torch._foreach_mul(gradients, self._lr))
-        fractions = [self._fractions[place] for place in found]
-        if set(fractions) != {1.0}:
-            torch._foreach_mul_(steps, fractions)
+        if self._fractions:
+            torch._foreach_mul_(steps, [self._fractions[place] for place in found])
         torch._foreach_sub_(parameters, steps)
 
 

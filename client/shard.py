@@ -29,21 +29,21 @@ class Shards:
         data = recipe.data
         images = load_images(data.name, folder or data.dir, "train")
         rows = shard_rows(data, images.labels.numpy(), recipe.run.seed)
-        self._rows = [torch.from_numpy(part) for part in rows]
+        # of each partition its rows, until it is asked for
+        self._parts: list[Tensor | Shard] = [torch.from_numpy(part) for part in rows]
         self._images = images.to(device)
         self._recipe = recipe
-        self._shards: dict[int, Shard] = {}  # of partitions that were asked for
 
     def __getitem__(self, partition: int) -> Shard:
-        if not 0 <= partition < len(self._rows):
+        if not 0 <= partition < len(self._parts):
             raise DataError(
-                f"partition-id {partition}: the recipe has data.clients {len(self._rows)}; "
-                f"use 0 to {len(self._rows) - 1}"
+                f"partition-id {partition}: the recipe has data.clients {len(self._parts)}; "
+                f"use 0 to {len(self._parts) - 1}"
             )
-        if partition not in self._shards:
-            rows = self._rows[partition]
-            self._shards[partition] = _held_out(self._recipe, self._images, rows, partition)
-        return self._shards[partition]
+        part = self._parts[partition]
+        if isinstance(part, Tensor):
+            part = self._parts[partition] = _held_out(self._recipe, self._images, part, partition)
+        return part
 
 
 def own_folder(recipe: Recipe, device: torch.device, folder: str, partition: int) -> Shard:

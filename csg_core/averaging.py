@@ -11,12 +11,12 @@ class WeightedMean:
 
     Sums are float64, so the mean depends on the order only in its last bits; add in a fixed order
     (by partition) where runs shall be bit-identical. They are where the first array is, and the
-    same to the last bit on every device: each operation rounds as IEEE 754 has it.
+    same to the last bit on the CPU and on CUDA: each operation rounds as IEEE 754 has it.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._sum = self._weighted = torch.empty(0, dtype=torch.float64)
+        self._sums: tuple[Tensor, Tensor] | None = None  # float64 [size], and room for as much
         self.weight = 0.0
 
     def add(self, values: NDArray[np.float32] | Tensor, weight: float) -> None:
@@ -31,17 +31,18 @@ class WeightedMean:
             raise ValueError(f"array of shape {tuple(values.shape)}; need ({self._size},)")
         if not 0 < weight < float("inf"):
             raise ValueError(f"weight {weight} is not a positive number")
-        if not self.weight:
+        if self._sums is None:
             device = values.device if isinstance(values, Tensor) else None
-            self._sum = torch.zeros(self._size, dtype=torch.float64, device=device)
-            self._weighted = torch.empty_like(self._sum)
+            zeros = torch.zeros(self._size, dtype=torch.float64, device=device)
+            self._sums = zeros, torch.empty_like(zeros)
+        total, weighted = self._sums
         if isinstance(values, Tensor):
-            self._weighted.copy_(values).mul_(weight)  # not in one with the sum: rounded twice
-        elif self._sum.device.type == "cpu":  # also of a payload's bytes, which torch cannot share
-            np.multiply(values, weight, out=self._weighted.numpy(), dtype=np.float64)
+            weighted.copy_(values).mul_(weight)  # not in one with the sum: rounded twice
+        elif total.device.type == "cpu":  # also of a payload's bytes, which torch cannot share
+            np.multiply(values, weight, out=weighted.numpy(), dtype=np.float64)
         else:
-            self._weighted.copy_(torch.tensor(values)).mul_(weight)
-        self._sum += self._weighted
+            weighted.copy_(torch.tensor(values)).mul_(weight)
+        total += weighted
         self.weight += weight
 
     def mean(self) -> NDArray[np.float32]:
@@ -50,9 +51,10 @@ class WeightedMean:
         Raises:
             ValueError: if nothing was added.
         """
-        if not self.weight:
+        if self._sums is None:
             raise ValueError("the mean of no arrays does not exist")
+        total, room = self._sums
         # a tensor: by a number, torch multiplies by its reciprocal on a GPU, which rounds otherwise
-        weight = torch.tensor(self.weight, dtype=torch.float64, device=self._sum.device)
-        mean: NDArray[np.float32] = (self._sum / weight).float().cpu().numpy()
+        torch.div(total, total.new_tensor(self.weight), out=room)
+        mean: NDArray[np.float32] = room.float().cpu().numpy()
         return mean

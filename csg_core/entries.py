@@ -1,4 +1,4 @@
-"""What travels, as it is described: every tensor's group, shape and kernels, in one order."""
+"""What travels, described: every tensor's group, shape and kernels, in one order."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What travels: a model's ordered tensors to exchange, as one flat array, and back.
+"""A model's ordered tensors to exchange, as one flat array, and back.
 
 Exchanged are the generator if it is learned, the codes, all other trained tensors, and the running
 means and variances of the norms. The head is the last linear layer. A frozen or binary generator

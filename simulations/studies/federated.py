@@ -1,4 +1,4 @@
-"""Bytes to accuracy: ten clients a round, 20 rounds, every network with every codec.
+"""Bytes to accuracy: ten clients a round, 20 rounds or 100, every network with every codec.
 
 Networks are ResNet-20 where no depth is named, as in csg56; in arms called clip, the norm of each
 step's gradient is at most 1, in those called momentum the server's momentum is 0.5. The arms called
@@ -45,6 +45,7 @@ from simulations.studies.federated_tables import (
     SOME_TARGETS,
     Result,
     by_payload,
+    codec_table,
     short_table,
     table,
 )
@@ -91,6 +92,7 @@ def main() -> None:
     tables = {
         "federated-short": short_table(whole, _SHORT),
         "federated": table(whole),
+        "codec-names": codec_table(),
         "federated-some": table(some, SOME_TARGETS),
         "frontier": table(by_payload([*sized, *beside]), ()),
     }

@@ -5,7 +5,8 @@ from itertools import product
 # A tenth of the images, with which many methods can be compared in minutes each, and three tenths.
 _SMALL = ("data.images=5000", "train.batch_size=32", "run.eval_every=2")
 _THREE_TENTHS = "data.images=15000"
-# Shards: of the recipe's ten clients, or of fifty, of which ten train in a round.
+# The images, how ten clients share them (or fifty, of which ten train in a round), in what batches
+# and for how many rounds they train on them.
 PARTITIONS: dict[str, tuple[str, ...]] = {
     "iid": ("data.partition=iid",),
     "dirichlet": ("data.partition=dirichlet",),

@@ -1,5 +1,6 @@
 """Pictures of the federated study, SVG, from what was kept of its runs."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,20 +27,20 @@ def draw(results: Sequence[Result], path: Path, *, in_words: bool = False) -> No
 
     A colour is a network, by its arm's name or ``in_words``; its codec stands at the end of a line.
     """
-    names = {result: _in_words(result) if in_words else NAMED[result.arm] for result in results}
-    networks = list(dict.fromkeys(network for network, _ in names.values()))
+    names = {r: "; ".join(r.described) if in_words else NAMED[r.arm][0] for r in results}
+    networks = list(dict.fromkeys(names.values()))
     lines: dict[str, Line2D] = {}
     figure, panels = _panels(results, width=6, height=5)
     for axes, shown in panels:
         for result in shown:
-            network, codec = names[result]
+            network = names[result]
             number = networks.index(network)
             color, dashes = f"C{number % 10}", ("-", "--", ":", "-.")[number // 10 % 4]
             sent, accuracy = zip(*result.curve, strict=True)
             percent = [100 * at for at in accuracy]
             (lines[network],) = axes.plot(sent, percent, dashes, color=color, linewidth=1)
             axes.annotate(
-                codec or "float32", (sent[-1], percent[-1]), xytext=(2, 0), va="center",
+                result.codec or "float32", (sent[-1], percent[-1]), xytext=(2, 0), va="center",
                 textcoords="offset points", fontsize=5, color=color,
             )  # fmt: skip
         axes.set_xscale("log")
@@ -48,11 +49,6 @@ def draw(results: Sequence[Result], path: Path, *, in_words: bool = False) -> No
         axes.grid(alpha=0.3)
     figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize="small")
     plots.write(figure, path)
-
-
-def _in_words(result: Result) -> tuple[str, str]:
-    network, codec, training = result.described
-    return f"{network}; {training}", codec.strip("`")
 
 
 def draw_frontier(results: Sequence[Result], path: Path) -> None:
@@ -80,20 +76,20 @@ def draw_frontier(results: Sequence[Result], path: Path) -> None:
 def _panels(
     results: Sequence[Result], width: float, height: float
 ) -> tuple["Figure", list[tuple["Axes", list[Result]]]]:
-    """A panel for each kind of shards with what is drawn there, at most three in a row, inches."""
+    """A panel for each kind of shards with what is drawn there, about as many as rows in a row."""
     from matplotlib.figure import Figure
 
     by_shards: dict[str, list[Result]] = {}
     for result in results:
         by_shards.setdefault(result.partition, []).append(result)
-    columns = min(3, len(by_shards))
+    columns = math.ceil(math.sqrt(len(by_shards)))
     rows = -(-len(by_shards) // columns)
     figure = Figure(figsize=(1 + width * columns, height * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels[len(by_shards) :]:
         axes.set_axis_off()
     for axes, partition in zip(panels, by_shards, strict=False):
-        axes.set_title(f"{partition} shards")
+        axes.set_title(partition)
     return figure, list(zip(panels, by_shards.values(), strict=False))
 
 

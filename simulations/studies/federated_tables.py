@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from simulations.studies.federated_arms import NAMED
+from simulations.studies.federated_arms import CODECS, NAMED
 
 TARGETS = (0.6, 0.65, 0.7, 0.75, 0.8)  # accuracies, of runs on all images
 SOME_TARGETS = (0.25, 0.3, 0.35, 0.4)  # of runs on a tenth of them, or three
@@ -50,8 +50,13 @@ class Result:
         return self.content["recipe"]["train"].get("clip_norm") is not None
 
     @property
-    def described(self) -> tuple[str, str, str]:
-        """Network and training in words, and between them the codec by its name in arms."""
+    def codec(self) -> str:
+        """Its name in arms, "" of float32."""
+        return NAMED[self.arm][1] if self.arm in NAMED else "ecsq"
+
+    @property
+    def described(self) -> tuple[str, str]:
+        """Network and training in words."""
         recipe = self.content["recipe"]
         model = recipe["model"]
         kind = _NAMES.get(self.kind, self.kind)
@@ -60,10 +65,12 @@ class Result:
             network += f", {16 * model['width']:g} channels"
         if self.kind == "csg":
             network += f", codes of {model['code_size']}"
-        codec = NAMED[self.arm][1]
+        rank = model.get("options", {}).get("rank")
+        if rank is not None:
+            network += f", rank {rank:g}"
         momentum = recipe["server"]["options"].get("server_momentum")
         training = ["clipped"] * self.clipped + ["momentum"] * bool(momentum)
-        return network, f"`{codec}`" if codec else "float32", ", ".join(training) or "FedAvg"
+        return network, ", ".join(training) or "FedAvg"
 
     @property
     def curve(self) -> list[tuple[float, float]]:
@@ -130,6 +137,19 @@ def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
     return "\n".join(lines)
 
 
+def codec_table() -> str:
+    """Markdown: what the names of codecs in arms stand for."""
+    lines = ["| name | up | down | what is sent |", "| --- | --- | --- | --- |"]
+    for name, values in CODECS.items():
+        wire = dict(value.removeprefix("wire.").split("=", 1) for value in values)
+        up, down = wire.get("uplink", "fp32"), wire.get("downlink", "fp32")
+        sent = "updates; deltas" if "deltas" in wire else "updates; whole models"
+        sent += ", both predicted" * ("predict" in wire)
+        shown = "the same" if up == down else f"`{down}`"
+        lines.append(f"| {f'`{name}`' if name else 'none'} | `{up}` | {shown} | {sent} |")
+    return "\n".join(lines)
+
+
 def short_table(results: Sequence[Result], arms: Mapping[str, Sequence[str]]) -> str:
     """Markdown, of arms by shards: what each is, accuracies of all its seeds, and mean payload.
 
@@ -148,7 +168,10 @@ def short_table(results: Sequence[Result], arms: Mapping[str, Sequence[str]]) ->
         twins = [twin for result in seeds if (twin := _dense_twin(result, results))]
         fewer = fmean(sum(twin.kilobytes_each) for twin in twins) / payload if twins else None
         points = filter(None, (_to_dense(result, results)[0] for result in seeds))
-        cells = [shards, *seeds[0].described, ", ".join(f"{100 * r.accuracy:.2f}" for r in seeds)]
+        network, training = seeds[0].described
+        codec = f"`{seeds[0].codec}`" if seeds[0].codec else "float32"
+        accuracies = ", ".join(f"{100 * result.accuracy:.2f}" for result in seeds)
+        cells = [shards, network, codec, training, accuracies]
         cells += [", ".join(points), f"{payload:,.1f}"]
         cells.append("" if fewer is None else f"{fewer:.0f}" if fewer >= _ROUND else f"{fewer:.1f}")
         lines.append("| " + " | ".join(cells) + " |")

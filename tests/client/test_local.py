@@ -172,10 +172,11 @@ def test_a_client_without_images_says_so(tiny):
 def test_all_clients_share_one_array_of_images(tiny):
     data = {"images": 1437, "clients": 100, "holdout": 0.2}
     recipe = tiny(data=data, train={"batch_norm": "local"})
-    shards = Shards(recipe, torch.device("cpu"))
+    shards, restarted = (Shards(recipe, torch.device("cpu")) for _ in range(2))
     assert len({shards[n].images.images.data_ptr() for n in range(100)}) == 1
+    assert shards[3] is shards[3]
     rows = torch.cat(
-        [torch.cat([shards[n].train_rows, shards[n].holdout_rows]) for n in range(100)]
+        [torch.cat([shards[n].train_rows, restarted[n].holdout_rows]) for n in range(100)]
     )
     assert sorted(rows.tolist()) == list(range(1437))
     with pytest.raises(DataError, match="use 0 to 99"):

@@ -232,11 +232,16 @@ def test_an_arm_that_was_not_kept_has_no_row():
     assert rows == short_table(kept, {"iid": ("csg",)}).splitlines()[2:]
 
 
+def test_every_row_of_the_short_table_was_kept():
+    kept = {(result.partition, result.arm) for result in federated.kept()}
+    assert {(shards, arm) for shards, arms in federated._SHORT.items() for arm in arms} <= kept
+
+
 def test_kernels_codecs_and_training_are_named_for_a_reader():
     shards = "dirichlet"
     arms = ("flocora-int8", "csg56-small-clip-momentum-ecsq-predict", "dense56")
     rows = short_table(federated.kept(), {shards: arms}).splitlines()[2:]
-    names = ["FLoCoRA ResNet-20 | `int8` | FedAvg",
+    names = ["FLoCoRA ResNet-20, rank 8 | `int8` | FedAvg",
              "CSG ResNet-56, codes of 36 | `ecsq-predict` | clipped, momentum",
              "dense ResNet-56 | float32 | FedAvg"]  # fmt: skip
     for row, name in zip(rows, names, strict=True):
