@@ -76,7 +76,7 @@ def draw_frontier(results: Sequence[Result], path: Path) -> None:
 def _panels(
     results: Sequence[Result], width: float, height: float
 ) -> tuple["Figure", list[tuple["Axes", list[Result]]]]:
-    """A panel for each kind of shards with what is drawn there, about as many as rows in a row."""
+    """A panel for each kind of shards with what is drawn there, in a square; sizes in inches."""
     from matplotlib.figure import Figure
 
     by_shards: dict[str, list[Result]] = {}

@@ -28,16 +28,30 @@ def test_arrays_and_tensors_come_to_the_same_bits_everywhere(device, weights):
     for array in arrays[::2]:
         array.setflags(write=False)  # as what is decoded from bytes
     wanted = np.zeros(10_000, np.float64)
-    by_array, by_tensor, mixed = (WeightedMean(10_000) for _ in range(3))
+    by_array, by_tensor, tensor_first, array_first = (WeightedMean(10_000) for _ in range(4))
     for number, (array, weight) in enumerate(zip(arrays, weights, strict=True)):
         wanted += array.astype(np.float64) * weight
         tensor = torch.tensor(array, device=device)
         by_array.add(array, weight)
         by_tensor.add(tensor, weight)
-        mixed.add(array if number else tensor, weight)
+        tensor_first.add(array if number else tensor, weight)
+        array_first.add(tensor if number else array, weight)
     wanted = (wanted / sum(weights)).astype(np.float32)
-    for mean in (by_array, by_tensor, mixed):
+    for mean in (by_array, by_tensor, tensor_first, array_first):
         assert np.array_equal(mean.mean(), wanted)
+
+
+def test_a_mean_of_nothing_that_travels_is_empty():
+    mean = WeightedMean(0)
+    mean.add(np.zeros(0, np.float32), 3)
+    assert mean.mean().shape == (0,)
+
+
+def test_a_mean_may_be_asked_for_on_the_way():
+    mean = WeightedMean(1)
+    for value, so_far in ((2.0, 2.0), (4.0, 3.0), (9.0, 5.0)):
+        mean.add(np.array([value], np.float32), 7)
+        assert mean.mean() == [so_far]
 
 
 @pytest.mark.parametrize("weight", [0, -1, float("inf"), float("nan")])
