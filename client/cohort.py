@@ -15,6 +15,7 @@ import torch
 from client.job import Job, Received, Trained
 from client.local import LocalClient
 from client.replicas import Batch, Replicas, values_of
+from client.tensors import ClientTensors, reached
 from client.training import CROP_PADDING, Losses, drawing_as, epoch_batches
 from csg_core import generators
 from csg_core.images import crop_and_flip, draw_crops
@@ -36,6 +37,7 @@ class Cohort:
     def __init__(self, client: LocalClient) -> None:
         self._client = client
         self._replicas: Replicas | None = None
+        self._tensors: list[ClientTensors] = []  # of each replica
 
     def train(self, jobs: Sequence[Job]) -> list[Trained | Exception]:
         """What ``LocalClient.train`` gives for each job, or what it raises; all are of one round.
@@ -58,10 +60,10 @@ class Cohort:
         started = time.perf_counter()
         losses = self._fit(begun, replicas) if begun else []
         seconds = (time.perf_counter() - started) / max(len(begun), 1)
-        for client, own, replica in zip(begun, losses, replicas, strict=False):
-            replica.hand_over(values)
+        found = reached(self._tensors[: len(begun)]) if begun else []
+        for client, came_to, own in zip(begun, found, losses, strict=True):
             try:
-                answer = self._client.answer(client.job, client.received, own, seconds)
+                answer = self._client.answer(client.job, client.received, came_to, own, seconds)
                 answers[client.place] = answer
             except Exception as error:
                 answers[client.place] = error
@@ -83,6 +85,7 @@ class Cohort:
                 client.model, len(jobs), images,
                 train=train, mu=job.proximal_mu, precision=client.precision,
             )  # fmt: skip
+            self._tensors = [ClientTensors(each.model, client.recipe) for each in replicas]
         trains = client.recipe.wire.schedule.trains(job.round_)
         replicas.hold(() if trains else [f"{name}.weight" for name in generators(client.model)])
         replicas.set_lr(train.lr * train.factor(job.round_))
@@ -103,7 +106,7 @@ class Cohort:
         self, replicas: Replicas, jobs: Sequence[Job], rngs: Sequence[torch.Generator]
     ) -> list[Losses]:
         """One pass of every client over its shard."""
-        batches = [self._batches(job, rng) for job, rng in zip(jobs, rngs, strict=True)]
+        batches = self._batches(jobs, rngs)
         taken = [(first, replicas.step(first, alike)) for first, alike in _steps(batches)]
         found = iter(torch.cat([losses_c for _, losses_c in taken]).tolist())
         losses: list[list[float]] = [[] for _ in jobs]
@@ -115,16 +118,26 @@ class Cohort:
             for own, parts in zip(losses, batches, strict=True)
         ]
 
-    def _batches(self, job: Job, rng: torch.Generator) -> list[Batch]:
-        """The batches of a pass of one client, all of them augmented at once."""
-        train, data = self._client.recipe.train, job.shard.images
-        rows = epoch_batches(job.shard.train_rows, train.batch_size, rng, data.images.device)
-        sizes = [len(chosen) for chosen in rows]
-        images, labels = data.images[torch.cat(rows)], data.labels[torch.cat(rows)]
+    def _batches(self, jobs: Sequence[Job], rngs: Sequence[torch.Generator]) -> list[list[Batch]]:
+        """The batches of a pass of every client; all are gathered, and augmented, in one go."""
+        train, data = self._client.recipe.train, jobs[0].shard.images
+        rows = [
+            epoch_batches(job.shard.train_rows, train.batch_size, rng, torch.device("cpu"))
+            for job, rng in zip(jobs, rngs, strict=True)
+        ]
+        sizes = [[len(chosen) for chosen in own] for own in rows]
+        chosen = torch.cat([torch.cat(own) for own in rows]).to(data.images.device)
+        images, labels = data.images[chosen], data.labels[chosen]
         if train.augment:
-            crops = [draw_crops(size, CROP_PADDING, rng) for size in sizes]
+            crops = [
+                draw_crops(size, CROP_PADDING, rng)
+                for own, rng in zip(sizes, rngs, strict=True)
+                for size in own
+            ]
             images = crop_and_flip(images, torch.cat(crops, dim=1), CROP_PADDING)
-        return list(zip(images.split(sizes), labels.split(sizes), strict=True))
+        every = [size for own in sizes for size in own]
+        batches = zip(images.split(every), labels.split(every), strict=True)
+        return [list(itertools.islice(batches, len(own))) for own in sizes]
 
 
 def _steps(batches: Sequence[Sequence[Batch]]) -> Iterator[tuple[int, list[Batch]]]:

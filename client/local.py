@@ -12,13 +12,13 @@ from torch import Tensor
 from client.job import Job, Received, Trained, TrainingError
 from client.memory import NOTHING, Memory
 from client.shard import Shard
+from client.tensors import ClientTensors, Reached, reached
 from client.training import Losses, train_epoch
-from csg_core import GROUPS, build, generators, manifest
+from csg_core import build, generators, manifest
 from csg_core.broadcast import Channel, Held
 from csg_core.codecs import codec_named
 from csg_core.codecs.base import Values
 from csg_core.evaluation import evaluate
-from csg_core.exchange import Exchanged, all_finite
 from csg_core.payload import Passed, Payload, decode, encode
 from federation.devices import device_of, precision_of
 from federation.messages import EvaluationReport, TrainReport
@@ -35,18 +35,17 @@ class LocalClient:
         self.precision = precision_of(recipe)
         self.model = build(recipe.model, seed=recipe.run.seed).to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        travelling = recipe.train.travelling()
-        self._sent = Exchanged(self.model, travelling)
-        self._kept = Exchanged(self.model, [g for g in GROUPS if g not in travelling])
-        sent = manifest(self.model, travelling)
+        self._tensors = ClientTensors(self.model, recipe)
+        sent = manifest(self.model, recipe.train.travelling())
         self._trained = sent.size - sent.count("statistics")
         wire = recipe.wire
         self._uplink = codec_named(wire.uplink)
         self._channel = Channel(
             sent.fingerprint, sent.parts, codec_named(wire.downlink), wire.deltas, wire.predict
         )
-        self._first = self._channel.first(self._sent.flat().cpu().numpy())
-        self._first_kept = self._kept.flat()
+        self._first = self._channel.first(self._tensors.sent.flat().cpu().numpy())
+        self._first_kept = self._tensors.kept.flat()
+        self._set_to: Held | None = None  # what the model holds, beside what is kept at first
         self._received: tuple[int, int, int, Payload, Held] | None = None
         self._given: tuple[Held, Tensor] | None = None
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -62,7 +61,8 @@ class LocalClient:
         received = self.receive(job)
         started = time.perf_counter()
         losses = self._fit(job)
-        return self.answer(job, received, losses, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return self.answer(job, received, reached([self._tensors])[0], losses, seconds)
 
     def receive(self, job: Job) -> Received:
         """Set the model to what a client received and kept.
@@ -77,16 +77,17 @@ class LocalClient:
         held = self._receive(job.payload, job.round_, job.memory)
         return Received(held, time.perf_counter() - started)
 
-    def answer(self, job: Job, received: Received, losses: Losses, seconds: float) -> Trained:
-        """The answer of a client that came to the model as it is now, in ``seconds`` of training.
+    def answer(
+        self, job: Job, received: Received, found: Reached, losses: Losses, seconds: float
+    ) -> Trained:
+        """The answer of a client whose training came to what is ``found``, in ``seconds``.
 
         Raises:
             TrainingError: if the loss, or a value of the model, is no number.
         """
         recipe, held, started = self.recipe, received.held, time.perf_counter()
-        trained, staying = self._sent.flat(), self._kept.flat()
         sound = math.isfinite(losses.mean)
-        if not sound or not all_finite(trained) or not all_finite(staying):
+        if not sound or not found.finite:
             more = ", and a value of the model is no number" if sound else ""
             raise TrainingError(
                 f"client {job.partition}: the loss is {losses.mean} in round {job.round_}{more}; "
@@ -100,12 +101,12 @@ class LocalClient:
             loss_after=losses.last,
             seconds=received.seconds + seconds + time.perf_counter() - started,
         )
-        kept = staying.cpu().numpy() if self._kept.size else None
+        kept = found.kept.cpu().numpy() if found.kept.numel() else None
         if isinstance(job.payload, Passed):
-            update = trained.sub_(self._on_device(held))
+            update = found.sent.sub_(self._on_device(held))
             passed = Passed(values=update, kind="update", round=job.round_, version=held.version)
             return Trained(passed, report, Memory(kept=kept))
-        payload, residual = self._encode(trained.cpu().numpy() - held.values, held, job)
+        payload, residual = self._encode(found.sent.cpu().numpy() - held.values, held, job)
         held_next = held if recipe.wire.deltas else None
         return Trained(payload, report, Memory(kept=kept, residual=residual, held=held_next))
 
@@ -147,15 +148,22 @@ class LocalClient:
         else:
             held = self._channel.receive(payload, round_, before)
             self._received = (*key, held)
-        self._sent.write(self._on_device(held))
-        kept = memory.kept
-        self._kept.write(self._first_kept if kept is None else self._kept.checked(kept))
+        self._set(held, memory.kept)
         return held
+
+    def _set(self, held: Held, kept: Values | None) -> None:
+        """Give the model its values; for the clients of a round these are often the same."""
+        if kept is None and self._set_to is held:
+            return
+        tensors, self._set_to = self._tensors, None
+        tensors.sent.write(self._on_device(held))
+        tensors.kept.write(self._first_kept if kept is None else tensors.kept.checked(kept))
+        self._set_to = held if kept is None else None
 
     def _on_device(self, held: Held) -> Tensor:
         """The values of a version, checked; the clients of a round often hold the same."""
         if self._given is None or self._given[0] is not held:
-            self._given = held, self._sent.checked(held.values)
+            self._given = held, self._tensors.sent.checked(held.values)
         return self._given[1]
 
     def _encode(self, update: Values, held: Held, job: Job) -> tuple[bytes, Values | None]:
@@ -182,6 +190,7 @@ class LocalClient:
     def _fit(self, job: Job) -> Losses:
         """Local epochs of SGD; their losses without the proximal term, the mean of the last one."""
         train, shard, mu = self.recipe.train, job.shard, job.proximal_mu
+        self._set_to = None
         lr = train.lr * train.factor(job.round_)
         makers = [generator.weight for generator in self.generators]
         others = [p for p in self._parameters if all(p is not weight for weight in makers)]

@@ -66,11 +66,6 @@ class Replica:
         if self._anchors:
             torch._foreach_copy_(self._anchors, [p.detach() for p in self._parameters])
 
-    @torch.no_grad()
-    def hand_over(self, values: list[Tensor]) -> None:
-        """Give a model's values those that training came to."""
-        torch._foreach_copy_(values, self._values)
-
     def step(self, data: ImageSet, batch: Batch, precision: Precision) -> Tensor:
         """One step of SGD; the loss before it."""
         images_BHW3, labels_B = batch

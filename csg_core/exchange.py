@@ -7,6 +7,7 @@ batches.
 """
 
 import json
+import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -113,9 +114,31 @@ def pack(model: nn.Module, groups: Collection[Group] = GROUPS) -> NDArray[np.flo
     return packed
 
 
+def stacked(models: Sequence[Exchanged]) -> Tensor:
+    """The values of N models that are alike, float32 [N, size]; a copy, where the models are."""
+    if len(models) == 1:
+        return models[0].flat()[None]
+    columns = list(zip(*(model._tensors() for model in models), strict=True))
+    if not columns:
+        return torch.empty(len(models), 0)
+    device = _device_of([tensor for column in columns for tensor in column])
+    parts = [torch.stack([t.to(device, torch.float32) for t in column]) for column in columns]
+    return torch.cat([part.reshape(len(models), -1) for part in parts], dim=1)
+
+
 def all_finite(values: Tensor) -> bool:
     """Whether no value is NaN or infinity; takes no memory, and waits for a device but once."""
-    return not values.numel() or bool(torch.stack(values.aminmax()).isfinite().all())
+    return finite_rows(values.reshape(1, -1))[0]
+
+
+def finite_rows(values: Tensor) -> list[bool]:
+    """The same of each row of values [N, size]."""
+    if not values.numel():
+        return [True] * len(values)
+    lows, highs = torch.stack([values.amin(1), values.amax(1)]).tolist()
+    return [
+        math.isfinite(low) and math.isfinite(high) for low, high in zip(lows, highs, strict=True)
+    ]
 
 
 def split(packed: NDArray[np.float32], entries: Sequence[Entry]) -> dict[Entry, NDArray[Any]]:

@@ -294,8 +294,8 @@ class CsgStrategy(Strategy):
         if self._summed is None or self._summed.device != update.device:
             summed = self.downlink.held + self._left_out
             self._summed = torch.from_numpy(summed).to(update.device)
-        low, high = (self._summed + update).aminmax()
-        return float(torch.maximum(high, -low))
+        low, high = torch.stack((self._summed + update).aminmax()).tolist()  # NaN is both
+        return float(max(high, -low))
 
     @property
     def _momentum(self) -> Values:

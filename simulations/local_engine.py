@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from flwr.app import Message, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -76,6 +77,7 @@ class LocalGrid(Grid):
         take_part()
         self.in_process = in_process
         self.partitions: Mapping[int, int] = {n: n for n in range(recipe.data.clients)}
+        self._nodes = [NodeInfo(node_id=node) for node in self.partitions]
         self._clients = clients
         self._kept: dict[int, NDArray[np.uint8]] = {}  # of clients that keep something
         self._on_client = on_client or (lambda _done, _of: None)
@@ -104,6 +106,10 @@ class LocalGrid(Grid):
     def get_node_ids(self) -> list[int]:
         """All clients, always."""
         return list(self.partitions)
+
+    def get_nodes(self) -> list[NodeInfo]:
+        """The same, as Flower describes them."""
+        return self._nodes
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Keep messages until their replies are pulled."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from csg_core import build, exchanged, manifest, pack, split, unpack, unwrap
 from csg_core.entries import GROUPS, Grid
+from csg_core.exchange import Exchanged, finite_rows, stacked
 from csg_core.modules import generators
 from csg_core.spec import ModelSpec
 
@@ -205,6 +206,26 @@ def test_a_model_with_nothing_to_exchange_packs_to_nothing():
     model = nn.Linear(2, 2).requires_grad_(False)
     assert pack(model).shape == (0,)
     unpack(model, pack(model))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("groups", [GROUPS, ("norms",), ()])
+def test_models_that_are_alike_are_packed_as_the_rows_of_one_array(count, groups):
+    models = [build(ModelSpec(), seed=seed) for seed in range(count)]
+    for model in models:
+        model.to(memory_format=torch.channels_last)
+    rows = stacked([Exchanged(model, groups) for model in models])
+    assert rows.dtype == torch.float32
+    assert np.array_equal(rows.numpy(), [pack(model, groups) for model in models])
+    rows.zero_()
+    assert all(pack(model, groups).any() for model in models if groups), "a copy"
+
+
+def test_rows_that_hold_no_numbers_are_told_from_others():
+    values = torch.ones(4, 5)
+    values[1, 4], values[2, 0], values[3, 2] = float("nan"), float("inf"), float("-inf")
+    assert finite_rows(values) == [True, False, False, False]
+    assert finite_rows(values[:, :0]) == [True] * 4
 
 
 def test_a_generator_that_left_with_its_layer_is_missed_and_can_be_brought_back():
