@@ -43,7 +43,7 @@ def make_app(worker: "Worker | None" = None) -> ClientApp:
             shard,
             round_=round_,
             partition=partition,
-            memory=recall(context, client.recipe, partition, round_ + 1),  # trained in this one
+            memory=recall(context, client.recipe, partition, round_),
         )
         keep(context, client.recipe, partition, round_, memory)
         return Message(reply(None, report), reply_to=message)

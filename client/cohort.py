@@ -15,11 +15,11 @@ import torch
 from client.job import Job, Received, Trained
 from client.local import LocalClient
 from client.replicas import Batch, Replicas, values_of
-from client.tensors import ClientTensors, reached
 from client.training import CROP_PADDING, Losses, drawing_as, epoch_batches
-from csg_core import generators
 from csg_core.images import crop_and_flip, draw_crops
 from federation.seeds import derived_rng
+
+_GATHERED = 8192  # images, about, that are gathered and augmented in one go
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,6 @@ class Cohort:
     def __init__(self, client: LocalClient) -> None:
         self._client = client
         self._replicas: Replicas | None = None
-        self._tensors: list[ClientTensors] = []  # of each replica
 
     def train(self, jobs: Sequence[Job]) -> list[Trained | Exception]:
         """What ``LocalClient.train`` gives for each job, or what it raises; all are of one round.
@@ -60,7 +59,7 @@ class Cohort:
         started = time.perf_counter()
         losses = self._fit(begun, replicas) if begun else []
         seconds = (time.perf_counter() - started) / max(len(begun), 1)
-        found = reached(self._tensors[: len(begun)]) if begun else []
+        found = replicas.reached(len(begun)) if begun else []
         for client, came_to, own in zip(begun, found, losses, strict=True):
             try:
                 answer = self._client.answer(client.job, client.received, came_to, own, seconds)
@@ -85,9 +84,8 @@ class Cohort:
                 client.model, len(jobs), images,
                 train=train, mu=job.proximal_mu, precision=client.precision,
             )  # fmt: skip
-            self._tensors = [ClientTensors(each.model, client.recipe) for each in replicas]
         trains = client.recipe.wire.schedule.trains(job.round_)
-        replicas.hold(() if trains else [f"{name}.weight" for name in generators(client.model)])
+        replicas.hold(generators=not trains)
         replicas.set_lr(train.lr * train.factor(job.round_))
         return replicas
 
@@ -106,7 +104,7 @@ class Cohort:
         self, replicas: Replicas, jobs: Sequence[Job], rngs: Sequence[torch.Generator]
     ) -> list[Losses]:
         """One pass of every client over its shard."""
-        batches = self._batches(jobs, rngs)
+        batches = [own for few in _few(jobs) for own in self._batches(jobs[few], rngs[few])]
         taken = [(first, replicas.step(first, alike)) for first, alike in _steps(batches)]
         found = iter(torch.cat([losses_c for _, losses_c in taken]).tolist())
         losses: list[list[float]] = [[] for _ in jobs]
@@ -119,25 +117,33 @@ class Cohort:
         ]
 
     def _batches(self, jobs: Sequence[Job], rngs: Sequence[torch.Generator]) -> list[list[Batch]]:
-        """The batches of a pass of every client; all are gathered, and augmented, in one go."""
+        """The batches of a pass of several clients, gathered and augmented in one go."""
         train, data = self._client.recipe.train, jobs[0].shard.images
         rows = [
-            epoch_batches(job.shard.train_rows, train.batch_size, rng, torch.device("cpu"))
+            epoch_batches(job.shard.train_rows, train.batch_size, rng)
             for job, rng in zip(jobs, rngs, strict=True)
         ]
-        sizes = [[len(chosen) for chosen in own] for own in rows]
         chosen = torch.cat([torch.cat(own) for own in rows]).to(data.images.device)
         images, labels = data.images[chosen], data.labels[chosen]
         if train.augment:
             crops = [
-                draw_crops(size, CROP_PADDING, rng)
-                for own, rng in zip(sizes, rngs, strict=True)
-                for size in own
+                draw_crops(len(batch), CROP_PADDING, rng)
+                for own, rng in zip(rows, rngs, strict=True)
+                for batch in own
             ]
             images = crop_and_flip(images, torch.cat(crops, dim=1), CROP_PADDING)
-        every = [size for own in sizes for size in own]
-        batches = zip(images.split(every), labels.split(every), strict=True)
-        return [list(itertools.islice(batches, len(own))) for own in sizes]
+        sizes = [len(batch) for own in rows for batch in own]
+        batches = zip(images.split(sizes), labels.split(sizes), strict=True)
+        return [list(itertools.islice(batches, len(own))) for own in rows]
+
+
+def _few(jobs: Sequence[Job]) -> Iterator[slice]:
+    """Neighbours that have about as many images together as are gathered in one go."""
+    ends, first = itertools.accumulate(len(job.shard.train_rows) for job in jobs), 0
+    for _, run in itertools.groupby(end // _GATHERED for end in ends):
+        last = first + len(list(run))
+        yield slice(first, last)
+        first = last
 
 
 def _steps(batches: Sequence[Sequence[Batch]]) -> Iterator[tuple[int, list[Batch]]]:

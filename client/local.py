@@ -2,7 +2,6 @@
 
 import math
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ class LocalClient:
         self.precision = precision_of(recipe)
         self.model = build(recipe.model, seed=recipe.run.seed).to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._tensors = ClientTensors(self.model, recipe)
+        self._tensors = ClientTensors(self.model, recipe.train)
         sent = manifest(self.model, recipe.train.travelling())
         self._trained = sent.size - sent.count("statistics")
         wire = recipe.wire
@@ -56,7 +55,7 @@ class LocalClient:
 
         Raises:
             PayloadError: if the payload is not this round's, or not of this model.
-            TrainingError: if the loss is no number, or the shard is empty.
+            TrainingError: if the shard is empty, or the loss or a value of the model is no number.
         """
         received = self.receive(job)
         started = time.perf_counter()
@@ -121,6 +120,8 @@ class LocalClient:
     ) -> tuple[EvaluationReport, Memory]:
         """A received model, with what this client kept, on the images held out.
 
+        What there is to keep is the version that was received, where deltas build on it.
+
         Raises:
             PayloadError: if the payload is not this round's, or not of this model.
             TrainingError: if no images are held out.
@@ -137,7 +138,7 @@ class LocalClient:
             loss=result.loss,
             accuracy=result.accuracy,
         )
-        return report, replace(memory, held=held if self.recipe.wire.deltas else None)
+        return report, Memory(held=held if self.recipe.wire.deltas else None)
 
     def _receive(self, payload: Payload, round_: int, memory: Memory) -> Held:
         before = memory.held or self._first

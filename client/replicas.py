@@ -9,7 +9,7 @@ Shape letters: B images of a batch, H height, W width.
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -17,14 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from client.tensors import ClientTensors, Reached, reached
 from csg_core import generators
 from csg_core.evaluation import Precision, autocast
 from csg_core.images import ImageSet
 from federation.sections import TrainConfig
 
 Batch = tuple[Tensor, Tensor]  # images [B, H, W, 3] (uint8) and labels [B]
-# the first replica of a step, sizes of batches, and what does not train
-_Key = tuple[int, tuple[int, ...], frozenset[str]]
+# the first replica of a step, sizes of batches, and whether generators are left as they are
+_Key = tuple[int, tuple[int, ...], bool]
 _EAGER = 3  # steps on batches of the same sizes before they are captured
 _MOST_GRAPHS = 256
 
@@ -41,21 +42,24 @@ class Replica:
 
     def __init__(self, model: nn.Module, *, train: TrainConfig, mu: float, lr: Tensor) -> None:
         self.model = model.train()
-        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._names, self._parameters = list(trainable), list[Tensor](trainable.values())
-        self._places = list(range(len(self._names)))  # of those that train now
+        self.tensors = ClientTensors(model, train)
+        self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         makers = {id(generator.weight) for generator in generators(model).values()}
+        self._is_maker = [id(p) in makers for p in self._parameters]
+        self._places = list(range(len(self._parameters)))  # of those that train now
         fraction = train.generator_lr
-        own = [fraction if id(p) in makers else 1.0 for p in self._parameters]
+        own = [fraction if maker else 1.0 for maker in self._is_maker]
         self._fractions = own if fraction != 1 else []
         self._momentum = [torch.zeros_like(p) for p in self._parameters] if train.momentum else []
         self._anchors = [torch.zeros_like(p) for p in self._parameters] if mu else []
         self._train, self._mu, self._lr = train, mu, lr
         self._values = values_of(model)
 
-    def hold(self, still: Collection[str]) -> None:
-        """Leave the parameters of these names as they are from now on, and only these."""
-        self._places = [place for place, name in enumerate(self._names) if name not in still]
+    def hold(self, *, generators: bool) -> None:
+        """From now on leave generators as they are, or train everything."""
+        self._places = [
+            place for place, maker in enumerate(self._is_maker) if not (generators and maker)
+        ]
 
     @torch.no_grad()
     def begin(self, values: list[Tensor]) -> None:
@@ -121,7 +125,7 @@ class Replicas:
             Replica(copy.deepcopy(model), train=train, mu=mu, lr=self._lr) for _ in range(count)
         ]
         self.data, self.mu, self._precision = data, mu, precision
-        self._still: frozenset[str] = frozenset()
+        self._held = False
         cuda = device.type == "cuda"
         self._capture = _Capture(device) if cuda else None
         self._streams = [torch.cuda.Stream(device) for _ in range(count)] if cuda else []
@@ -141,11 +145,15 @@ class Replicas:
         """The learning rate of the steps to come."""
         self._lr.fill_(lr)
 
-    def hold(self, still: Collection[str]) -> None:
-        """Leave the parameters of these names as they are in the steps to come, and only these."""
-        self._still = frozenset(still)
+    def hold(self, *, generators: bool) -> None:
+        """In the steps to come leave generators as they are, or train everything."""
+        self._held = generators
         for replica in self._replicas:
-            replica.hold(still)
+            replica.hold(generators=generators)
+
+    def reached(self, count: int) -> list[Reached]:
+        """What the first ``count`` replicas have come to."""
+        return reached([replica.tensors for replica in self._replicas[:count]])
 
     def step(self, first: int, batches: Sequence[Batch]) -> Tensor:
         """One step of each replica from the ``first`` on for which there is a batch; its losses."""
@@ -155,7 +163,7 @@ class Replicas:
             return self._replayed(first, batches, self._capture)
 
     def _replayed(self, first: int, batches: Sequence[Batch], capture: "_Capture") -> Tensor:
-        key = (first, tuple(len(labels_B) for _, labels_B in batches), self._still)
+        key = (first, tuple(len(labels_B) for _, labels_B in batches), self._held)
         if key not in self._graphs:
             self._seen[key] += 1
             if self._seen[key] <= _EAGER or len(self._graphs) == _MOST_GRAPHS:

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from csg_core import GROUPS
 from csg_core.exchange import Exchanged, finite_rows, stacked
-from federation.recipe import Recipe
+from federation.sections import TrainConfig
 
 
 class ClientTensors:
     """Of one model, those that are ``sent`` and those that are ``kept``."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
-        travelling = recipe.train.travelling()
+    def __init__(self, model: nn.Module, train: TrainConfig) -> None:
+        travelling = train.travelling()
         self.sent = Exchanged(model, travelling)
         self.kept = Exchanged(model, [group for group in GROUPS if group not in travelling])
 

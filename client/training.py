@@ -48,11 +48,11 @@ def train_epoch(
     there, ``after_step`` when the parameters have changed.
     """
     device = data.images.device
-    rows = torch.arange(len(data)) if rows is None else rows
+    rows = (torch.arange(len(data)) if rows is None else rows).to(device)
     losses: list[Tensor] = []
     examples: list[int] = []
     with drawing_as(rng, device):
-        for chosen in epoch_batches(rows, batch_size, rng, device):
+        for chosen in epoch_batches(rows, batch_size, rng):
             images = data.images[chosen]
             if augment:
                 images = random_crop_and_flip(images, padding=CROP_PADDING, rng=rng)
@@ -70,16 +70,14 @@ def train_epoch(
     return Losses.of(torch.stack(losses).tolist(), examples)
 
 
-def epoch_batches(
-    rows: Tensor, batch_size: int, rng: torch.Generator, device: torch.device
-) -> tuple[Tensor, ...]:
+def epoch_batches(rows: Tensor, batch_size: int, rng: torch.Generator) -> tuple[Tensor, ...]:
     """The rows of each batch of an epoch, in the order that ``rng`` draws.
 
     The last batch may be smaller; if it is a single image after others, it is left out, as the
     statistics of one image mislead batch normalisation.
     """
     order = rows[torch.randperm(len(rows), generator=rng)]
-    batches: tuple[Tensor, ...] = order.to(device).split(batch_size)
+    batches: tuple[Tensor, ...] = order.split(batch_size)
     lone = len(batches) > 1 and len(batches[-1]) == 1 < batch_size
     return batches[:-1] if lone else batches
 

@@ -4,6 +4,7 @@ What differs by rounding differs more with every step. So most tests compute in 
 answers, in float32, are nearly equal; those in other precisions take small steps.
 """
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.cohort import Cohort, _steps
+from client.cohort import Cohort, _few, _steps
 from client.job import Job, TrainingError
 from client.local import LocalClient
 from client.memory import NOTHING
@@ -250,6 +251,32 @@ def test_one_clients_failure_is_its_own(tiny):
     assert [type(answer) for answer in found.together()] == [PayloadError, TrainingError]
 
 
+@pytest.mark.parametrize("most", [1, 30, 60])
+def test_images_are_gathered_for_a_few_clients_at_a_time(tiny, monkeypatch, most):
+    round_ = _Round(_recipe(tiny, train={"augment": True}))
+    wanted = [answer.payload for answer in round_.together()]
+    monkeypatch.setattr("client.cohort._GATHERED", most)
+    sizes = [len(round_.jobs[few]) for few in _few(round_.jobs)]
+    assert sizes == {1: [1] * 6, 30: [1, 1, 2, 2], 60: [2, 4]}[most]
+    assert [answer.payload for answer in round_.together()] == wanted
+
+
+def test_old_copies_are_let_go_before_new_ones_are_made(tiny, monkeypatch):
+    round_ = _Round(_recipe(tiny), sizes=(9, 9))
+    cohort = Cohort(round_.client)
+    cohort.train(round_.jobs[:1])
+    old = weakref.ref(next(cohort._replicas[0].model.parameters()))
+    init = Replicas.__init__
+
+    def counted(self, *given, **named):
+        assert old() is None
+        init(self, *given, **named)
+
+    monkeypatch.setattr(Replicas, "__init__", counted)
+    cohort.train(round_.jobs)
+    assert len(cohort._replicas) == 2
+
+
 def test_equal_shards_take_no_more_steps_than_one(tiny, monkeypatch):
     steps, step = [], Replicas.step
 
@@ -335,7 +362,7 @@ def test_every_client_takes_its_own_batches_in_their_order(sizes, batch_size, se
     sizes = sorted(sizes, reverse=True)
     rng = torch.Generator().manual_seed(seed)
     rows = [
-        epoch_batches(torch.arange(1000 * c, 1000 * c + n), batch_size, rng, torch.device("cpu"))
+        epoch_batches(torch.arange(1000 * c, 1000 * c + n), batch_size, rng)
         for c, n in enumerate(sizes)
     ]
     batches = [[(chosen, chosen) for chosen in parts] for parts in rows]
