@@ -1,6 +1,6 @@
 """What clients cost the server, and from that what many of them would.
 
-Measured: the CPU of decoding and averaging an update, of making the downlink's payload,
+Measured: the CPU of reading, decoding and averaging an update, of a round's messages to 50 clients,
 and of Flower's SuperLink for a request, by threads that ask it for messages without a pause.
 Everything about 10,000 and 1,000,000 clients is arithmetic on these, and the tables say so.
 """
@@ -14,22 +14,27 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from flwr.app import ConfigRecord, Message
 from flwr.supernode.fleet_http_connection import http_request_response
 
+from client.app import make_app
 from csg_core import build, manifest, pack
 from csg_core.codecs import codec_named
-from csg_core.payload import decode, encode
+from csg_core.payload import encode
+from federation.messages import TrainReport, reply
 from federation.recipe import recipe_of
-from server.aggregation import Aggregation, Update
-from server.downlink import Downlink
+from server.strategy import CsgStrategy, model_record
+from simulations.clients import Clients
 from simulations.flower_cli import environment_of, script
 from simulations.flower_engine import free_port
+from simulations.local_engine import LocalGrid
 from simulations.studies.processes import listens, pss, wait_until
 
+T = TypeVar("T")
 NEEDS_IMAGES = False
 NETWORK = "resnet56"
 WIRES: dict[str, dict[str, Any]] = {
@@ -57,38 +62,41 @@ def measure(_images: str | None = None) -> dict[str, Any]:
 
 
 def updates(wire: Mapping[str, Any], count: int = _UPDATES) -> dict[str, float]:
-    """Of one client's update: its bytes, and the server's CPU for it, on one thread."""
-    recipe = recipe_of({"model": {"name": NETWORK}, "data": {"name": "digits", "clients": 2},
+    """Bytes of a round of ``count`` clients, and the server's CPU for it, on one thread."""
+    recipe = recipe_of({"model": {"name": NETWORK}, "data": {"name": "digits", "clients": count},
                         "wire": dict(wire)}, "the server part")  # fmt: skip
     model = build(recipe.model, seed=0)
     found = manifest(model)
-    downlink = Downlink(recipe, found, pack(model))
+    strategy = CsgStrategy(recipe, found, pack(model))
+    grid = LocalGrid(recipe, Clients(make_app(), {}, count))
     rng = np.random.default_rng(0)
-    new = downlink.held + 0.01 * rng.standard_normal(found.size).astype(np.float32)
-    down: list[bytes] = []
-    sending = _cpu_ms(lambda: down.extend(downlink.payloads(new, 1, "train", [0])))
-    codec, label = codec_named(recipe.wire.uplink), downlink.update_label(1)
-    change = 0.01 * rng.standard_normal(found.size).astype(np.float32)
+    noise, change = (
+        0.01 * rng.standard_normal(found.size).astype(np.float32) for _ in ("down", "up")
+    )
+    new = model_record(strategy.downlink.held + noise)
+    sending, messages = _cpu_ms(lambda: strategy.configure_train(1, new, ConfigRecord(), grid))
+    codec, label = codec_named(recipe.wire.uplink), strategy.downlink.update_label(1)
     up = encode(change, label, codec, rng)
-    trained = found.size - found.count("statistics")
-
-    def replies() -> Iterator[Update]:
-        for partition in range(count):
-            yield Update(partition, 100, decode(up, label, codec))
-
-    aggregation = Aggregation("fedavg", {}, trained=trained)
-    receiving = _cpu_ms(lambda: aggregation(1, new, replies())) / count
-    return {"bytes_up": len(up), "bytes_down": len(down[0]), "values": found.size,
-            "update_ms": receiving, "downlink_ms": sending}  # fmt: skip
+    replies = [Message(reply(up, _report(n)), reply_to=m) for n, m in enumerate(messages)]
+    receiving, _ = _cpu_ms(lambda: strategy.aggregate_train(1, replies))
+    return {"bytes_up": len(up), "bytes_down": strategy.outcome.bytes_down / count,
+            "values": found.size, "update_ms": receiving / count,
+            "downlink_ms": sending}  # fmt: skip
 
 
-def _cpu_ms(call: Callable[[], Any]) -> float:
+def _report(partition: int) -> TrainReport:
+    return TrainReport(partition=partition, examples=100, train_loss=1.0, loss_before=1.0,
+                       loss_after=1.0, seconds=1.0)  # fmt: skip
+
+
+def _cpu_ms(call: Callable[[], T]) -> tuple[float, T]:
+    """Milliseconds of CPU of a call on one thread, and what it gives."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         began = time.process_time()
-        call()
-        return 1e3 * (time.process_time() - began)
+        found = call()
+        return 1e3 * (time.process_time() - began), found
     finally:
         torch.set_num_threads(threads)
 

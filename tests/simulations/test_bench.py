@@ -74,12 +74,20 @@ def test_the_loop_passes_nothing_over(tiny, sections):
 @pytest.mark.slow
 def test_engines_are_compared_with_the_loop():
     recipe = ["demo", *(part for value in (*TINY, "train.rounds=3") for part in ("--set", value))]
-    rows = engines.compare(recipe, ("loop", "local"), turns=1)
-    assert [row["arm"] for row in rows] == ["loop", "local"]
-    assert rows[0]["ratio"] == 1.0
-    assert rows[1]["ratio"] == pytest.approx(rows[1]["round"] / rows[0]["round"])
+    rows = engines.compare(recipe, ("loop", "local", "local, one core"), turns=2)
+    assert [row["arm"] for row in rows] == ["loop", "local", "local, one core"]
+    assert rows[0]["ratios"] == [1.0, 1.0]
+    assert [len(row["ratios"]) for row in rows] == [2, 2, 1]
+    assert rows[1]["ratio"] == pytest.approx(sum(rows[1]["ratios"]) / 2)
     assert all(row["memory"] > 100 for row in rows)
-    assert engines.tables({"tiny": rows})["engines"].count("| tiny |") == 2
+    assert engines.tables({"tiny": rows})["engines"].count("| tiny |") == 3
+
+
+def test_workers_are_compared_with_one_core_where_both_were_measured():
+    both = [{"arm": arm, "round": seconds, "ratio": 1.0, "ratios": [1.0], "wall": 1, "memory": 1}
+            for arm, seconds in (("local, workers", 4.0), ("local, one core", 7.0))]  # fmt: skip
+    told = engines.tables({"digits": both, "other": both[:1]})["engines-scaling"]
+    assert told == "digits: workers on all cores are 1.75 times as fast as one core."
 
 
 def test_a_command_is_measured_with_all_its_processes():
