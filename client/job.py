@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from client.memory import NOTHING, Memory
 from client.shard import Shard
 from csg_core.broadcast import Held
@@ -36,7 +38,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """The version of the model that a client trains from, and the seconds to come to it."""
+    """The version of the model that a client trains from, and the seconds to come to it.
+
+    ``values`` are the version's, float32 [size], where the model is.
+    """
 
     held: Held
+    values: Tensor
     seconds: float

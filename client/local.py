@@ -45,8 +45,7 @@ class LocalClient:
         self._first = self._channel.first(self._tensors.sent.flat().cpu().numpy())
         self._first_kept = self._tensors.kept.flat()
         self._set_to: Held | None = None  # what the model holds, beside what is kept at first
-        self._received: tuple[int, int, int, Payload, Held] | None = None
-        self._given: tuple[Held, Tensor] | None = None
+        self._received: tuple[tuple[int, int, int, Payload], Held, Tensor] | None = None
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.generators = list(generators(self.model).values())
 
@@ -73,8 +72,8 @@ class LocalClient:
         if not len(job.shard.train_rows):
             raise TrainingError(f"client {job.partition} has no images to train on")
         started = time.perf_counter()
-        held = self._receive(job.payload, job.round_, job.memory)
-        return Received(held, time.perf_counter() - started)
+        held, values = self._receive(job.payload, job.round_, job.memory)
+        return Received(held, values, time.perf_counter() - started)
 
     def answer(
         self, job: Job, received: Received, found: Reached, losses: Losses, seconds: float
@@ -102,7 +101,7 @@ class LocalClient:
         )
         kept = found.kept.cpu().numpy() if found.kept.numel() else None
         if isinstance(job.payload, Passed):
-            update = found.sent.sub_(self._on_device(held))
+            update = found.sent.sub_(received.values)
             passed = Passed(values=update, kind="update", round=job.round_, version=held.version)
             return Trained(passed, report, Memory(kept=kept))
         payload, residual = self._encode(found.sent.cpu().numpy() - held.values, held, job)
@@ -128,7 +127,7 @@ class LocalClient:
         """
         if not len(shard.holdout_rows):
             raise TrainingError(f"client {partition} holds no images out; set data.holdout")
-        held = self._receive(payload, round_, memory)
+        held, _ = self._receive(payload, round_, memory)
         result = evaluate(
             self.model, shard.images, rows=shard.holdout_rows, precision=self.precision
         )
@@ -140,32 +139,21 @@ class LocalClient:
         )
         return report, Memory(held=held if self.recipe.wire.deltas else None)
 
-    def _receive(self, payload: Payload, round_: int, memory: Memory) -> Held:
-        before = memory.held or self._first
-        last = self._received  # of the client before, who often was sent the same
+    def _receive(self, payload: Payload, round_: int, memory: Memory) -> tuple[Held, Tensor]:
+        """Set the model to a payload's version; that version, and its values where the model is."""
+        tensors, before, kept = self._tensors, memory.held or self._first, memory.kept
         key = (round_, before.digest, len(before.before), payload)
-        if last is not None and last[:-1] == key:
-            held = last[-1]
-        else:
+        # the clients of a round are often sent the same, and begin with the same
+        if self._received is None or self._received[0] != key:
             held = self._channel.receive(payload, round_, before)
-            self._received = (*key, held)
-        self._set(held, memory.kept)
-        return held
-
-    def _set(self, held: Held, kept: Values | None) -> None:
-        """Give the model its values; for the clients of a round these are often the same."""
-        if kept is None and self._set_to is held:
-            return
-        tensors, self._set_to = self._tensors, None
-        tensors.sent.write(self._on_device(held))
-        tensors.kept.write(self._first_kept if kept is None else tensors.kept.checked(kept))
-        self._set_to = held if kept is None else None
-
-    def _on_device(self, held: Held) -> Tensor:
-        """The values of a version, checked; the clients of a round often hold the same."""
-        if self._given is None or self._given[0] is not held:
-            self._given = held, self._tensors.sent.checked(held.values)
-        return self._given[1]
+            self._received = key, held, tensors.sent.checked(held.values)
+        _, held, values = self._received
+        if kept is not None or self._set_to is not held:
+            self._set_to = None
+            tensors.sent.write(values)
+            tensors.kept.write(self._first_kept if kept is None else tensors.kept.checked(kept))
+            self._set_to = held if kept is None else None
+        return held, values
 
     def _encode(self, update: Values, held: Held, job: Job) -> tuple[bytes, Values | None]:
         """The payload of an update, and what the codec left out of it (error feedback).

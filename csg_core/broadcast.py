@@ -24,6 +24,7 @@ from csg_core.codecs.predicted import TAPS
 from csg_core.payload import (
     HEADER_BYTES,
     Header,
+    Kind,
     Label,
     Passed,
     Payload,
@@ -148,14 +149,14 @@ class Channel:
         if len(message) > self.most_bytes:
             raise PayloadError(f"model of {len(message):,} bytes; {self.most_bytes:,} are taken")
         if not self.deltas:
-            return self._whole(memoryview(message), round_, held, self.codec)
+            return self._whole(memoryview(message), round_, self.codec)
         frames = self._frames(memoryview(message))
         last = frames[-1][0]
         if last.round != round_:
             raise PayloadError(f"model of round {last.round}; expected round {round_}")
         for header, frame in frames:
             if header.kind == "model":
-                held = self._whole(frame, header.round, held, _KEY)
+                held = self._whole(frame, header.round, _KEY)
             elif header.version > held.version:
                 held = self._next(header, frame, held)
         if (held.version, held.digest) != (last.version, last.digest):
@@ -181,9 +182,9 @@ class Channel:
             message = message[header.end :]
         return frames
 
-    def _whole(self, frame: memoryview, round_: int, held: Held, codec: Codec) -> Held:
+    def _whole(self, frame: memoryview, round_: int, codec: Codec) -> Held:
         header = header_of(frame, self.fingerprint)
-        label = self.label("model", round_, Held(header.version, held.values), header.digest)
+        label = self._label("model", round_, header.version, header.digest)
         return _proved(Held(header.version, decode(frame, label, codec)), header.digest)
 
     def _next(self, header: Header, frame: memoryview, held: Held) -> Held:
@@ -192,20 +193,23 @@ class Channel:
                 f"delta to version {header.version} of the model, but version {held.version} is "
                 "held; a whole model is needed"
             )
-        label = self.label("delta", header.round, Held(header.version, held.values), header.digest)
+        label = self._label("delta", header.round, header.version, header.digest)
         codecs = [self.predicting(codec, held) for codec in self.codecs]
         step = decode(frame, label, codec_of(frame, codecs))
         return _proved(self.after(held, step), header.digest)
 
-    def label(self, kind: str, round_: int, held: Held, digest: int | None = None) -> Label:
+    def label(self, kind: Kind, round_: int, held: Held) -> Label:
         """What a payload about a version has to be."""
+        return self._label(kind, round_, held.version, held.digest)
+
+    def _label(self, kind: Kind, round_: int, version: int, digest: int) -> Label:
         return Label(
             fingerprint=self.fingerprint,
             parts=self.parts,
             round=round_,
-            kind=kind,  # type: ignore[arg-type]
-            version=held.version,
-            digest=held.digest if digest is None else digest,
+            kind=kind,
+            version=version,
+            digest=digest,
         )
 
 
@@ -244,7 +248,7 @@ class Sender:
             codec = channel.codec
             body = codec.encode(model, channel.parts, rng)
             self.held = Held(held.version + 1, codec.decode(body, channel.parts))
-        kind = "delta" if channel.deltas else "model"
+        kind: Kind = "delta" if channel.deltas else "model"
         frame = seal(body, channel.label(kind, round_, self.held), codec)
         self._round, self._whole = round_, b""
         self._frames.append((frame, _reach(body, channel.parts, codec)))

@@ -62,6 +62,9 @@ class Exchanged:
         self._entries = [entry for entry, _, _ in found]
         self._sizes = [entry.size for entry in self._entries]
         self._places = [(module, name) for _, module, name in found]
+        self._variances = [
+            place for place, entry in enumerate(self._entries) if _is_variance(entry)
+        ]
 
     @property
     def size(self) -> int:
@@ -70,8 +73,9 @@ class Exchanged:
 
     def _tensors(self) -> list[Tensor]:
         """As they are now: models may be moved, or put into another format."""
-        return [getattr(module, name).detach() for module, name in self._places]
+        return [getattr(module, name) for module, name in self._places]
 
+    @torch.no_grad()
     def flat(self) -> Tensor:
         """All values, float32 [size]; a copy, where the model is, or on the CPU if it is apart."""
         tensors = self._tensors()
@@ -97,23 +101,32 @@ class Exchanged:
                 raise ValueError(f"{entry.name} holds NaN or infinity; nothing was written")
         return source.to(_device_of(tensors))  # in one transfer
 
+    @torch.no_grad()
     def write(self, values: Tensor) -> None:
         """Write what ``checked`` gave; running variances below zero become zero."""
         tensors = self._tensors()
         if tensors:  # torch takes no empty lists
             parts = zip(self._entries, values.split(self._sizes), strict=True)
             torch._foreach_copy_(tensors, [part.view(entry.shape) for entry, part in parts])
-        for entry, tensor in zip(self._entries, tensors, strict=True):
-            if _is_variance(entry):
-                tensor.clamp_(min=0)
+        if self._variances:
+            torch._foreach_clamp_min_([tensors[place] for place in self._variances], 0.0)
+
+    def packed(self) -> NDArray[np.float32]:
+        """All values, as ``pack`` gives them."""
+        packed: NDArray[np.float32] = self.flat().cpu().numpy()
+        return packed
+
+    def unpack(self, packed: NDArray[np.float32]) -> None:
+        """Write a packed array; raises ValueError as the function ``unpack`` does."""
+        self.write(self.checked(packed))
 
 
 def pack(model: nn.Module, groups: Collection[Group] = GROUPS) -> NDArray[np.float32]:
     """All values to exchange as one flat array, float32 [manifest(model, groups).size]."""
-    packed: NDArray[np.float32] = Exchanged(model, groups).flat().cpu().numpy()
-    return packed
+    return Exchanged(model, groups).packed()
 
 
+@torch.no_grad()
 def stacked(models: Sequence[Exchanged]) -> Tensor:
     """The values of N models that are alike, float32 [N, size]; a copy, where the models are."""
     if len(models) == 1:
@@ -132,7 +145,7 @@ def all_finite(values: Tensor) -> bool:
 
 
 def finite_rows(values: Tensor) -> list[bool]:
-    """The same of each row of values [N, size]."""
+    """Whether no value of a row is NaN or infinity, for each row of values [N, size]."""
     if not values.numel():
         return [True] * len(values)
     lows, highs = torch.stack([values.amin(1), values.amax(1)]).tolist()
@@ -148,8 +161,9 @@ def split(packed: NDArray[np.float32], entries: Sequence[Entry]) -> dict[Entry, 
         ValueError: if the array is not as long as they are together.
     """
     ends = np.cumsum([entry.size for entry in entries])
-    if packed.shape != (sum(entry.size for entry in entries),):
-        raise ValueError(f"packed array has shape {packed.shape}; the entries need {ends[-1:]}")
+    size = sum(entry.size for entry in entries)
+    if packed.shape != (size,):
+        raise ValueError(f"packed array has shape {packed.shape}; the entries need ({size},)")
     return {
         entry: packed[end - entry.size : end].reshape(entry.shape)
         for entry, end in zip(entries, ends, strict=True)
@@ -167,8 +181,7 @@ def unpack(
         ValueError: if the size or the type is not this model's, or a value is NaN or infinite; the
             tensor is named.
     """
-    tensors = Exchanged(model, groups)
-    tensors.write(tensors.checked(packed))
+    Exchanged(model, groups).unpack(packed)
 
 
 def _is_variance(entry: Entry) -> bool:

@@ -9,7 +9,7 @@ that takes longer than 180 s. Names are Flower's usual ones: ``num-examples``, `
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
 
@@ -69,6 +69,9 @@ class EvaluationReport:
     examples: int
     loss: float
     accuracy: float
+
+
+_Report = TypeVar("_Report", TrainReport, EvaluationReport)
 
 
 def instruction(payload: Payload, round_: int, config: ConfigRecord) -> RecordDict:
@@ -137,29 +140,22 @@ def train_report_in(content: RecordDict, *, most_examples: int) -> TrainReport:
     Raises:
         ReplyError: if a number is missing, none, or absurd.
     """
-    values = _numbers(content, [_key(field.name) for field in fields(TrainReport)])
-    _check_counts(values, most_examples)
-    named = {field.name: values[_key(field.name)] for field in fields(TrainReport)}
-    partition, examples = int(named.pop("partition")), int(named.pop("examples"))
-    return TrainReport(partition=partition, examples=examples, **named)
+    return _report_in(TrainReport, content, most_examples)
 
 
 def evaluation_report_in(content: RecordDict, *, most_examples: int) -> EvaluationReport:
-    """What a client reports of an evaluation.
+    """What a client reports of an evaluation; raises ReplyError as ``train_report_in`` does."""
+    report = _report_in(EvaluationReport, content, most_examples)
+    if not 0 <= report.accuracy <= 1:
+        raise ReplyError(f"accuracy {report.accuracy} is not within 0 and 1")
+    return report
 
-    Raises:
-        ReplyError: if a number is missing, none, or absurd.
-    """
-    values = _numbers(content, [_key(field.name) for field in fields(EvaluationReport)])
+
+def _report_in(kind: type[_Report], content: RecordDict, most_examples: int) -> _Report:
+    keys = {field.name: _key(field.name) for field in fields(kind)}
+    values = _numbers(content, list(keys.values()))
     _check_counts(values, most_examples)
-    if not 0 <= values["accuracy"] <= 1:
-        raise ReplyError(f"accuracy {values['accuracy']} is not within 0 and 1")
-    return EvaluationReport(
-        partition=int(values["partition"]),
-        examples=int(values[_key("examples")]),
-        loss=values["loss"],
-        accuracy=values["accuracy"],
-    )
+    return kind(**{name: values[key] for name, key in keys.items()})
 
 
 def interface_in(content: RecordDict) -> Interface | None:
@@ -187,7 +183,7 @@ def _key(name: str) -> str:
     return "num-examples" if name == "examples" else name.replace("_", "-")
 
 
-def _numbers(content: RecordDict, names: list[str]) -> dict[str, float]:
+def _numbers(content: RecordDict, names: list[str]) -> dict[str, Any]:
     record = numbers_in(content)
     values = {}
     for name in names:
@@ -201,7 +197,7 @@ def _numbers(content: RecordDict, names: list[str]) -> dict[str, float]:
     return values
 
 
-def _check_counts(values: dict[str, float], most_examples: int) -> None:
+def _check_counts(values: dict[str, Any], most_examples: int) -> None:
     examples, partition = values[_key("examples")], values["partition"]
     if not isinstance(examples, int) or not 1 <= examples <= most_examples:
         raise ReplyError(

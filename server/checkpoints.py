@@ -52,14 +52,21 @@ def read_checkpoint(path: Path) -> tuple[ModelSpec, nn.Module]:
     Raises:
         CheckpointError: if the file is missing, truncated, no checkpoint, or of no known network.
     """
+    spec, model, _ = read_with_extra(path)
+    return spec, model
+
+
+def read_with_extra(path: Path) -> tuple[ModelSpec, nn.Module, dict[str, Tensor]]:
+    """The same, with the tensors that ``write_checkpoint`` wrote along; raises as it does."""
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder; give the file of a checkpoint")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give a checkpoint")
     try:
         if _is_pickle(path):
-            return _from_pickle(path)
-        return from_safetensors(*_read_safetensors(path))
+            return *_from_pickle(path), {}
+        state, metadata = _read_safetensors(path)
+        return *from_safetensors(state, metadata), extra_in(state)
     except CheckpointError:
         raise
     except ValueError as error:
@@ -67,16 +74,6 @@ def read_checkpoint(path: Path) -> tuple[ModelSpec, nn.Module]:
     except Exception as error:  # whatever else a stranger's tensors and description may bring about
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(f"{path}: is no usable checkpoint ({reason})") from error
-
-
-def read_with_extra(path: Path) -> tuple[ModelSpec, nn.Module, dict[str, Tensor]]:
-    """One of this project's checkpoints, with the tensors that were written along.
-
-    Raises:
-        CheckpointError: if the file is missing, truncated or damaged.
-    """
-    spec, model = read_checkpoint(path)
-    return spec, model, extra_in(_read_safetensors(path)[0])
 
 
 def _is_pickle(path: Path) -> bool:

@@ -26,9 +26,8 @@ class RoundOutcome:
     bytes_up: int = 0
     models: int = 0  # payloads sent to clients, and
     updates: int = 0  # payloads that came back
-    reports: list[TrainReport] = field(default_factory=list)
+    reports: dict[int, TrainReport] = field(default_factory=dict)  # by node, as they were taken in
     bytes: dict[int, ClientBytes] = field(default_factory=dict)  # of every node that was asked
-    reporters: list[int] = field(default_factory=list)  # the nodes of ``reports``
     failures: dict[str, str] = field(default_factory=dict)  # client and reason
 
     def sent(self, payloads: Mapping[int, int]) -> None:
@@ -42,7 +41,7 @@ class RoundOutcome:
         """By client, what it reports of its training, and its bytes."""
         return [
             cast(Contribution, asdict(report) | asdict(self.bytes[node]))
-            for node, report in zip(self.reporters, self.reports, strict=True)
+            for node, report in self.reports.items()
         ]
 
     def fail(self, client: str, reason: str) -> None:

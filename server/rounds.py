@@ -12,8 +12,9 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from csg_core import build, manifest, pack, unpack
+from csg_core import build, manifest
 from csg_core.evaluation import evaluate
+from csg_core.exchange import Exchanged
 from csg_core.images import ImageSet
 from federation.devices import device_of, precision_of
 from federation.interface import Interface
@@ -54,12 +55,13 @@ class Rounds:
         self._test = test.to(self._device)
         self._model = build(recipe.model, seed=recipe.run.seed).to(self._device)
         self._groups = recipe.train.travelling()
+        self._tensors = Exchanged(self._model, self._groups)
         simulated = self._simulated
         partitions = simulated.partitions if simulated else None
-        first, found = pack(self._model, self._groups), manifest(self._model, self._groups)
+        found = manifest(self._model, self._groups)
         start = None if self._begun else started(recipe)
         self.strategy = CsgStrategy(
-            recipe, found, first, partitions, start,
+            recipe, found, self._tensors.packed(), partitions, start,
             in_process=simulated is not None and simulated.in_process,
         )  # fmt: skip
         # what clients make of the seed, or are sent, to the last bit
@@ -135,8 +137,8 @@ class Rounds:
         before = model_record(self.state.values)
         messages = strategy.configure_train(round_, before, ConfigRecord(), self.grid)
         after, metrics = strategy.aggregate_train(round_, self._replies(messages))
-        unpack(self._model, model_in(after), self._groups)
-        values = pack(self._model, self._groups)  # as a checkpoint holds it: no variance below zero
+        self._tensors.unpack(model_in(after))
+        values = self._tensors.packed()  # as a checkpoint holds it: no variance below zero
         loss, accuracy = self._evaluate(round_, values)
         kept = self._simulated.kept() if self._simulated else {}
         state = ServerState(round_, values, strategy.state(), kept)
@@ -218,10 +220,11 @@ class Rounds:
             return
         recipe, better = self.recipe, self._better
         if better is not None:
-            unpack(self._model, better.values, self._groups)
+            self._tensors.unpack(better.values)
             extra = {"round": torch.tensor(better.round)}
             write_checkpoint(self._next_path, self._model, recipe.model, extra)
-        save_state(self.folder.checkpoints, self.state, self._model, recipe.model, self._groups)
+        self._tensors.unpack(self.state.values)
+        save_state(self.folder.checkpoints, self.state, self._model, recipe.model)
         self._saved, self._better = self.state.round, None
         self._promote()
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from csg_core import ModelSpec, pack, unpack
+from csg_core import ModelSpec, pack
 from csg_core.entries import Group
 from server.checkpoints import CheckpointError, read_with_extra, write_checkpoint
 
@@ -40,15 +40,12 @@ def checkpoint_path(folder: Path, round_: int) -> Path:
     return folder / f"round-{round_:06d}.safetensors"
 
 
-def save_state(
-    folder: Path, state: ServerState, model: nn.Module, spec: ModelSpec, groups: tuple[Group, ...]
-) -> Path:
-    """Write a checkpoint of ``state``, by way of ``model``, and drop all but the last two.
+def save_state(folder: Path, state: ServerState, model: nn.Module, spec: ModelSpec) -> Path:
+    """Write a checkpoint of ``state``, whose values ``model`` has, and drop all but the last two.
 
     Raises:
         CheckpointError: if it cannot be written; the ones before are unharmed.
     """
-    unpack(model, state.values, groups)
     extra: dict[str, Tensor] = {"round": torch.tensor(state.round)}
     for name, array in state.carried.items():
         extra[f"carried/{name}"] = torch.from_numpy(np.array(array))

@@ -144,7 +144,7 @@ class CsgStrategy(Strategy):
         if not np.isfinite(new).all():
             raise RunError(f"round {server_round}: the averaged model is no longer finite")
         self._owed = owed if owed.any() else None
-        reports = self.outcome.reports
+        reports = list(self.outcome.reports.values())
         weights = [report.examples for report in reports]
         loss = float(np.average([report.train_loss for report in reports], weights=weights))
         return model_record(new), MetricRecord({"train-loss": loss, "clients": len(reports)})
@@ -245,8 +245,7 @@ class CsgStrategy(Strategy):
                 continue
             self.cohort.trained(node, report.partition)
             self.downlink.answered(node)
-            self.outcome.reports.append(report)
-            self.outcome.reporters.append(node)
+            self.outcome.reports[node] = report
             yield update
 
     def _read(self, round_: int, reply: Message) -> tuple[Update, TrainReport]:

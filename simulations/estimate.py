@@ -73,13 +73,17 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
         ValueError: if the recipe's strategy or an option of it cannot be.
     """
     Aggregation(recipe.server.strategy, recipe.server.options, trained=0, cohort=recipe.cohort)
-    total, (up, down) = _total_bytes(recipe), _each_way(recipe)
+    twin = recipe.dense_twin()
+    model, dense = build(recipe.model), build(twin.model)
+    parts = manifest(model, recipe.train.travelling()).parts
+    total, (up, down) = _total_bytes(recipe, parts), _each_way(recipe, parts)
+    dense_parts = manifest(dense, twin.train.travelling()).parts
     return {
-        "parameters": _with_twin(recipe.model),
+        "parameters": {**parameters(model), "dense": count_trainable(dense)},
         "payload_bytes_up": up,
         "payload_bytes_down": down,
         "total_bytes": total,
-        "ratio_to_dense": _total_bytes(recipe.dense_twin()) / total,
+        "ratio_to_dense": _total_bytes(twin, dense_parts) / total,
     }
 
 
@@ -99,9 +103,9 @@ def _with_twin(spec: ModelSpec) -> dict[str, int]:
     return {**parameters(build(spec)), "dense": count_trainable(build(spec.dense_twin()))}
 
 
-def _total_bytes(recipe: Recipe) -> int:
+def _total_bytes(recipe: Recipe, parts: Parts) -> int:
     rounds, every, schedule = recipe.train.rounds, recipe.run.eval_every, recipe.wire.schedule
-    whole, partial = _each_way(recipe), _each_way(recipe, generator=False)
+    whole, partial = _each_way(recipe, parts), _each_way(recipe, parts, generator=False)
     total = 0
     for round_ in range(1, rounds + 1):
         up, _ = whole if schedule.trains(round_) else partial
@@ -110,23 +114,19 @@ def _total_bytes(recipe: Recipe) -> int:
         total += up + (down if evaluated else 0)
         if round_ == 1 and recipe.wire.deltas:  # the model of the seed, which clients make
             line = "none" if recipe.server.start_from is None else "fp16"
-            down = payload_bytes(_parts(recipe), codec_named(line))
+            down = payload_bytes(parts, codec_named(line))
         total += down
     return recipe.cohort * total
 
 
-def _each_way(recipe: Recipe, *, generator: bool = True) -> tuple[int, int]:
+def _each_way(recipe: Recipe, parts: Parts, *, generator: bool = True) -> tuple[int, int]:
     """Payload up and down of a round in which the generator travels, or does not."""
-    parts, wire = _parts(recipe), recipe.wire
+    wire = recipe.wire
     codecs = [codec_named(line) for line in (wire.uplink, wire.downlink)]
     if not generator:
         codecs = [without_generator(codec, parts) for codec in codecs]
     up, down = (payload_bytes(parts, wire.written(codec)) for codec in codecs)
     return up, down
-
-
-def _parts(recipe: Recipe) -> Parts:
-    return manifest(build(recipe.model), recipe.train.travelling()).parts
 
 
 def _print_table(*, as_json: bool) -> None:

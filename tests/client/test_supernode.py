@@ -23,7 +23,7 @@ from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from client import supernode
+from client import curl, supernode
 from client.supernode import FleetClient
 from simulations.flower_engine import free_port
 from simulations.studies.deployment import proxy_settings
@@ -351,7 +351,7 @@ def test_a_host_whose_name_speaks_of_tls_is_asked_again():
 
 
 def test_headers_are_of_the_last_response_without_trailers():
-    headers = supernode._Headers()
+    headers = curl._Headers()
     for line in (b"HTTP/2 103\r\n", b"link: x\r\n", b"\r\n", b"HTTP/2 200\r\n", b"A: b:c\r\n",
                  b"\r\n", b"x-trailer: 1\r\n", b"\r\n"):  # fmt: skip
         headers.take(line)

@@ -95,7 +95,7 @@ def test_what_is_wrong_with_a_reply_is_that_clients_failure(strategy, name):
     change(bad)
     replies = _among_honest(strategy, bad)
     arrays, _ = strategy.aggregate_train(1, replies)
-    assert sorted(report.partition for report in strategy.outcome.reports) == [1, 2]
+    assert sorted(report.partition for report in strategy.outcome.reports.values()) == [1, 2]
     ((who, why),) = strategy.outcome.failures.items()
     assert who == "node 13"
     assert said in why
@@ -193,7 +193,7 @@ def test_a_partition_is_of_the_first_who_had_it(made):
         replies = [message_of(node, honest(strategy, partition, round_=round_))
                    for node, partition in ((11, 0), (12, 0), (13, 1))]  # fmt: skip
         arrays, _ = strategy.aggregate_train(round_, replies)
-        assert strategy.outcome.reporters == [12, 13]
+        assert list(strategy.outcome.reports) == [12, 13]
         ((who, why),) = strategy.outcome.failures.items()
         assert who == "node 11"
         assert "claims partition 0, which another client trained" in why
@@ -209,7 +209,7 @@ def test_a_partition_is_a_newcomers_while_its_owner_does_not_answer(made):
                message_of(12, honest(strategy, 1, round_=2)),
                message_of(13, honest(strategy, 0, round_=2))]  # fmt: skip
     strategy.aggregate_train(2, replies)
-    assert strategy.outcome.reporters == [13, 12]
+    assert list(strategy.outcome.reports) == [13, 12]
 
 
 def test_a_partition_goes_to_a_newcomer_where_its_first_owner_is_gone(made):
@@ -222,7 +222,7 @@ def test_a_partition_goes_to_a_newcomer_where_its_first_owner_is_gone(made):
         replies = [message_of(node, honest(strategy, int(node == 12), round_=round_))
                    for node in there]  # fmt: skip
         strategy.aggregate_train(round_, replies)
-        assert sorted(strategy.outcome.reporters) == trained
+        assert sorted(strategy.outcome.reports) == trained
 
 
 @pytest.mark.parametrize("code", [None, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE])
@@ -258,7 +258,7 @@ def test_arrays_are_taken_only_where_they_are_passed(made, strategy):
     passing = made(in_process=True)
     passing.aggregate_train(1, [message_of(11, _passed(passing, 0.5)),
                                 message_of(12, honest(passing, 1))])  # fmt: skip
-    assert [report.partition for report in passing.outcome.reports] == [0, 1]
+    assert [report.partition for report in passing.outcome.reports.values()] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -283,6 +283,6 @@ def test_replies_that_nobody_asked_for_are_left_out(strategy):
     replies = [message_of(node, honest(strategy, place)) for place, node in enumerate(NODES)]
     twice, stranger = message_of(12, honest(strategy, 5)), message_of(99, honest(strategy, 6))
     strategy.aggregate_train(1, [*replies, twice, stranger])
-    assert [report.partition for report in strategy.outcome.reports] == [0, 1, 2]
+    assert [report.partition for report in strategy.outcome.reports.values()] == [0, 1, 2]
     assert not strategy.outcome.failures
     assert strategy.outcome.bytes_up == sum(payload_bytes_in(r.content) for r in replies)

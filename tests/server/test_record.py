@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from csg_core import build, pack
+from csg_core import build, pack, unpack
 from server import record
 from server.checkpoints import CheckpointError, read_checkpoint
 from server.record import RoundRow, RunFolder, RunFolderError
@@ -136,7 +136,8 @@ def _save(folder, tiny, round_, value):
         {2: np.arange(5, dtype=np.uint8)},
     )
     groups = recipe.train.travelling()
-    return save_state(folder.checkpoints, state, model, recipe.model, groups), state
+    unpack(model, state.values, groups)
+    return save_state(folder.checkpoints, state, model, recipe.model), state
 
 
 def _load(folder, tiny):

@@ -83,7 +83,7 @@ def test_clients_may_claim_as_many_examples_as_the_recipe_says(made):
         for place, (node, count) in enumerate(zip(NODES, (5, 6, 1), strict=True))
     ]
     strategy.aggregate_train(1, replies)
-    assert [report.examples for report in strategy.outcome.reports] == [5, 1]
+    assert [report.examples for report in strategy.outcome.reports.values()] == [5, 1]
     assert strategy.outcome.failures == {
         "node 12": "num-examples 6 is absurd; 1 to 5 are taken",
     }

@@ -275,7 +275,7 @@ def test_pushed_messages_are_answered_when_pulled(tiny):
     first = list(grid.pull_messages(names[:1]))
     names += grid.push_messages(messages[2:])
     arrays, _ = strategy.aggregate_train(1, first + list(grid.pull_messages(reversed(names[1:]))))
-    assert [report.partition for report in strategy.outcome.reports] == [0, 1, 2, 3]
+    assert [report.partition for report in strategy.outcome.reports.values()] == [0, 1, 2, 3]
     assert np.isfinite(model_in(arrays)).all()
 
 
