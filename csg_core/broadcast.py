@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from csg_core.codecs import Codec, CodecError, Float16, Parts, Predicted, without_generator
-from csg_core.codecs.base import Values
+from csg_core.codecs.base import FLOAT16_MAX, Values
 from csg_core.codecs.predicted import TAPS
 from csg_core.payload import (
     HEADER_BYTES,
@@ -338,8 +338,9 @@ def _reach(body: bytes | memoryview, parts: Parts, codec: Codec) -> int:
 
 def _stepped(held: Values, step: Values) -> Values:
     """The version that a delta leads to; where a coarse codec goes beyond float16, its largest."""
-    most = float(np.finfo(np.float16).max)
-    stepped: Values = (held + step).clip(-most, most).astype(np.float16).astype(np.float32)
+    stepped: Values = (
+        (held + step).clip(-FLOAT16_MAX, FLOAT16_MAX).astype(np.float16).astype(np.float32)
+    )
     return stepped
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from csg_core.averaging import WeightedMean
+from csg_core.codecs.base import Values
 
 STRATEGIES: dict[str, type[FedAvg]] = {
     "fedavg": FedAvg,
@@ -43,8 +44,6 @@ _MALICIOUS = "num_malicious_nodes"
 _IGNORED = {"eta_l"}  # a client's learning rate, which Flower's strategies keep but never use
 _STATE = ("momentum_vector", "m_t", "v_t")
 _KEY = "model"
-
-Values = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

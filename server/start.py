@@ -6,16 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from csg_core import ModelSpec, build, generators, manifest, pack
+from csg_core.codecs.base import FLOAT16_MAX, Values
 from federation.recipe import Recipe
 from server.checkpoints import CheckpointError, read_checkpoint
 
-Values = NDArray[np.float32]
-
-_LARGEST = float(np.finfo(np.float16).max)  # whole models may be sent in float16
 _GENERATOR = ("slice_size", "code_size", "kernel_size", "layout")
 
 
@@ -39,8 +36,8 @@ def started(recipe: Recipe) -> Values | None:
         raise CheckpointError(f"{path}: {error}") from error
     values = pack(model, recipe.train.travelling())
     largest = float(np.abs(values).max())
-    if not largest <= _LARGEST:
-        raise CheckpointError(f"{path}: holds a value of {largest:g}; {_LARGEST:g} can be sent")
+    if not largest <= FLOAT16_MAX:
+        raise CheckpointError(f"{path}: holds a value of {largest:g}; {FLOAT16_MAX:g} can be sent")
     return values
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from csg_core import Manifest
 from csg_core.codecs import CodecError, Float32, codec_named
+from csg_core.codecs.base import FLOAT16_MAX, Values
 from csg_core.payload import Passed, Payload, PayloadError, decode
 from federation.messages import (
     EvaluationReport,
@@ -44,9 +45,6 @@ from server.wire import ClientCounters
 
 _log = logging.getLogger(__name__)
 _KEY = "model"
-_LARGEST = 65_504  # of a model's values, as float16 holds them
-
-Values = NDArray[np.float32]
 
 
 class CsgStrategy(Strategy):
@@ -109,7 +107,7 @@ class CsgStrategy(Strategy):
         if self._owed is not None:
             target = target + self._owed
         # an update is looked at without what momentum adds
-        target = target.clip(-_LARGEST, _LARGEST)
+        target = target.clip(-FLOAT16_MAX, FLOAT16_MAX)
         payloads = self._payloads(target, server_round, MessageType.TRAIN, nodes)
         self._left_out, self._summed = target - self.downlink.held, None
         # the next update holds what is missing of them again
@@ -158,7 +156,7 @@ class CsgStrategy(Strategy):
         present = set(grid.get_node_ids())
         nodes = [node for node in self.cohort.answered if node in present]
         # it may be beyond what a coarse codec of the downlink left out, which is taken back next
-        model = model_in(arrays).clip(-_LARGEST, _LARGEST)
+        model = model_in(arrays).clip(-FLOAT16_MAX, FLOAT16_MAX)
         payloads = self._payloads(model, server_round, MessageType.EVALUATE, nodes)
         self.cohort.expect(nodes)
         return self._messages(MessageType.EVALUATE, server_round, payloads, config)
@@ -266,8 +264,10 @@ class CsgStrategy(Strategy):
             codec = self.recipe.wire.schedule.codec(self._uplink, self.manifest.parts, round_)
             values = torch.tensor(decode(payload, label, self.downlink.predicting(codec)))
         largest = self._largest(values)
-        if not largest <= _LARGEST:
-            raise ReplyError(f"its model has a value of {largest:g}; {_LARGEST:,} is the largest")
+        if not largest <= FLOAT16_MAX:
+            raise ReplyError(
+                f"its model has a value of {largest:g}; {FLOAT16_MAX:,.0f} is the largest"
+            )
         return Update(report.partition, report.examples, values), report
 
     def _in_order(self, replies: Iterable[Message]) -> Iterable[Message]:

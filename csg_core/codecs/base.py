@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from csg_core.entries import Group, Parts
 
 Values = NDArray[np.float32]
+FLOAT16_MAX = float(np.finfo(np.float16).max)  # 65,504
 FRAME_BYTES = 4
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from csg_core.codecs.base import (
+    FLOAT16_MAX,
     Codec,
     CodecError,
     Values,
@@ -19,7 +20,6 @@ from csg_core.entries import Parts
 
 _TRITS = 3 ** np.arange(5)  # five to a byte
 _ALPHABET = 3
-_LARGEST = float(np.finfo(np.float16).max)
 _CUT = 0.7  # of the mean magnitude
 
 
@@ -95,7 +95,7 @@ class TopK(Codec):
         symbols[chosen] += np.where(values[chosen] < 0, -1, 1)
         kept = magnitudes[np.sort(chosen)]
         sent = kept.mean(keepdims=True, dtype=np.float64) if self.ternary else kept
-        if not self.ternary and sent.max() > _LARGEST:
+        if not self.ternary and sent.max() > FLOAT16_MAX:
             raise CodecError(f"{sent.max():g} is beyond float16, in which {self.name} sends values")
         return sent.astype(self._format).tobytes() + code(symbols, _ALPHABET)
 

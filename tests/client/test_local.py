@@ -8,6 +8,7 @@ import torch
 
 from client.job import Job, TrainingError
 from client.local import LocalClient
+from client.memory import NOTHING
 from client.shard import Shard, Shards, own_folder, partition_of
 from csg_core import GROUPS, build, exchanged, manifest, pack
 from csg_core.broadcast import Held
@@ -121,8 +122,9 @@ def test_a_client_evaluates_with_the_norms_that_it_kept(tiny):
     wanted = evaluate(client.model, shard.images, rows=shard.holdout_rows)
     _train(recipe, client, shards[1])
     payload = encode(model, _label(recipe, "model", 1, model), FP32, np.random.default_rng(0))
-    report, _ = client.evaluate(payload, shard, round_=1, partition=0, memory=memory)
+    report, after = client.evaluate(payload, shard, round_=1, partition=0, memory=memory)
     assert report == EvaluationReport(partition=0, **asdict(wanted))
+    assert after == NOTHING, "what it kept of training stays as it is, and of its round"
 
 
 def _trained_part(recipe, trained):
