@@ -119,15 +119,17 @@ class LocalClient:
     ) -> tuple[EvaluationReport, Memory]:
         """A received model, with what this client kept, on the images held out.
 
-        What there is to keep is the version that was received, where deltas build on it.
+        What there is to keep is the version that was received, where deltas build on it. A client
+        of one image holds none out, and says so.
 
         Raises:
             PayloadError: if the payload is not this round's, or not of this model.
-            TrainingError: if no images are held out.
         """
-        if not len(shard.holdout_rows):
-            raise TrainingError(f"client {partition} holds no images out; set data.holdout")
         held, _ = self._receive(payload, round_, memory)
+        after = Memory(held=held if self.recipe.wire.deltas else None)
+        if not len(shard.holdout_rows):
+            none = EvaluationReport(partition=partition, examples=0, loss=0.0, accuracy=0.0)
+            return none, after
         result = evaluate(
             self.model, shard.images, rows=shard.holdout_rows, precision=self.precision
         )
@@ -137,7 +139,7 @@ class LocalClient:
             loss=result.loss,
             accuracy=result.accuracy,
         )
-        return report, Memory(held=held if self.recipe.wire.deltas else None)
+        return report, after
 
     def _receive(self, payload: Payload, round_: int, memory: Memory) -> tuple[Held, Tensor]:
         """Set the model to a payload's version; that version, and its values where the model is."""

@@ -240,7 +240,7 @@ class Sender:
         channel, held = self.channel, self.held
         if channel.deltas:
             _rounded(model)  # refused if it cannot be held
-            wanted = model - held.values
+            wanted = (model - held.values).clip(-FLOAT16_MAX, FLOAT16_MAX)  # the rest goes next
             codec = channel.predicting(channel.codec_for(wanted), held, depth)
             body = codec.encode(wanted, channel.parts, rng)
             self.held = channel.after(held, codec.decode(body, channel.parts))

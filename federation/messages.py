@@ -63,7 +63,7 @@ class TrainReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationReport:
-    """What a client says of a model on the images it keeps for evaluation."""
+    """What a client says of a model on the images it keeps for evaluation, if it keeps any."""
 
     partition: int
     examples: int
@@ -140,21 +140,23 @@ def train_report_in(content: RecordDict, *, most_examples: int) -> TrainReport:
     Raises:
         ReplyError: if a number is missing, none, or absurd.
     """
-    return _report_in(TrainReport, content, most_examples)
+    return _report_in(TrainReport, content, 1, most_examples)
 
 
 def evaluation_report_in(content: RecordDict, *, most_examples: int) -> EvaluationReport:
     """What a client reports of an evaluation; raises ReplyError as ``train_report_in`` does."""
-    report = _report_in(EvaluationReport, content, most_examples)
+    report = _report_in(EvaluationReport, content, 0, most_examples)
     if not 0 <= report.accuracy <= 1:
         raise ReplyError(f"accuracy {report.accuracy} is not within 0 and 1")
     return report
 
 
-def _report_in(kind: type[_Report], content: RecordDict, most_examples: int) -> _Report:
+def _report_in(
+    kind: type[_Report], content: RecordDict, least_examples: int, most_examples: int
+) -> _Report:
     keys = {field.name: _key(field.name) for field in fields(kind)}
     values = _numbers(content, list(keys.values()))
-    _check_counts(values, most_examples)
+    _check_counts(values, least_examples, most_examples)
     return kind(**{name: values[key] for name, key in keys.items()})
 
 
@@ -197,11 +199,11 @@ def _numbers(content: RecordDict, names: list[str]) -> dict[str, Any]:
     return values
 
 
-def _check_counts(values: dict[str, Any], most_examples: int) -> None:
+def _check_counts(values: dict[str, Any], least: int, most: int) -> None:
     examples, partition = values[_key("examples")], values["partition"]
-    if not isinstance(examples, int) or not 1 <= examples <= most_examples:
+    if not isinstance(examples, int) or not least <= examples <= most:
         raise ReplyError(
-            f"num-examples {_short(examples)} is absurd; 1 to {most_examples:,} are taken"
+            f"num-examples {_short(examples)} is absurd; {least} to {most:,} are taken"
         )
     if not isinstance(partition, int) or not 0 <= partition < 2**31:
         raise ReplyError(f"partition {_short(partition)} cannot be")

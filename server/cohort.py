@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 from federation.messages import ReplyError
 from federation.recipe import Recipe
 from federation.seeds import derived_seed
-from server.nodes import Node, gather
+from server.nodes import Node, connected, gather
 from server.outcome import RunError
 
 _log = logging.getLogger(__name__)
@@ -60,10 +60,18 @@ class Cohort:
                 f"{server.round_timeout:g} s and the quorum is {quorum}; "
                 "start more, or lower server.min_clients"
             )
+        return list(found), self._note(found)
+
+    def _note(self, found: dict[int, Node]) -> list[int]:
+        """Take in who is connected; those that were restarted since they were last seen."""
         known = self._nodes
-        restarted = [n for n, seen in found.items() if n in known and known[n].since != seen.since]
         self._nodes = known | found
-        return list(found), restarted
+        return [n for n, seen in found.items() if n in known and known[n].since != seen.since]
+
+    def still_there(self, grid: Grid) -> tuple[list[int], list[int]]:
+        """The nodes that answered and are connected, in order; and those restarted meanwhile."""
+        found = connected(grid)
+        return [node for node in self.answered if node in found], self._note(found)
 
     def expect(self, nodes: list[int]) -> None:
         """Wait for one answer of each node."""

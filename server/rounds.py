@@ -107,6 +107,11 @@ class Rounds:
         self._promote()
         if _round_of(self._best_path) > self.state.round:
             self._best_path.unlink()
+        if self._best is not None and not self._best_path.exists():
+            _log.warning(
+                "%s: the model of round %d, the best so far, was lost with a damaged checkpoint",
+                self.folder.path, self._best.round,
+            )  # fmt: skip
 
     def run(self, on_round: Callable[[RoundRow], None]) -> None:
         """Every round that is left; ``on_round`` is told of each.

@@ -40,6 +40,12 @@ def checkpoint_path(folder: Path, round_: int) -> Path:
     return folder / f"round-{round_:06d}.safetensors"
 
 
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """Of every round that has one, the newest last."""
+    found = folder.glob("round-*.safetensors")
+    return sorted(found, key=lambda path: (len(path.name), path.name))  # of a million rounds, too
+
+
 def save_state(folder: Path, state: ServerState, model: nn.Module, spec: ModelSpec) -> Path:
     """Write a checkpoint of ``state``, whose values ``model`` has, and drop all but the last two.
 
@@ -53,7 +59,7 @@ def save_state(folder: Path, state: ServerState, model: nn.Module, spec: ModelSp
         extra[f"client/{partition}"] = torch.from_numpy(np.array(values))
     path = checkpoint_path(folder, state.round)
     write_checkpoint(path, model, spec, extra)
-    for old in _checkpoints(folder)[:-_KEPT_FILES]:
+    for old in checkpoint_paths(folder)[:-_KEPT_FILES]:
         old.unlink(missing_ok=True)
     return path
 
@@ -65,7 +71,7 @@ def load_state(folder: Path, spec: ModelSpec, groups: tuple[Group, ...]) -> Serv
         CheckpointError: if there is none.
     """
     damaged = []
-    for path in reversed(_checkpoints(folder)):
+    for path in reversed(checkpoint_paths(folder)):
         try:
             found, model, extra = read_with_extra(path)
             if found != spec:
@@ -86,7 +92,3 @@ def _state(model: nn.Module, extra: dict[str, Tensor], groups: tuple[Group, ...]
 
     clients = {int(partition): values for partition, values in under("client/").items()}
     return ServerState(int(extra["round"]), pack(model, groups), under("carried/"), clients)
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("round-*.safetensors"))

@@ -89,6 +89,9 @@ class CsgStrategy(Strategy):
         self._passes = in_process and _sends_plain(recipe)
         self._owed: Values | None = None  # what clients have not been sent of earlier updates
         self._left_out: Values = np.zeros(0, np.float32)  # of the model that is trained now
+        self._still = manifest.count("generator")  # the first values
+        # of the generator, what they have not been sent until it trains again
+        self._waits: Values = np.zeros(self._still, np.float32)
         self._summed: Tensor | None = None  # what was sent and left out, where updates are
         self.cohort = Cohort(recipe, partitions)
 
@@ -132,13 +135,16 @@ class CsgStrategy(Strategy):
             self._check_quorum(server_round)
             raise RunError(f"round {server_round}: {error}") from error
         self._check_quorum(server_round)
-        owed = self._left_out
+        owed, still = self._left_out, self._still
+        waits = self._waits + owed[:still]
         if momentum.any():
             new[: self._trained] -= momentum
             owed[: self._trained] += momentum
-        if not self.recipe.wire.schedule.trains(server_round):
-            still = self.manifest.count("generator")  # the first values
-            new[:still], owed[:still] = sent[:still], 0
+        if self.recipe.wire.schedule.trains(server_round):
+            owed[:still] += self._waits
+            self._waits = np.zeros_like(waits)
+        else:
+            new[:still], owed[:still], self._waits = sent[:still], 0, waits
         if not np.isfinite(new).all():
             raise RunError(f"round {server_round}: the averaged model is no longer finite")
         self._owed = owed if owed.any() else None
@@ -153,8 +159,9 @@ class CsgStrategy(Strategy):
         """Messages to those of the cohort that answered, where clients keep what a model needs."""
         if not self.recipe.clients_evaluate:
             return []
-        present = set(grid.get_node_ids())
-        nodes = [node for node in self.cohort.answered if node in present]
+        nodes, restarted = self.cohort.still_there(grid)
+        for node in restarted:
+            self.downlink.failed(node)
         # it may be beyond what a coarse codec of the downlink left out, which is taken back next
         model = model_in(arrays).clip(-FLOAT16_MAX, FLOAT16_MAX)
         payloads = self._payloads(model, server_round, MessageType.EVALUATE, nodes)
@@ -181,8 +188,9 @@ class CsgStrategy(Strategy):
                 self.downlink.failed(node)
                 self.outcome.fail(self.cohort.name(node), f"evaluation: {error}")
                 continue
-            reports.append(report)
             self.downlink.answered(node)
+            if report.examples:  # else it holds no images out
+                reports.append(report)
         self._fail_silent("evaluation: ")
         if not reports:
             return None
@@ -266,7 +274,8 @@ class CsgStrategy(Strategy):
         largest = self._largest(values)
         if not largest <= FLOAT16_MAX:
             raise ReplyError(
-                f"its model has a value of {largest:g}; {FLOAT16_MAX:,.0f} is the largest"
+                f"its model has a value of {largest:g}; {FLOAT16_MAX:,.0f} is the largest; "
+                f"lower train.lr {self.recipe.train.lr}"
             )
         return Update(report.partition, report.examples, values), report
 
@@ -320,6 +329,8 @@ class CsgStrategy(Strategy):
         found = {f"strategy/{name}": array for name, array in self.aggregation.state().items()}
         if self._owed is not None:
             found["owed"] = self._owed
+        if self._waits.any():
+            found["waits"] = self._waits
         return found | {f"downlink/{name}": a for name, a in self.downlink.state().items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -333,6 +344,7 @@ class CsgStrategy(Strategy):
             }
 
         self._owed = state.get("owed")
+        self._waits = state.get("waits", np.zeros_like(self._waits))
         self.aggregation.restore(under("strategy/"))
         self.downlink.restore(under("downlink/"))
 

@@ -14,6 +14,7 @@ from federation.files import check_writable, replace_file
 from federation.sources import STATISTICS
 from server.checkpoints import read_with_extra
 from server.record import RoundRow, RunFolderError
+from server.state import checkpoint_paths
 from simulations.curves import RunData, read_run
 
 HELP = "the folded model of a run: state_dict, safetensors, ONNX, model card"
@@ -111,10 +112,7 @@ def _row(run: RunData, checkpoint: Path, extra: dict[str, Tensor]) -> RoundRow:
 
 def _checkpoint(run: RunData, which: str) -> Path:
     folder = run.folder.checkpoints
-    if which == "best":
-        found = [folder / "best.safetensors"]
-    else:
-        found = sorted(folder.glob("round-*.safetensors"))
+    found = [folder / "best.safetensors"] if which == "best" else checkpoint_paths(folder)
     if not found or not found[-1].is_file():
         other = "; use --which last" if which == "best" else ""
         raise RunFolderError(f"{folder}: has no {which} checkpoint{other}")

@@ -73,8 +73,10 @@ class Uniform(Codec):
             indices = (unit_BN >= 0).astype(np.uint8)
         else:
             position = (unit_BN + 1) * ((self._levels - 1) / 2)
+            below = np.floor(position)
             drawn = rng.random(position.shape, dtype=np.float32)
-            indices = np.clip(np.floor(position + drawn), 0, self._levels - 1).astype(np.uint8)
+            up = drawn >= 1 - (position - below)  # not by their sum, which is rounded
+            indices = np.clip(below + up, 0, self._levels - 1).astype(np.uint8)
         planes = np.unpackbits(indices[..., None], axis=-1)[..., 8 - self.bits :]
         return seed + scales_B1.astype("<f4").tobytes() + np.packbits(planes).tobytes()
 

@@ -1,6 +1,6 @@
 """A client trains from exactly what it received, and sends exactly what csg_core says travels."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from client.local import LocalClient
 from client.memory import NOTHING
 from client.shard import Shard, Shards, own_folder, partition_of
 from csg_core import GROUPS, build, exchanged, manifest, pack
-from csg_core.broadcast import Held
+from csg_core.broadcast import Held, Sender
 from csg_core.codecs import codec_named
 from csg_core.evaluation import evaluate
 from csg_core.payload import Label, PayloadError, body_of, decode, digest_of, encode
@@ -125,6 +125,18 @@ def test_a_client_evaluates_with_the_norms_that_it_kept(tiny):
     report, after = client.evaluate(payload, shard, round_=1, partition=0, memory=memory)
     assert report == EvaluationReport(partition=0, **asdict(wanted))
     assert after == NOTHING, "what it kept of training stays as it is, and of its round"
+
+
+def test_a_client_of_one_image_holds_none_out_and_keeps_what_it_was_sent(tiny):
+    recipe = tiny(train={"batch_norm": "local"}, data={"holdout": 0.2}, wire={"deltas": True})
+    client = LocalClient(recipe)
+    shard = replace(Shards(recipe, client.device)[0], holdout_rows=torch.arange(0))
+    channel = client._channel
+    sender = Sender(channel, client._first.values)
+    sender.advance(client._first.values + np.float32(0.1), 1, np.random.default_rng(0))
+    report, after = client.evaluate(sender.message(0), shard, round_=1, partition=0)
+    assert report == EvaluationReport(partition=0, examples=0, loss=0.0, accuracy=0.0)
+    assert after.held.version == 1
 
 
 def _trained_part(recipe, trained):

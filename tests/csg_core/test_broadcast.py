@@ -208,6 +208,15 @@ def test_both_ends_go_no_further_than_float16_where_a_codec_does():
     assert errors[-1] < errors[0] / 10, "what was cut off comes later"
 
 
+@pytest.mark.parametrize("line", ["fp16", "topk:fraction=0.5"])
+def test_a_delta_across_all_of_float16_is_sent_in_two(line):
+    target = np.full(SIZE, 60_000, np.float32)
+    sender = Sender(_channel(line), -target)
+    for round_ in range(1, 6):
+        sender.advance(target, round_, _rng())
+    assert np.abs(sender.held.values - target).max() < 100
+
+
 def test_a_model_beyond_float16_is_named():
     channel = _channel("fp32")
     sender = Sender(channel, np.zeros(SIZE, np.float32))

@@ -135,6 +135,14 @@ def test_stochastic_rounding_leaves_no_bias(codec):
     assert (np.abs(error) < tolerance).all()
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_zeros_stay_zeros_whatever_is_drawn(bits):
+    parts, codec = (Part("codes", 1 << 20),), Uniform(bits=bits, block=64)
+    values = np.zeros(parts[0].size, np.float32)
+    values[::64] = 1.0  # the scale of each block
+    assert np.array_equal(codec.decode(codec.encode(values, parts, _rng()), parts), values)
+
+
 def test_a_rotation_spreads_an_outlier():
     parts = (Part("codes", 1024),)
     values = np.zeros(1024, np.float32)

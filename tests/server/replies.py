@@ -45,7 +45,8 @@ def message_of(node, content=None, error=None):
 
 def honest(strategy, partition, value=0.5, round_=1, examples=10):
     """A client's update of the same value everywhere."""
-    codec = codec_named(strategy.recipe.wire.uplink)
+    wire, parts = strategy.recipe.wire, strategy.manifest.parts
+    codec = wire.schedule.codec(codec_named(wire.uplink), parts, round_)
     update = np.full(strategy.manifest.size, value, np.float32)
     label = strategy.downlink.update_label(round_)
     return reply_of(encode(update, label, codec, np.random.default_rng(0)), partition, examples)

@@ -110,6 +110,8 @@ def test_options_that_cannot_be_are_named():
         Aggregation("krum", {"num_malicious_nodes": 4}, trained=1, cohort=6)
     with pytest.raises(ValueError, match=r"server_momentum = 1: give a number below 1"):
         Aggregation("fedavgm", {"server_momentum": 1}, trained=1)
+    with pytest.raises(ValueError, match=r"tau = 0: give a number above 0, as 0.001"):
+        Aggregation("fedadam", {"tau": 0}, trained=1)
 
 
 def test_no_updates_are_no_model(grid):

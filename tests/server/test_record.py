@@ -13,7 +13,7 @@ from csg_core import build, pack, unpack
 from server import record
 from server.checkpoints import CheckpointError, read_checkpoint
 from server.record import RoundRow, RunFolder, RunFolderError
-from server.state import ServerState, checkpoint_path, load_state, save_state
+from server.state import ServerState, checkpoint_path, checkpoint_paths, load_state, save_state
 from server.summary import best_of, summary_of
 
 ROW = RoundRow(
@@ -154,6 +154,15 @@ def test_a_state_comes_back_and_only_the_last_two_stay(folder, tiny):
     assert np.array_equal(back.carried["m_t"], state.carried["m_t"])
     assert np.array_equal(back.clients[2], state.clients[2])
     assert read_checkpoint(path)[0] == tiny().model
+
+
+def test_checkpoints_stand_in_the_order_of_their_rounds(folder):
+    rounds = (2, 10, 999_999, 1_000_000, 1_000_001)
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    for round_ in rounds:
+        checkpoint_path(folder.checkpoints, round_).touch()
+    names = [path.stem for path in checkpoint_paths(folder.checkpoints)]
+    assert [int(name.removeprefix("round-")) for name in names] == list(rounds)
 
 
 @pytest.mark.parametrize("place", [0.2, 0.5, 0.99])

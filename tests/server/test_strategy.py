@@ -76,6 +76,63 @@ def test_a_node_that_was_restarted_is_sent_a_whole_model(made):
     assert kinds == [["delta"] * 3, ["delta", "model", "delta"], ["delta"] * 3]
 
 
+def test_a_node_restarted_after_it_trained_is_sent_a_whole_model_to_evaluate(made):
+    strategy = made(wire={"deltas": True}, holdout=0.1)
+    grid = Nodes(since={13: "again"})
+    messages = strategy.configure_evaluate(1, _trained(strategy), ConfigRecord(), grid)
+    fingerprint = strategy.manifest.fingerprint
+    kinds = [header_of(payload_in(message.content), fingerprint).kind for message in messages]
+    assert kinds == ["delta", "delta", "model"]
+
+
+def test_who_holds_no_images_out_counts_for_nothing_and_goes_on_as_the_others(made):
+    strategy = made(wire={"deltas": True}, holdout=0.1)
+    arrays = _trained(strategy)
+    strategy.configure_evaluate(1, arrays, ConfigRecord(), Nodes())
+    found = [(5, 2.0, 0.5), (0, 0.0, 0.0), (5, 1.0, 0.7)]
+    reports = [
+        EvaluationReport(partition=n, examples=count, loss=loss, accuracy=right)
+        for n, (count, loss, right) in enumerate(found)
+    ]
+    replies = [message_of(node, reply(None, of)) for node, of in zip(NODES, reports, strict=True)]
+    metrics = strategy.aggregate_evaluate(1, replies)
+    assert metrics == pytest.approx({"loss": 1.5, "accuracy": 0.6})
+    assert not strategy.outcome.failures
+    sent = _sent(strategy, arrays, 2, Nodes())
+    fingerprint = strategy.manifest.fingerprint
+    kinds = [header_of(payload_in(sent[n].content), fingerprint).kind for n in NODES]
+    assert kinds == ["delta"] * 3
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_is_left_out_of_a_generator_waits_until_it_trains_again(made, resumed):
+    """What clients have, and what they are owed, is always all that they have come to."""
+    wire = {"deltas": True, "generator_every": 3, "downlink": "ternary"}
+    strategy = made(wire=wire)
+    still, rng = strategy.manifest.count("generator"), np.random.default_rng(0)
+    wanted = strategy.downlink.held[:still].astype(np.float64)
+    left = []
+    for round_ in range(1, 9):
+        trains = strategy.recipe.wire.schedule.trains(round_)
+        values = rng.normal(size=strategy.manifest.size).astype(np.float32)
+        values[:still] *= trains
+        replies = [
+            message_of(node, honest(strategy, place, values, round_=round_))
+            for place, node in enumerate(NODES)
+        ]
+        arrays, _ = strategy.aggregate_train(round_, replies)
+        wanted += values[:still]
+        if resumed:
+            state, strategy = strategy.state(), made(wire=wire)
+            strategy.restore(state)
+        _sent(strategy, arrays, round_ + 1, Nodes())
+        owed = strategy._left_out[:still] + strategy._waits
+        np.testing.assert_allclose(strategy.downlink.held[:still] + owed, wanted, atol=1e-2)
+        left.append(np.abs(strategy._waits).max())
+    assert min(left[1:3]) > 0, "ternary leaves much out, which waits while nothing is sent"
+    assert left[3] == 0
+
+
 def test_clients_may_claim_as_many_examples_as_the_recipe_says(made):
     strategy = made(server={"max_examples": 5})
     replies = [
