@@ -1,6 +1,7 @@
 """The ClientApp, the same in simulation and deployment."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
@@ -57,9 +58,13 @@ def make_app(worker: "Worker | None" = None) -> ClientApp:
 
 
 class Worker:
-    """The model and the images of the run that this process last worked for."""
+    """The model and the images of the run that this process last worked for.
 
-    def __init__(self) -> None:
+    ``make`` makes the client of a recipe: ``LocalClient``, or one that trains in another way.
+    """
+
+    def __init__(self, make: Callable[[Recipe], LocalClient] = LocalClient) -> None:
+        self._make = make
         self._text = ""
         self._client: LocalClient | None = None
         self._shards: Shards | None = None
@@ -85,7 +90,7 @@ class Worker:
         if self._client is None or text != self._text:
             check_code(context.run_config)
             recipe = Recipe.model_validate_json(text)
-            self._client, self._text = LocalClient(recipe), text
+            self._client, self._text = self._make(recipe), text
             self._shards = self._own = None
         client, partition = self._client, partition_of(context.node_config)
         own = context.node_config.get("data-folder")

@@ -58,7 +58,8 @@ class LocalClient:
         """
         received = self.receive(job)
         started = time.perf_counter()
-        losses = self._fit(job)
+        self._set_to = None
+        losses = self.fit(job)
         seconds = time.perf_counter() - started
         return self.answer(job, received, reached([self._tensors])[0], losses, seconds)
 
@@ -178,10 +179,13 @@ class LocalClient:
         left[self._trained :] = 0  # of statistics, the next update holds what is missing again
         return payload, left
 
-    def _fit(self, job: Job) -> Losses:
-        """Local epochs of SGD; their losses without the proximal term, the mean of the last one."""
+    def fit(self, job: Job) -> Losses:
+        """Train ``model``, which holds what the client received, on ``job.shard``; where clients
+        train in another way, this is overridden.
+
+        Here: local epochs of SGD; losses without the proximal term, the mean of the last one.
+        """
         train, shard, mu = self.recipe.train, job.shard, job.proximal_mu
-        self._set_to = None
         lr = train.lr * train.factor(job.round_)
         makers = [generator.weight for generator in self.generators]
         others = [p for p in self._parameters if all(p is not weight for weight in makers)]

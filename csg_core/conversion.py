@@ -53,6 +53,9 @@ class ConversionReport:
             f"{len(self.replaced)} convolutions generated, {len(self.left)} left; trainable "
             f"parameters {self.parameters_before:,} -> {self.parameters_after:,}"
         ]
+        if self.parameters_after > self.parameters_before:
+            lines.append("  these are more; for so small a network take a SliceGenerator of a "
+                         "smaller slice_size or code_size")  # fmt: skip
         for done in self.replaced:
             shape = "x".join(map(str, done.kernel_shape))
             error = "" if done.error is None else f", relative error {done.error:.3f}"
@@ -171,6 +174,8 @@ def _wanted(names: set[str], select: Selection | None) -> Callable[[str, nn.Conv
     if select is None or callable(select):
         return select
     chosen = {select} if isinstance(select, str) else set(select)
+    if others := [name for name in chosen if not isinstance(name, str)]:
+        raise ValueError(f"select holds a {type(others[0]).__name__}; give names, or a function")
     for name in sorted(chosen - names):
         near = difflib.get_close_matches(name, sorted(names), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -89,6 +89,8 @@ class Exchanged:
         Raises:
             ValueError: as ``unpack`` does.
         """
+        if not isinstance(packed, np.ndarray):
+            raise ValueError(f"packed is a {type(packed).__name__}; give an array, as pack does")
         if packed.dtype != np.float32 or packed.shape != (self.size,):
             raise ValueError(
                 f"packed array is {packed.dtype} {packed.shape}; "

@@ -26,6 +26,8 @@ def paper_std(code_size: int, kind: GeneratorKind = "learned") -> float:
 
     Kaiming for a fan-in of ``code_size``; a binary generator is the sign of such a draw, times 0.5.
     """
+    if code_size < 1:
+        raise ValueError(f"code_size {code_size} cannot be; use 1 or more")
     return 0.5 if kind == "binary" else math.sqrt(2.0 / code_size)
 
 
@@ -78,7 +80,7 @@ class SliceGenerator(nn.Module):
             raise ValueError(
                 f"generator {kind!r} is unknown; use one of {', '.join(GENERATOR_KINDS)}"
             )
-        if not 0 <= seed < 2**63:
+        if not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise ValueError(f"seed {seed} is out of range; use 0 to 2**63 - 1")
         if std is not None and not _is_deviation(std):
             raise ValueError(f"std {std} is no standard deviation; use a positive number")
@@ -195,6 +197,8 @@ def _is_deviation(std: float) -> bool:
 def _check_sizes(slice_size: int, code_size: int, kernel_size: int) -> None:
     sizes = {"slice size": slice_size, "code size": code_size, "kernel size": kernel_size}
     for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{name} {value!r} cannot be; use a whole number")
         if value < 1:
             raise ValueError(f"{name} {value} is too small; use 1 or more")
     values = slice_size**2 * kernel_size**2

@@ -10,10 +10,19 @@ from csg_core.codecs import Codec, GeneratorSchedule, Predicted, codec_named
 from csg_core.entries import Group
 
 DataSet = Literal["cifar10", "digits"]
+Partition = Literal["iid", "dirichlet", "pathological", "shards"]
 Schedule = Literal["constant", "cosine", "step"]  # of the learning rate
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10_000_000, strict=True)]
+
+# rules by which images are shared out, and the keys that are for each alone
+PARTITIONS: dict[Partition, tuple[str, ...]] = {
+    "iid": (),
+    "dirichlet": ("alpha", "min_images"),
+    "pathological": ("classes_per_client",),
+    "shards": ("shards_per_client",),
+}
 
 CLIENT_APP = "client.app:app"  # this package's own
 
@@ -42,9 +51,7 @@ class DataConfig(Section):
         None, description="training images that are shared out, drawn by the seed; none: all"
     )
     clients: Count = Field(10, description="clients that the training images are shared among")
-    partition: Literal["iid", "dirichlet", "pathological", "shards"] = Field(
-        "iid", description="rule"
-    )
+    partition: Partition = Field("iid", description="rule")
     alpha: Positive = Field(0.5, description="of dirichlet: small is uneven")
     min_images: Count = Field(10, description="of dirichlet: fewest images of a client")
     classes_per_client: Count = Field(2, description="of pathological")
@@ -61,13 +68,7 @@ class DataConfig(Section):
 
     def rule(self) -> dict[str, Any]:
         """What shards depend on."""
-        more: dict[str, tuple[str, ...]] = {
-            "iid": (),
-            "dirichlet": ("alpha", "min_images"),
-            "pathological": ("classes_per_client",),
-            "shards": ("shards_per_client",),
-        }
-        keys = ("partition", "clients", "images", *more[self.partition])
+        keys = ("partition", "clients", "images", *PARTITIONS[self.partition])
         return {key: getattr(self, key) for key in keys}
 
 
@@ -247,3 +248,11 @@ class RunConfig(Section):
     )
     client_cpus: Positive = Field(1.0, description="flower engine: CPUs of a simulated client")
     client_gpus: NotNegative = Field(0.0, description="flower engine: GPUs of a simulated client")
+
+    @field_validator("superlink")
+    @classmethod
+    def _address(cls, address: str | None) -> str | None:
+        host, _, port = (address or "host:1").rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65_536:
+            raise ValueError("give HOST:PORT, as fl.example.org:8000")
+        return address

@@ -191,8 +191,7 @@ def refusal(error: Error, timeout: float) -> str:
 
 
 def _raised(reason: str | None) -> str:
-    """Flower's ``<class 'module.Name'>:<'message'>`` as ``raised Name: message``."""
-    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
-    line = lines[-1] if lines else "an error without a reason"
-    kind, middle, message = line.removeprefix("<class '").partition("'>:<'")
+    """Flower's ``<class 'module.Name'>:<'message'>`` as ``raised Name: message``, on one line."""
+    line = " ".join((reason or "an error without a reason").split())
+    kind, middle, message = line.rpartition("<class '")[2].partition("'>:<'")
     return f"raised {kind.rpartition('.')[2]}: {message[:-2]}" if middle else line

@@ -161,7 +161,7 @@ class RunFolder:
         path = self.path / "config.toml"
         try:
             return recipe_of(tomllib.loads(path.read_text()), str(path))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise RunFolderError(
                 f"{self.path}: holds no run (no config.toml); name a run's folder"
             ) from error

@@ -11,19 +11,23 @@ _Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
 @contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does, with a checkpoint."""
+    """SIGTERM, and SIGHUP of a terminal that is closed, end a run as Ctrl-C does, with a
+    checkpoint; under nohup the latter is not heard.
+    """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    with _handled(interrupt, signal.SIGTERM):
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGHUP]
+    with _handled(interrupt, *numbers):
         yield
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """SIGINT and SIGTERM are not heard, so that what a run leaves behind becomes whole."""
-    with _handled(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
+    """No signal that asks a run to end is heard, so that what it leaves behind becomes whole."""
+    with _handled(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         yield
 
 

@@ -51,6 +51,8 @@ class Settings:
         for name in ("momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} {getattr(self, name)} cannot be; use 0 or more")
+        if self.momentum >= 1:
+            raise ValueError(f"momentum {self.momentum} cannot be; use a number below 1")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed {self.seed} is out of range; use 0 to 2**63 - 1")
 

@@ -66,7 +66,7 @@ def client_app(name: str) -> ClientApp:
         sys.path.append(str(Path.cwd()))
     try:
         app = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
         raise RecipeError(
             f"run.client_app {name!r} cannot be imported ({error}); give module:name"
         ) from error
@@ -97,10 +97,13 @@ class Clients:
         context = self._context(task)
         try:
             with self._within(task):
-                return self._app(task.message, context), context.state
+                reply = self._app(task.message, context)
+            if not isinstance(reply, Message):
+                raise TypeError(f"the ClientApp gave a {type(reply).__name__}, and no Message")
+            return reply, context.state
         except ClientTimeout:
             return self._late(task)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # it ends the client, and not the run
             return self._raised(task, error)
 
     def _context(self, task: Task) -> Context:
@@ -125,7 +128,7 @@ class Clients:
         _log.warning("client %d did not answer within %g s", partition, task.timeout)
         return None, task.state
 
-    def _raised(self, task: Task, error: Exception) -> Answer:
+    def _raised(self, task: Task, error: BaseException) -> Answer:
         _log.warning("client %d raised", task.message.metadata.dst_node_id, exc_info=error)
         reason = f"raised {type(error).__name__}: {error}"
         code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION

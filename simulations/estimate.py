@@ -148,10 +148,10 @@ def _print_table(*, as_json: bool) -> None:
         print(json.dumps(rows))
         return
     print(f"{'network':<14}{'dense':>12}  {'generated':<14}{'total':>12}{'generator':>11}"
-          f"{'codes':>9}{'other':>12}{'ratio':>7}")  # fmt: skip
+          f"{'codes':>12}{'other':>12}{'ratio':>7}")  # fmt: skip
     for row in rows:
         counts = row["parameters"]
         sizes = f"s={row['slice_size']} d={row['code_size']}"
         print(f"{row['network']:<14}{counts['dense']:>12,}  {sizes:<14}{counts['total']:>12,}"
-              f"{counts['generator']:>11,}{counts['codes']:>9,}{counts['other']:>12,}"
+              f"{counts['generator']:>11,}{counts['codes']:>12,}{counts['other']:>12,}"
               f"{counts['dense'] / counts['total']:>7.2f}")  # fmt: skip

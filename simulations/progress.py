@@ -128,8 +128,11 @@ def log_to(path: Path) -> Iterator[None]:
 
 
 def megabytes(count: int) -> str:
-    """Bytes for a reader: kB of 1000, MB of 10^6."""
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+    """Bytes for a reader: kB of 1000, MB of 10^6, GB and TB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= 10 * size or (unit == "MB" and count >= size):
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 1e3:.1f} kB"
 
 
 def wire_line(row: RoundRow) -> str:

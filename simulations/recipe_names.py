@@ -52,6 +52,8 @@ def recipe_from(options: argparse.Namespace) -> tuple[str, Recipe]:
     asked: str = options.recipe
     if asked.endswith(".toml") or "/" in asked:
         path = Path(asked)
+        if path.is_dir():
+            raise RecipeError(f"{asked}: is a folder; give a recipe's TOML file or its name")
         if not path.is_file():
             raise RecipeError(f"{asked}: no such file; give a recipe's TOML file or its name")
         return path.stem, read_recipe(path, options.set)

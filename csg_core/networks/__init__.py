@@ -33,6 +33,8 @@ def dense_network(name: str, *, width: float = 1.0, classes: int | None = None) 
     if not 0 < width < math.inf:
         raise ValueError(f"width {width} is not positive; use 1 for the network as published")
     classes = usual_classes(name) if classes is None else classes
+    if classes < 1:
+        raise ValueError(f"classes {classes} cannot be; use 1 or more")
     if name in IMAGENET_NETWORKS + BENCHMARK_CNNS:
         if width != 1.0:
             raise ValueError(f"width {width}: {name} comes in width 1 only")

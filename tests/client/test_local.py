@@ -77,14 +77,14 @@ def test_rounds_and_partitions_draw_differently(tiny):
 
 def test_statistics_that_are_no_number_are_not_kept(tiny, monkeypatch):
     """They do not travel, and would be refused in every round from then on."""
-    fit = LocalClient._fit
+    fit = LocalClient.fit
 
     def broken(self, job):
         losses = fit(self, job)
         next(b for n, b in self.model.named_buffers() if n.endswith("running_var"))[0] = torch.inf
         return losses
 
-    monkeypatch.setattr(LocalClient, "_fit", broken)
+    monkeypatch.setattr(LocalClient, "fit", broken)
     recipe = tiny(train={"batch_norm": "local"}, data={"holdout": 0.1})
     with pytest.raises(TrainingError, match="and a value of the model is no number; lower train"):
         _train(recipe)

@@ -23,6 +23,10 @@ from federation.recipe import Recipe, RecipeError, read_recipe, recipe_of
         ({"train": {"batch_norm": "local"}}, "set data.holdout"),
         ({"train": {"rounds": True}}, "train.rounds = True: .* valid integer"),
         ({"server": {"round_timeout": 1e18}}, "server.round_timeout = 1e.18: .* 2592000"),
+        ({"run": {"superlink": "host"}}, "run.superlink = 'host': give HOST:PORT, as fl"),
+        ({"run": {"superlink": "host:0"}}, "run.superlink = 'host:0': give HOST:PORT"),
+        ({"data": "x"}, r"data = 'x': give a table, as \[data\] with its keys below it"),
+        ({"model": "x"}, r"model = 'x': give a table"),
         ({"run": {"superlink": "host:8000"}}, "goes with run.engine=flower; set that too"),
         ({"run": {"cohort": 0}}, "run.cohort = 0: .* greater than or equal to 1"),
         ({"run": {"cohort": 2, "workers": 0}}, "run.cohort 2 .* run.workers is 0; leave one"),
@@ -74,6 +78,9 @@ def test_settings_go_over_the_file(tmp_path):
           for line in ("ecsq", "ternary", "topk", "uniform:bits=2", "ecsq; norms=fp16", "none",
                        "fp16; norms=none")],
         ("data.holdout=0.1", "holdout 0.1: .* nobody would look at those images"),
+        ("data.alpha=0.1", "data.alpha 0.1 goes with data.partition=dirichlet, and it is iid"),
+        ("data.shards_per_client=3", "goes with data.partition=shards, and it is iid; leave it"),
+        ("wire.uplink=none", "sends nothing, so that nothing is learned; give it to single"),
         ("run.workers=4", "run.workers 4 goes with run.engine=local"),
         ("run.client_gpus=1", "run.client_gpus 1 goes with run.engine=flower; leave it"),
     ],
@@ -107,6 +114,13 @@ def test_a_mistake_in_a_setting_is_not_put_down_to_the_file(tmp_path):
     path.write_text("[train]\nlr = -1\n")
     with pytest.raises(RecipeError, match=rf"^{path}: train.lr"):
         read_recipe(path, ["train.rounds=3"])
+    path.write_text("[data]\nalpha = 0.1\npartition = 'dirichlet'\n")
+    for wrong in ("trian.rounds=5", "model.slice_size=-1", "train..rounds=5",
+                  "train.batch_norm=local", "data.shards_per_client=3",
+                  "train.lr.x=5"):  # fmt: skip
+        with pytest.raises(RecipeError, match=r"^--set"):
+            read_recipe(path, [wrong])
+    assert read_recipe(path, ["data.partition=iid"]).data.partition == "iid"
     path.write_text("")
     for name in ("2026-11-27", "123", "12:00:00"):
         assert read_recipe(path, [f"run.dir={name}"]).run.dir == name
@@ -120,6 +134,26 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(RecipeError, match="cannot be read"):
         read_recipe(path)
+
+
+def test_a_byte_order_mark_is_none_of_the_file(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_bytes(b"\xef\xbb\xbf[train]\nrounds = 3\n")
+    assert read_recipe(path).train.rounds == 3
+
+
+@pytest.mark.parametrize("model", ["parametrization='dense'", "generator='frozen'"])
+@pytest.mark.parametrize(
+    "settings", [["train.generator_lr=0.3"], ["wire.deltas=true", "wire.generator_every=2"]]
+)
+def test_what_is_for_a_learned_generator_needs_one(tmp_path, model, settings):
+    path = tmp_path / "r.toml"
+    path.write_text(f"[model]\n{model}\n")
+    with pytest.raises(RecipeError, match="for a learned generator, and there is none; leave"):
+        read_recipe(path, settings)
+    path.write_text("")
+    read_recipe(path, settings)
+    assert read_recipe(path, ["train.rounds=2"], dense=True).train.generator_lr == 1.0
 
 
 def test_a_quorum_follows_the_cohort():

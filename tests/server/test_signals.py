@@ -19,15 +19,26 @@ def heard():
     signal.signal(signal.SIGINT, before)
 
 
-def test_sigterm_interrupts():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_asks_a_run_to_end_interrupts(number):
     with pytest.raises(KeyboardInterrupt), terminate_as_interrupt():
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
+
+
+def test_under_nohup_a_closed_terminal_is_not_heard():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminate_as_interrupt():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_what_is_undisturbed_hears_nothing_and_what_follows_does():
     with undisturbed():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGHUP)
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 

@@ -50,6 +50,28 @@ def test_a_folder_of_runs_stands_for_them_and_names_tell_them_apart(made, tmp_pa
     assert picture.read_text().count("dense") == 1
 
 
+def test_a_run_named_twice_is_shown_once(made, tmp_path, capsys):
+    folder = str(made("a", 0.5).path)
+    picture = ["--picture", str(tmp_path / "c.svg")]
+    assert main(["compare", folder, str(tmp_path), folder, *picture]) == 0
+    assert [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[2:3]] == [
+        "a"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--to", "0.9", "RUN"], "'RUN' is no number; give the runs first, then --to 0.6 0.7"),
+        (["RUN", "--to", "90"], "90: give fractions of 1, as 0.75"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_read(options, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", *options])
+    assert said in capsys.readouterr().err
+
+
 def test_of_several_runs_those_without_a_round_are_left_out(made, tmp_path, capsys, caplog):
     folders = [str(made(name, *accuracies).path) for name, accuracies in
                (("a", [0.5]), ("begun", []))]  # fmt: skip
@@ -80,6 +102,9 @@ def test_a_picture_that_cannot_be_costs_no_table_and_leaves_nothing(made, tmp_pa
     shown = capsys.readouterr()
     assert "| a | 1 | 50.00 % |" in shown.out
     assert shown.err == f"csg compare: {picture}: give a name that ends in .svg, .png, .pdf\n"
+    assert main(["compare", str(tmp_path / "a"), "--picture", str(picture), "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert (found["runs"][0]["rounds"], found["picture"]) == (1, None)
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -13,6 +13,7 @@ from csg_core import build, manifest, pack, unpack
 from csg_core.evaluation import evaluate
 from federation.code import CODE, code_identity
 from federation.messages import RECIPE, payload_in
+from federation.recipe import RecipeError
 from federation.sources import load_images
 from server.app import make_app as make_server_app
 from server.checkpoints import CheckpointError
@@ -20,7 +21,7 @@ from server.outcome import RunError
 from server.record import RunFolder
 from server.state import load_state
 from server.strategy import CsgStrategy, model_in, model_record
-from simulations.clients import Clients
+from simulations.clients import Clients, client_app
 from simulations.estimate import estimate
 from simulations.local_engine import LocalGrid, run_config, run_local
 
@@ -53,7 +54,7 @@ def test_a_round_is_federated_averaging_as_the_paper_writes_it(tiny, run):
     for partition in range(recipe.data.clients):
         shard = shards[partition]
         unpack(client.model, start)
-        client._fit(Job(payload=b"", shard=shard, round_=1, partition=partition))
+        client.fit(Job(payload=b"", shard=shard, round_=1, partition=partition))
         trained.append(pack(client.model).astype(np.float64))
         weights.append(len(shard.train_rows))
     wanted = np.average(trained, axis=0, weights=weights)
@@ -311,6 +312,42 @@ def test_outside_the_main_thread_a_run_works_as_well(tiny, run):
     thread.start()
     thread.join()
     assert found[0][0].summary()["outcome"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        ("raise SystemExit(3)", "raised SystemExit: 3"),
+        (r"raise RuntimeError('boom\nsecond line')", "raised RuntimeError: boom second line"),
+        ("return None", "raised TypeError: the ClientApp gave a NoneType, and no Message"),
+    ],
+    ids=["exits", "many lines", "nothing"],
+)
+def test_what_a_client_does_wrong_is_its_own_and_is_named(
+    tiny, run, monkeypatch, tmp_path, does, said
+):
+    name = f"wrong_{abs(hash(does))}"
+    (tmp_path / f"{name}.py").write_text(
+        "from flwr.clientapp import ClientApp\n"
+        "from client.app import app as ours\n"
+        "app = ClientApp()\n"
+        "@app.train()\n"
+        "def train(message, context):\n"
+        "    if context.node_config['partition-id'] == 1:\n"
+        f"        {does}\n"
+        "    return ours(message, context)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    folder, _ = run(tiny(run={"client_app": f"{name}:app"}, train={"rounds": 1}))
+    assert folder.summary()["outcome"] == "completed"
+    assert folder.rows()[0].failed == {"client 1": said}
+
+
+def test_a_module_that_exits_is_no_client_app(tmp_path, monkeypatch):
+    (tmp_path / "leaving.py").write_text("raise SystemExit(4)\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=r"'leaving:app' cannot be imported \(4\); give module"):
+        client_app("leaving:app")
 
 
 def test_a_missing_quorum_leaves_a_record(tiny, run, monkeypatch, tmp_path):

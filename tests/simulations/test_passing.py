@@ -90,14 +90,14 @@ def test_rounds_are_to_the_last_bit_those_of_bytes(tiny, run, passed, sections):
 
 def test_a_run_goes_on_from_where_it_was_by_bytes_or_by_arrays(tiny, run, monkeypatch):
     """And a client that fails is left out of one as of the other."""
-    fit = LocalClient._fit
+    fit = LocalClient.fit
 
     def failing(self, job):
         if (job.round_, job.partition) == (2, 1):
             raise OSError("the disk is gone")
         return fit(self, job)
 
-    monkeypatch.setattr(LocalClient, "_fit", failing)
+    monkeypatch.setattr(LocalClient, "fit", failing)
     recipe = tiny(train={"rounds": 3})
     rows, whole = run(recipe, passes=True)
     assert [row.failures for row in rows] == [0, 1, 0]

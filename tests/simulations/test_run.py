@@ -1,11 +1,29 @@
 """What a run leaves open is settled before it begins, and written down."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from server.record import RunFolder
 from simulations import run
 from simulations.cli import main
+
+
+@pytest.mark.slow
+def test_a_client_of_ones_own_trains_as_the_page_says(tmp_path, tiny_settings, monkeypatch):
+    page = (Path(run.__file__).parents[1] / "docs" / "running.md").read_text()
+    (tmp_path / "mine.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    settings = [*tiny_settings, "--set", "run.dir=run", "--set", "train.lr=0.01"]
+    assert main(["run", "demo", *settings, "--set", "run.client_app=mine:app"]) == 0
+    rows = RunFolder(tmp_path / "run").rows()
+    assert all(row.failures == 0 for row in rows)
+    assert rows[-1].train_loss < rows[0].train_loss
+    assert main(["run", "demo", *settings, "--set", "run.dir=other"]) == 0
+    assert RunFolder(tmp_path / "other").rows()[-1].train_loss != rows[-1].train_loss
 
 
 @pytest.mark.parametrize(
