@@ -1,22 +1,15 @@
 """Recipes: everything that defines a run, as TOML, checked by one model."""
 
-import tomllib
-from collections.abc import Collection, Sequence
-from copy import deepcopy
 from dataclasses import replace
-from datetime import date, time
-from pathlib import Path
 from typing import Any
 
 import tomli_w
 from pydantic import ValidationError, field_validator, model_validator
 
 from csg_core import NETWORKS, ModelSpec
-from csg_core.codecs import GeneratorSchedule, Nothing, codec_named
 from csg_core.spec import parametrizations
 from federation.sections import (
     CLIENT_APP,
-    PARTITIONS,
     DataConfig,
     RunConfig,
     Section,
@@ -160,115 +153,6 @@ class Recipe(Section):
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
 
-def read_recipe(path: Path, settings: Sequence[str] = (), *, dense: bool = False) -> Recipe:
-    """The recipe of a TOML file, or its dense twin, with ``key=value`` settings over it.
-
-    Raises:
-        RecipeError: if the file or a value cannot be used.
-    """
-    try:
-        content = tomllib.loads(path.read_text("utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read ({error})") from error
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: is no TOML ({error})") from error
-    if dense:
-        content = recipe_of(content, str(path)).dense_twin().model_dump(exclude_none=True)
-    try:
-        return _new_recipe(_with(content, settings), str(path), settings)
-    except RecipeError:
-        if settings:
-            _new_recipe(content, str(path))  # else it is the settings that are named
-        raise
-
-
-def _with(content: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    content = deepcopy(content)
-    for setting in settings:
-        _put(content, setting)
-    return content
-
-
-def _new_recipe(content: dict[str, Any], origin: str, settings: Sequence[str] = ()) -> Recipe:
-    """Of a file's content, with ``settings`` in it, to which errors are put down if there are."""
-    origin = "--set" if settings else origin
-    recipe = recipe_of(content, origin)
-    refuse_passed_over(recipe, origin, settings)
-    return recipe
-
-
-def refuse_passed_over(recipe: Recipe, origin: str, settings: Sequence[str] = ()) -> None:
-    """Refuse what of a new recipe a run would pass over; ``origin`` is named in errors.
-
-    Raises:
-        RecipeError: naming the first such value.
-    """
-    keys = {setting.partition("=")[0].strip() for setting in settings}
-    if reason := _unused_of_data(recipe.data, keys) or _passed_over(recipe):
-        raise RecipeError(f"{origin}: {reason}")
-
-
-def _unused_of_data(data: DataConfig, set_: Collection[str]) -> str:
-    """What of the data would not be looked at; a file's keys may be, if the rule was set anew."""
-    if data.dir is not None and data.name == "digits":
-        return f"data.dir {data.dir!r}: digits are in no folder; leave it out, or set data.name"
-    for rule, keys in PARTITIONS.items():
-        for key in keys if rule != data.partition else ():
-            value, asked = getattr(data, key), f"data.{key}" in set_ or "data.partition" not in set_
-            if asked and value != DataConfig.model_fields[key].default:
-                return (
-                    f"data.{key} {value:g} goes with data.partition={rule}, and it is "
-                    f"{data.partition}; leave it out, or set that"
-                )
-    return ""
-
-
-def _passed_over(recipe: Recipe) -> str:
-    """What of a new recipe a run would pass over, or be ruined by; runs of before may have it."""
-    data, wire, run = recipe.data, recipe.wire, recipe.run
-    learned = recipe.model.parametrization == "csg" and recipe.model.generator == "learned"
-    if not learned and recipe.train.generator_lr != 1:
-        return (
-            f"train.generator_lr {recipe.train.generator_lr:g} is for a learned generator, and "
-            "there is none; leave it out"
-        )
-    if not learned and wire.schedule != GeneratorSchedule():
-        return (
-            f"wire.generator_every {wire.generator_every}, generator_until {wire.generator_until} "
-            "are for a learned generator, and there is none; leave them out"
-        )
-    if data.holdout and recipe.train.batch_norm == "average":
-        return (
-            f"data.holdout {data.holdout:g}: with train.batch_norm=average the server evaluates, "
-            "and nobody would look at those images; leave it out"
-        )
-    if not wire.deltas and not codec_named(wire.downlink).holds_models:
-        return (
-            f"wire.downlink {wire.downlink!r} is for what is new in a model, and ruins one that is "
-            "sent whole; set wire.deltas=true, or wire.downlink=fp16"
-        )
-    for way in ("uplink", "downlink"):
-        if codec_named(getattr(wire, way)) == Nothing():
-            return (
-                f"wire.{way} 'none' sends nothing, so that nothing is learned; give it to single "
-                "groups, as 'fp16; norms=none'"
-            )
-    others = {"local": ("client_cpus", "client_gpus"), "flower": ("workers",)}
-    of_machine = tuple(key for keys in others.values() for key in keys)
-    for key in others[run.engine] if run.superlink is None else of_machine:
-        value = getattr(run, key)
-        if value == RunConfig.model_fields[key].default:
-            continue
-        if run.superlink is not None:
-            return (
-                f"run.{key} {value:g} is for clients on this machine, and the clients are those of "
-                f"run.superlink {run.superlink!r}; leave it out"
-            )
-        engine = "flower" if run.engine == "local" else "local"
-        return f"run.{key} {value:g} goes with run.engine={engine}; leave it out, or set that"
-    return ""
-
-
 def recipe_of(content: dict[str, Any], origin: str) -> Recipe:
     """The recipe of parsed content; ``origin`` is named in errors.
 
@@ -279,28 +163,6 @@ def recipe_of(content: dict[str, Any], origin: str) -> Recipe:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise RecipeError(f"{origin}: {_first(error)}") from error
-
-
-def _put(content: dict[str, Any], setting: str) -> None:
-    key, equals, text = setting.partition("=")
-    section, dot, name = key.strip().partition(".")
-    if not equals or not dot:
-        raise RecipeError(f"--set {setting}: give section.key=value, as train.rounds=5")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string
-    if isinstance(value, date | time):  # as run.dir=2026-01-31
-        value = text.strip()
-    table = content.setdefault(section, {})
-    *tables, last = name.split(".")
-    place = section
-    for inner in tables:
-        table = table.setdefault(inner, {}) if isinstance(table, dict) else None
-        place = f"{place}.{inner}"
-    if not isinstance(table, dict):
-        raise RecipeError(f"--set {setting}: {place} is no table of the recipe")
-    table[last] = value
 
 
 def _first(error: ValidationError) -> str:

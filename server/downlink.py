@@ -7,11 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_core import Manifest
-from csg_core.broadcast import Channel, Sender
+from csg_core.broadcast import Channel
 from csg_core.codecs import Codec, codec_named
 from csg_core.codecs.base import Values
 from csg_core.codecs.predicted import TAPS
 from csg_core.payload import Label, Passed
+from csg_core.sender import Sender
 from federation.recipe import Recipe
 from federation.seeds import derived_seed
 

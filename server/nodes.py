@@ -191,7 +191,12 @@ def refusal(error: Error, timeout: float) -> str:
 
 
 def _raised(reason: str | None) -> str:
-    """Flower's ``<class 'module.Name'>:<'message'>`` as ``raised Name: message``, on one line."""
-    line = " ".join((reason or "an error without a reason").split())
-    kind, middle, message = line.rpartition("<class '")[2].partition("'>:<'")
-    return f"raised {kind.rpartition('.')[2]}: {message[:-2]}" if middle else line
+    """Flower's ``<class 'module.Name'>:<'message'>`` as ``raised Name: message``, on one line; of
+    another text its last line.
+    """
+    text = reason or ""
+    kind, middle, message = text.rpartition("<class '")[2].partition("'>:<'")
+    if middle:
+        return f"raised {kind.rpartition('.')[2]}: {' '.join(message[:-2].split())}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "an error without a reason"

@@ -1,11 +1,10 @@
 """The server's half of a round: sample, encode, and then decode, check and average."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -17,31 +16,24 @@ from flwr.app import (
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
-from torch import Tensor
 
 from csg_core import Manifest
 from csg_core.codecs import CodecError, Float32, codec_named
 from csg_core.codecs.base import FLOAT16_MAX, Values
-from csg_core.payload import Passed, Payload, PayloadError, decode
+from csg_core.payload import Payload
 from federation.messages import (
     EvaluationReport,
     ReplyError,
-    TrainReport,
     evaluation_report_in,
     instruction,
-    interface_in,
-    partition_claimed_in,
-    payload_bytes_in,
-    payload_in,
-    train_report_in,
 )
 from federation.recipe import Recipe
-from server.aggregation import Aggregation, Update
+from server.aggregation import Aggregation
 from server.cohort import Cohort
 from server.downlink import Downlink
-from server.nodes import UNANSWERED, refusal
 from server.outcome import RoundOutcome, RunError
-from server.wire import ClientCounters
+from server.owed import Owed
+from server.replies import Replies
 
 _log = logging.getLogger(__name__)
 _KEY = "model"
@@ -83,17 +75,11 @@ class CsgStrategy(Strategy):
             cohort=recipe.cohort,
         )
         self.outcome = RoundOutcome(0)
-        self._counters = ClientCounters()
-        self._uplink = codec_named(recipe.wire.uplink)
         self.downlink = Downlink(recipe, manifest, first, start)
         self._passes = in_process and _sends_plain(recipe)
-        self._owed: Values | None = None  # what clients have not been sent of earlier updates
-        self._left_out: Values = np.zeros(0, np.float32)  # of the model that is trained now
-        self._still = manifest.count("generator")  # the first values
-        # of the generator, what they have not been sent until it trains again
-        self._waits: Values = np.zeros(self._still, np.float32)
-        self._summed: Tensor | None = None  # what was sent and left out, where updates are
+        self.owed = Owed(manifest, recipe.wire.schedule)
         self.cohort = Cohort(recipe, partitions)
+        self._replies = Replies(recipe, manifest, self.downlink, self.cohort, passes=self._passes)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -106,15 +92,9 @@ class CsgStrategy(Strategy):
         nodes, restarted = self.cohort.sample(server_round, grid)
         for node in restarted:  # another process, which holds nothing
             self.downlink.failed(node)
-        target = model_in(arrays)
-        if self._owed is not None:
-            target = target + self._owed
-        # an update is looked at without what momentum adds
-        target = target.clip(-FLOAT16_MAX, FLOAT16_MAX)
+        target = self.owed.added_to(model_in(arrays))
         payloads = self._payloads(target, server_round, MessageType.TRAIN, nodes)
-        self._left_out, self._summed = target - self.downlink.held, None
-        # the next update holds what is missing of them again
-        self._left_out[self._trained :] = 0
+        self.owed.note(target, self.downlink.held)
         wanted = self.aggregation.configure(server_round, self.downlink.held, grid)
         self.outcome = RoundOutcome(len(nodes))
         whole = ConfigRecord({**config, **wanted})
@@ -129,25 +109,17 @@ class CsgStrategy(Strategy):
             RunError: if fewer good updates than the quorum came back.
         """
         sent, momentum = self.downlink.held, self._momentum
+        come_to = sent + self.owed.left_out
+        updates = self._replies.updates(server_round, replies, come_to, self.outcome)
         try:
-            new = self.aggregation(server_round, sent, self._updates(server_round, replies))
+            new = self.aggregation(server_round, sent, updates)
         except ValueError as error:
             self._check_quorum(server_round)
             raise RunError(f"round {server_round}: {error}") from error
         self._check_quorum(server_round)
-        owed, still = self._left_out, self._still
-        waits = self._waits + owed[:still]
-        if momentum.any():
-            new[: self._trained] -= momentum
-            owed[: self._trained] += momentum
-        if self.recipe.wire.schedule.trains(server_round):
-            owed[:still] += self._waits
-            self._waits = np.zeros_like(waits)
-        else:
-            new[:still], owed[:still], self._waits = sent[:still], 0, waits
+        self.owed.settle(server_round, new, sent, momentum)
         if not np.isfinite(new).all():
             raise RunError(f"round {server_round}: the averaged model is no longer finite")
-        self._owed = owed if owed.any() else None
         reports = list(self.outcome.reports.values())
         weights = [report.examples for report in reports]
         loss = float(np.average([report.train_loss for report in reports], weights=weights))
@@ -180,7 +152,7 @@ class CsgStrategy(Strategy):
             if not self.cohort.answers(node):
                 continue
             try:
-                self._check_error(reply)
+                self._replies.check_error(reply)
                 most = self.recipe.most_examples
                 report = evaluation_report_in(reply.content, most_examples=most)
                 self.cohort.check_partition(node, report.partition)
@@ -232,79 +204,6 @@ class CsgStrategy(Strategy):
             for node, payload in payloads.items()
         ]
 
-    def _updates(self, round_: int, replies: Iterable[Message]) -> Iterator[Update]:
-        """Decoded and checked updates, one at a time; whatever is wrong with a reply is noted."""
-        self.cohort.expect(self.cohort.asked)
-        for reply in self._in_order(replies):
-            node = reply.metadata.src_node_id
-            if not self.cohort.answers(node):
-                continue
-            try:
-                update, report = self._read(round_, reply)
-                self.cohort.check_partition(node, report.partition)
-                self._counters.note(node, interface_in(reply.content), self.outcome.bytes[node])
-            except (ReplyError, PayloadError) as error:
-                if reply.has_error() and reply.error.code in UNANSWERED:
-                    self.cohort.away(node)
-                self.downlink.failed(node)
-                self.outcome.fail(self.cohort.name(node), str(error))
-                continue
-            self.cohort.trained(node, report.partition)
-            self.downlink.answered(node)
-            self.outcome.reports[node] = report
-            yield update
-
-    def _read(self, round_: int, reply: Message) -> tuple[Update, TrainReport]:
-        self._check_error(reply)
-        size = payload_bytes_in(reply.content)
-        self.outcome.bytes[reply.metadata.src_node_id].payload_bytes_up = size
-        self.outcome.bytes_up += size
-        self.outcome.updates += 1
-        report = train_report_in(reply.content, most_examples=self.recipe.most_examples)
-        payload = payload_in(reply.content)
-        if isinstance(payload, Passed):
-            if not self._passes:
-                raise PayloadError("an array in place of bytes")
-            version = self.downlink.version
-            values = payload.opened(self.manifest.size, "update", round_, version)
-        else:
-            label = self.downlink.update_label(round_)
-            codec = self.recipe.wire.schedule.codec(self._uplink, self.manifest.parts, round_)
-            values = torch.tensor(decode(payload, label, self.downlink.predicting(codec)))
-        largest = self._largest(values)
-        if not largest <= FLOAT16_MAX:
-            raise ReplyError(
-                f"its model has a value of {largest:g}; {FLOAT16_MAX:,.0f} is the largest; "
-                f"lower train.lr {self.recipe.train.lr}"
-            )
-        return Update(report.partition, report.examples, values), report
-
-    def _in_order(self, replies: Iterable[Message]) -> Iterable[Message]:
-        """Replies in the order of partitions; an iterator is taken as it comes.
-
-        A Grid that gives an iterator hands replies over one at a time, in the order of the
-        messages; it is one of this process, which knows the partitions.
-        """
-        if isinstance(replies, Iterator):
-            return replies
-
-        known = self.cohort.precedence()
-
-        def place(reply: Message) -> tuple[float, int, int]:
-            node = reply.metadata.src_node_id
-            claimed = float("inf") if reply.has_error() else partition_claimed_in(reply.content)
-            return claimed, known.get(node, len(known)), node
-
-        return sorted(replies, key=place)
-
-    def _largest(self, update: Tensor) -> float:
-        """Of the model that would be sent next, were this the only update."""
-        if self._summed is None or self._summed.device != update.device:
-            summed = self.downlink.held + self._left_out
-            self._summed = torch.from_numpy(summed).to(update.device)
-        low, high = torch.stack((self._summed + update).aminmax()).tolist()  # NaN is both
-        return float(max(high, -low))
-
     @property
     def _momentum(self) -> Values:
         """What the next model will have of earlier rounds, float32 [trained]: where it is owed."""
@@ -320,17 +219,10 @@ class CsgStrategy(Strategy):
             reason = f"{stage}did not answer within {self.recipe.server.round_timeout:g} s"
             self.outcome.fail(self.cohort.name(node), reason)
 
-    def _check_error(self, reply: Message) -> None:
-        if reply.has_error():
-            raise ReplyError(refusal(reply.error, self.recipe.server.round_timeout))
-
     def state(self) -> dict[str, NDArray[Any]]:
         """What is carried from round to round besides the model, for a checkpoint."""
         found = {f"strategy/{name}": array for name, array in self.aggregation.state().items()}
-        if self._owed is not None:
-            found["owed"] = self._owed
-        if self._waits.any():
-            found["waits"] = self._waits
+        found |= self.owed.state()
         return found | {f"downlink/{name}": a for name, a in self.downlink.state().items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -343,8 +235,7 @@ class CsgStrategy(Strategy):
                 if name.startswith(prefix)
             }
 
-        self._owed = state.get("owed")
-        self._waits = state.get("waits", np.zeros_like(self._waits))
+        self.owed.restore(state)
         self.aggregation.restore(under("strategy/"))
         self.downlink.restore(under("downlink/"))
 

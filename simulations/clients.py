@@ -130,7 +130,7 @@ class Clients:
 
     def _raised(self, task: Task, error: BaseException) -> Answer:
         _log.warning("client %d raised", task.message.metadata.dst_node_id, exc_info=error)
-        reason = f"raised {type(error).__name__}: {error}"
+        reason = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
         code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         return Message(Error(code, reason), reply_to=task.message), task.state
 

@@ -5,7 +5,8 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from federation.recipe import Recipe, RecipeError, read_recipe
+from federation.recipe import Recipe, RecipeError
+from federation.recipe_file import read_recipe
 
 _FOLDER = Path(__file__).parent / "recipes"
 _DENSE = "-dense"

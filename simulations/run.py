@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from federation.devices import device_of, precision_of
-from federation.recipe import Recipe, RecipeError, recipe_of, refuse_passed_over
+from federation.recipe import Recipe, RecipeError, recipe_of
+from federation.recipe_file import refuse_passed_over
 from federation.shards import class_spread, shard_rows
 from federation.sources import load_images
 from server.app import LOCK_S, check

@@ -24,7 +24,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from federation.recipe import Recipe, read_recipe
+from federation.recipe import Recipe
+from federation.recipe_file import read_recipe
 from server.record import RunFolder
 from simulations import command
 from simulations.cli import main as csg

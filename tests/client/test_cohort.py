@@ -21,10 +21,11 @@ from client.replicas import Replicas, values_of
 from client.shard import Shard, Shards
 from client.training import epoch_batches
 from csg_core import build, manifest, pack
-from csg_core.broadcast import Channel, Sender
+from csg_core.broadcast import Channel
 from csg_core.codecs import codec_named
 from csg_core.images import ImageSet
 from csg_core.payload import PayloadError, decode
+from csg_core.sender import Sender
 
 # in batches of 8: smaller last ones, a lone image left out twice, and shards under a batch
 SIZES = (10, 25, 35, 6, 25, 2)

@@ -11,10 +11,11 @@ from client.local import LocalClient
 from client.memory import NOTHING
 from client.shard import Shard, Shards, own_folder, partition_of
 from csg_core import GROUPS, build, exchanged, manifest, pack
-from csg_core.broadcast import Held, Sender
+from csg_core.broadcast import Held
 from csg_core.codecs import codec_named
 from csg_core.evaluation import evaluate
 from csg_core.payload import Label, PayloadError, body_of, decode, digest_of, encode
+from csg_core.sender import Sender
 from federation.messages import EvaluationReport
 from federation.sources import DataError, load_images
 

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csg_core.broadcast import Channel, Held, Sender
+from csg_core.broadcast import Channel, Held
 from csg_core.codecs import codec_named, total
 from csg_core.entries import Part
 from csg_core.payload import HEADER_BYTES, PayloadError
+from csg_core.sender import Sender
 
 PARTS = (Part("generator", 300), Part("codes", 60), Part("norms", 8))
 SIZE = 368

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csg_core.broadcast import MOST_FRAMES, Channel, Held, Sender
+from csg_core.broadcast import MOST_FRAMES, Channel, Held
 from csg_core.codecs import Float16, codec_named
 from csg_core.entries import Part
 from csg_core.payload import PayloadError, seal
+from csg_core.sender import Sender
 from tests.fuzz.doors import FINGERPRINT, LINES, PARTS, SIZE, refused, sound
 
 KEY = Float16()

@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csg_core.broadcast import Channel, Sender
+from csg_core.broadcast import Channel
 from csg_core.codecs import CodecError, Ecsq, Float32, Predicted, codec_named
 from csg_core.codecs.predicted import TAPS
 from csg_core.entries import Part
 from csg_core.payload import PayloadError
+from csg_core.sender import Sender
 
 PARTS = (Part("generator", 400), Part("codes", 200), Part("codes", 100), Part("norms", 60))
 SIZE = 760

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from csg_core.broadcast import Channel, Sender
+from csg_core.broadcast import Channel
 from csg_core.codecs import GeneratorSchedule, codec_named, without_generator
 from csg_core.entries import Part
 from csg_core.payload import PayloadError
+from csg_core.sender import Sender
 
 PARTS = (Part("generator", 300), Part("codes", 60), Part("norms", 8))
 SIZE = 368

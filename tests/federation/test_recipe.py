@@ -4,7 +4,8 @@ import tomllib
 
 import pytest
 
-from federation.recipe import Recipe, RecipeError, read_recipe, recipe_of
+from federation.recipe import Recipe, RecipeError, recipe_of
+from federation.recipe_file import read_recipe
 
 
 @pytest.mark.parametrize(

@@ -126,9 +126,9 @@ def test_what_is_left_out_of_a_generator_waits_until_it_trains_again(made, resum
             state, strategy = strategy.state(), made(wire=wire)
             strategy.restore(state)
         _sent(strategy, arrays, round_ + 1, Nodes())
-        owed = strategy._left_out[:still] + strategy._waits
+        owed = strategy.owed.left_out[:still] + strategy.owed.waits
         np.testing.assert_allclose(strategy.downlink.held[:still] + owed, wanted, atol=1e-2)
-        left.append(np.abs(strategy._waits).max())
+        left.append(np.abs(strategy.owed.waits).max())
     assert min(left[1:3]) > 0, "ternary leaves much out, which waits while nothing is sent"
     assert left[3] == 0
 

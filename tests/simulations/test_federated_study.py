@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from federation.recipe import read_recipe
+from federation.recipe_file import read_recipe
 from server.record import RoundRow, RunFolder
 from simulations.estimate import estimate
 from simulations.recipe_names import recipe_from

@@ -97,9 +97,10 @@ def test_what_feedback_left_out_comes_with_the_next_update(tiny):
     """
     from client.local import LocalClient
     from client.shard import Shards
-    from csg_core.broadcast import Channel, Sender
+    from csg_core.broadcast import Channel
     from csg_core.codecs import codec_named
     from csg_core.payload import decode
+    from csg_core.sender import Sender
 
     recipe = tiny(wire={"uplink": "topk:fraction=0.05"})
     client = LocalClient(recipe)

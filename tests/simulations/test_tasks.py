@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from csg_core import build
-from federation.recipe import read_recipe
+from federation.recipe_file import read_recipe
 from server.record import RunFolder
 from server.state import load_state
 from simulations import recipe_names
