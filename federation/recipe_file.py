@@ -45,19 +45,12 @@ def _new_recipe(content: dict[str, Any], origin: str, settings: Sequence[str] = 
     """Of a file's content, with ``settings`` in it, to which errors are put down if there are."""
     origin = "--set" if settings else origin
     recipe = recipe_of(content, origin)
-    refuse_passed_over(recipe, origin, settings)
-    return recipe
-
-
-def refuse_passed_over(recipe: Recipe, origin: str, settings: Sequence[str] = ()) -> None:
-    """Refuse what of a new recipe a run would pass over; ``origin`` is named in errors.
-
-    Raises:
-        RecipeError: naming the first such value.
-    """
     keys = {setting.partition("=")[0].strip() for setting in settings}
-    if reason := _unused_of_data(recipe.data, keys) or _passed_over(recipe):
+    reasons = _unused_of_data(recipe.data, keys), _unused_of_generators(recipe), _ruinous(recipe)
+    if reason := next(filter(None, reasons), ""):
         raise RecipeError(f"{origin}: {reason}")
+    refuse_elsewhere(recipe, origin)
+    return recipe
 
 
 def _unused_of_data(data: DataConfig, set_: Collection[str]) -> str:
@@ -75,20 +68,27 @@ def _unused_of_data(data: DataConfig, set_: Collection[str]) -> str:
     return ""
 
 
-def _passed_over(recipe: Recipe) -> str:
-    """What of a new recipe a run would pass over, or be ruined by; runs of before may have it."""
-    data, wire, run = recipe.data, recipe.wire, recipe.run
-    learned = recipe.model.parametrization == "csg" and recipe.model.generator == "learned"
-    if not learned and recipe.train.generator_lr != 1:
+def _unused_of_generators(recipe: Recipe) -> str:
+    """What is for a learned generator, where there is none."""
+    model, train, wire = recipe.model, recipe.train, recipe.wire
+    if model.parametrization == "csg" and model.generator == "learned":
+        return ""
+    if train.generator_lr != 1:
         return (
-            f"train.generator_lr {recipe.train.generator_lr:g} is for a learned generator, and "
-            "there is none; leave it out"
+            f"train.generator_lr {train.generator_lr:g} is for a learned generator, and there is "
+            "none; leave it out"
         )
-    if not learned and wire.schedule != GeneratorSchedule():
+    if wire.schedule != GeneratorSchedule():
         return (
             f"wire.generator_every {wire.generator_every}, generator_until {wire.generator_until} "
             "are for a learned generator, and there is none; leave them out"
         )
+    return ""
+
+
+def _ruinous(recipe: Recipe) -> str:
+    """What keeps a run from coming to anything; runs of before may have it."""
+    data, wire = recipe.data, recipe.wire
     if data.holdout and recipe.train.batch_norm == "average":
         return (
             f"data.holdout {data.holdout:g}: with train.batch_norm=average the server evaluates, "
@@ -105,6 +105,16 @@ def _passed_over(recipe: Recipe) -> str:
                 f"wire.{way} 'none' sends nothing, so that nothing is learned; give it to single "
                 "groups, as 'fp16; norms=none'"
             )
+    return ""
+
+
+def refuse_elsewhere(recipe: Recipe, origin: str) -> None:
+    """Refuse what is for clients that run in another way; ``origin`` is named in errors.
+
+    Raises:
+        RecipeError: naming the first such value.
+    """
+    run = recipe.run
     others = {"local": ("client_cpus", "client_gpus"), "flower": ("workers",)}
     of_machine = tuple(key for keys in others.values() for key in keys)
     for key in others[run.engine] if run.superlink is None else of_machine:
@@ -112,13 +122,15 @@ def _passed_over(recipe: Recipe) -> str:
         if value == RunConfig.model_fields[key].default:
             continue
         if run.superlink is not None:
-            return (
-                f"run.{key} {value:g} is for clients on this machine, and the clients are those of "
-                f"run.superlink {run.superlink!r}; leave it out"
+            raise RecipeError(
+                f"{origin}: run.{key} {value:g} is for clients on this machine, and the clients "
+                f"are those of run.superlink {run.superlink!r}; leave it out"
             )
         engine = "flower" if run.engine == "local" else "local"
-        return f"run.{key} {value:g} goes with run.engine={engine}; leave it out, or set that"
-    return ""
+        raise RecipeError(
+            f"{origin}: run.{key} {value:g} goes with run.engine={engine}; leave it out, or set "
+            "that"
+        )
 
 
 def _put(content: dict[str, Any], setting: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from federation.devices import device_of, precision_of
 from federation.recipe import Recipe, RecipeError, recipe_of
-from federation.recipe_file import refuse_passed_over
+from federation.recipe_file import refuse_elsewhere
 from federation.shards import class_spread, shard_rows
 from federation.sources import load_images
 from server.app import LOCK_S, check
@@ -142,7 +142,7 @@ def deployed(recipe: Recipe) -> Recipe:
     content = recipe.model_dump()
     origin = "$CSG_SUPERLINK"
     placed = recipe_of({**content, "run": {**content["run"], **place}}, origin)
-    refuse_passed_over(placed, origin)
+    refuse_elsewhere(placed, origin)
     return placed
 
 
