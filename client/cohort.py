@@ -50,7 +50,7 @@ class Cohort:
         places = sorted(range(len(jobs)), key=lambda place: -len(jobs[place].shard.train_rows))
         for place in places:
             try:
-                received = self._client.receive(jobs[place])
+                received = self._client.receive(jobs[place], untrained=True)
             except Exception as error:  # of this client alone
                 answers[place] = error
                 continue
@@ -58,8 +58,8 @@ class Cohort:
             begun.append(_Begun(place, jobs[place], received))
         started = time.perf_counter()
         losses = self._fit(begun, replicas) if begun else []
-        seconds = (time.perf_counter() - started) / max(len(begun), 1)
         found = replicas.reached(len(begun)) if begun else []
+        seconds = (time.perf_counter() - started) / max(len(begun), 1)
         for client, came_to, own in zip(begun, found, losses, strict=True):
             try:
                 answer = self._client.answer(client.job, client.received, came_to, own, seconds)

@@ -37,6 +37,7 @@ class LocalClient:
         self._tensors = ClientTensors(self.model, recipe.train)
         sent = manifest(self.model, recipe.train.travelling())
         self._trained = sent.size - sent.count("statistics")
+        self._still = sent.count("generator")  # the first values
         wire = recipe.wire
         self._uplink = codec_named(wire.uplink)
         self._channel = Channel(
@@ -58,13 +59,15 @@ class LocalClient:
         """
         received = self.receive(job)
         started = time.perf_counter()
-        self._set_to = None
         losses = self.fit(job)
-        seconds = time.perf_counter() - started
-        return self.answer(job, received, reached([self._tensors])[0], losses, seconds)
+        (found,) = reached([self._tensors])
+        return self.answer(job, received, found, losses, time.perf_counter() - started)
 
-    def receive(self, job: Job) -> Received:
+    def receive(self, job: Job, *, untrained: bool = False) -> Received:
         """Set the model to what a client received and kept.
+
+        ``untrained`` says that nothing changes the model until it is set again, so that what the
+        clients of a round have alike is written once.
 
         Raises:
             PayloadError: if the payload is not this round's, or not of this model.
@@ -73,7 +76,7 @@ class LocalClient:
         if not len(job.shard.train_rows):
             raise TrainingError(f"client {job.partition} has no images to train on")
         started = time.perf_counter()
-        held, values = self._receive(job.payload, job.round_, job.memory)
+        held, values = self._receive(job.payload, job.round_, job.memory, untrained=untrained)
         return Received(held, values, time.perf_counter() - started)
 
     def answer(
@@ -142,20 +145,22 @@ class LocalClient:
         )
         return report, after
 
-    def _receive(self, payload: Payload, round_: int, memory: Memory) -> tuple[Held, Tensor]:
+    def _receive(
+        self, payload: Payload, round_: int, memory: Memory, *, untrained: bool = False
+    ) -> tuple[Held, Tensor]:
         """Set the model to a payload's version; that version, and its values where the model is."""
         tensors, before, kept = self._tensors, memory.held or self._first, memory.kept
         key = (round_, before.digest, len(before.before), payload)
-        # the clients of a round are often sent the same, and begin with the same
+        # the clients of a round are often sent the same
         if self._received is None or self._received[0] != key:
             held = self._channel.receive(payload, round_, before)
             self._received = key, held, tensors.sent.checked(held.values)
         _, held, values = self._received
-        if kept is not None or self._set_to is not held:
+        if not untrained or kept is not None or self._set_to is not held:
             self._set_to = None
             tensors.sent.write(values)
             tensors.kept.write(self._first_kept if kept is None else tensors.kept.checked(kept))
-            self._set_to = held if kept is None else None
+            self._set_to = held if untrained and kept is None else None
         return held, values
 
     def _encode(self, update: Values, held: Held, job: Job) -> tuple[bytes, Values | None]:
@@ -177,6 +182,8 @@ class LocalClient:
             return payload, None
         left = update - decode(payload, label, codec)
         left[self._trained :] = 0  # of statistics, the next update holds what is missing again
+        if not self.recipe.wire.schedule.trains(round_):
+            left[: self._still] = 0  # what a fit of one's own did to a generator all the same
         return payload, left
 
     def fit(self, job: Job) -> Losses:

@@ -36,9 +36,7 @@ class Reached:
 
 def reached(models: Sequence[ClientTensors]) -> list[Reached]:
     """What each of several models that are alike has come to; a device is waited for but twice."""
-    sent, kept = (
-        stacked([model.sent for model in models]),
-        stacked([model.kept for model in models]),
-    )
+    sent = stacked([model.sent for model in models])
+    kept = stacked([model.kept for model in models])
     finite = map(all, zip(finite_rows(sent), finite_rows(kept), strict=True))
     return [Reached(*found) for found in zip(sent, kept, finite, strict=True)]

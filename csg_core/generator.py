@@ -80,7 +80,8 @@ class SliceGenerator(nn.Module):
             raise ValueError(
                 f"generator {kind!r} is unknown; use one of {', '.join(GENERATOR_KINDS)}"
             )
-        if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        _require_whole("seed", seed)
+        if not 0 <= seed < 2**63:
             raise ValueError(f"seed {seed} is out of range; use 0 to 2**63 - 1")
         if std is not None and not _is_deviation(std):
             raise ValueError(f"std {std} is no standard deviation; use a positive number")
@@ -194,11 +195,15 @@ def _is_deviation(std: float) -> bool:
     return float(np.finfo(np.float32).tiny) <= std <= most
 
 
+def _require_whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name} {value!r} cannot be; use a whole number")
+
+
 def _check_sizes(slice_size: int, code_size: int, kernel_size: int) -> None:
     sizes = {"slice size": slice_size, "code size": code_size, "kernel size": kernel_size}
     for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{name} {value!r} cannot be; use a whole number")
+        _require_whole(name, value)
         if value < 1:
             raise ValueError(f"{name} {value} is too small; use 1 or more")
     values = slice_size**2 * kernel_size**2

@@ -1,15 +1,15 @@
 """A recipe's file, with settings over it; what a new run would pass over is refused."""
 
 import tomllib
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from datetime import date, time
 from pathlib import Path
 from typing import Any
 
-from csg_core.codecs import GeneratorSchedule, Nothing, codec_named
+from csg_core.codecs import Nothing, codec_named
 from federation.recipe import Recipe, RecipeError, recipe_of
-from federation.sections import PARTITIONS, DataConfig, RunConfig
+from federation.sections import PARTITIONS, RunConfig
 
 
 def read_recipe(path: Path, settings: Sequence[str] = (), *, dense: bool = False) -> Recipe:
@@ -35,6 +35,7 @@ def read_recipe(path: Path, settings: Sequence[str] = (), *, dense: bool = False
 
 
 def _with(content: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """The content of a file with settings in it, whose keys need not be any."""
     content = deepcopy(content)
     for setting in settings:
         _put(content, setting)
@@ -42,48 +43,40 @@ def _with(content: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _new_recipe(content: dict[str, Any], origin: str, settings: Sequence[str] = ()) -> Recipe:
-    """Of a file's content, with ``settings`` in it, to which errors are put down if there are."""
-    origin = "--set" if settings else origin
+    """Of a file's content, with ``settings`` in it, to which errors are put down if there are.
+
+    What of the file a setting makes useless has its default, so that the recipe is whole again.
+    """
+    origin, content = "--set" if settings else origin, deepcopy(content)
     recipe = recipe_of(content, origin)
-    keys = {setting.partition("=")[0].strip() for setting in settings}
-    reasons = _unused_of_data(recipe.data, keys), _unused_of_generators(recipe), _ruinous(recipe)
-    if reason := next(filter(None, reasons), ""):
+    set_ = {setting.partition("=")[0].strip() for setting in settings}
+    for key, causes, reason in _unused(recipe):
+        section, _, name = key.partition(".")
+        value = getattr(getattr(recipe, section), name)
+        default = type(getattr(recipe, section)).model_fields[name].default
+        if key in set_ or (value != default and not set_ & causes):
+            raise RecipeError(f"{origin}: {key} {value!r} {reason}")
+        content.get(section, {}).pop(name, None)
+    recipe = recipe_of(content, origin)
+    if reason := _ruinous(recipe):
         raise RecipeError(f"{origin}: {reason}")
     refuse_elsewhere(recipe, origin)
     return recipe
 
 
-def _unused_of_data(data: DataConfig, set_: Collection[str]) -> str:
-    """What of the data would not be looked at; a file's keys may be, if the rule was set anew."""
-    if data.dir is not None and data.name == "digits":
-        return f"data.dir {data.dir!r}: digits are in no folder; leave it out, or set data.name"
+def _unused(recipe: Recipe) -> Iterator[tuple[str, set[str], str]]:
+    """Keys that a run of this recipe passes over, the keys that make it so, and why."""
+    data, model = recipe.data, recipe.model
+    if data.name == "digits":
+        yield "data.dir", {"data.name"}, "holds no digits; leave it out, or set data.name=cifar10"
     for rule, keys in PARTITIONS.items():
+        why = f"goes with data.partition={rule}, and it is {data.partition}; leave it out"
         for key in keys if rule != data.partition else ():
-            value, asked = getattr(data, key), f"data.{key}" in set_ or "data.partition" not in set_
-            if asked and value != DataConfig.model_fields[key].default:
-                return (
-                    f"data.{key} {value:g} goes with data.partition={rule}, and it is "
-                    f"{data.partition}; leave it out, or set that"
-                )
-    return ""
-
-
-def _unused_of_generators(recipe: Recipe) -> str:
-    """What is for a learned generator, where there is none."""
-    model, train, wire = recipe.model, recipe.train, recipe.wire
-    if model.parametrization == "csg" and model.generator == "learned":
-        return ""
-    if train.generator_lr != 1:
-        return (
-            f"train.generator_lr {train.generator_lr:g} is for a learned generator, and there is "
-            "none; leave it out"
-        )
-    if wire.schedule != GeneratorSchedule():
-        return (
-            f"wire.generator_every {wire.generator_every}, generator_until {wire.generator_until} "
-            "are for a learned generator, and there is none; leave them out"
-        )
-    return ""
+            yield f"data.{key}", {"data.partition"}, f"{why}, or set that"
+    if model.parametrization != "csg" or model.generator != "learned":
+        for key in ("train.generator_lr", "wire.generator_every", "wire.generator_until"):
+            why = "is for a learned generator, and there is none; leave it out"
+            yield key, {"model.parametrization", "model.generator"}, why
 
 
 def _ruinous(recipe: Recipe) -> str:

@@ -252,7 +252,9 @@ class RunConfig(Section):
     @field_validator("superlink")
     @classmethod
     def _address(cls, address: str | None) -> str | None:
-        host, _, port = (address or "host:1").rpartition(":")
+        if address is None:
+            return None
+        host, _, port = address.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65_536:
             raise ValueError("give HOST:PORT, as fl.example.org:8000")
         return address

@@ -1,6 +1,7 @@
 """Who is connected, and the exchange of a round's messages with them."""
 
 import logging
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ UNANSWERED = (  # codes of errors by which Flower answers for a client
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
 )
 _MOST_AGAIN = 3
+_RAISED = re.compile(r"<class '([^']+)'>:<'(.*)'>", re.DOTALL)
 _PULL_S = 0.5  # with Flower's 3 s, a client often looks for its message in vain first
 _LOOK_S = 5.0
 
@@ -195,8 +197,8 @@ def _raised(reason: str | None) -> str:
     another text its last line.
     """
     text = reason or ""
-    kind, middle, message = text.rpartition("<class '")[2].partition("'>:<'")
-    if middle:
-        return f"raised {kind.rpartition('.')[2]}: {' '.join(message[:-2].split())}"
+    if found := _RAISED.search(text):
+        kind, message = found.groups()
+        return f"raised {kind.rpartition('.')[2]}: {' '.join(message.split())}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "an error without a reason"

@@ -43,7 +43,7 @@ class Owed:
         ``new`` is changed in place; ``sent`` is what clients trained from, ``momentum`` float32
         [trained] what it holds of earlier rounds.
         """
-        owed, still = self.left_out, self._still
+        owed, still = self.left_out.copy(), self._still
         waits = self.waits + owed[:still]
         if momentum.any():
             new[: self._trained] -= momentum

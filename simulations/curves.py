@@ -54,8 +54,10 @@ def read_runs(paths: Sequence[Path]) -> list[RunData]:
     Raises:
         RunFolderError: as ``read_run`` does.
     """
-    every = [path for given in paths for path in _runs_below(given)]
-    found = list({path.resolve(): path for path in reversed(every)}.values())[::-1]  # once each
+    once: dict[Path, Path] = {}
+    for path in [path for given in paths for path in _runs_below(given)]:
+        once.setdefault(path.resolve(), path)
+    found = list(once.values())
     begun = [p for p in found if RunFolder(p).rows() or not (p / "config.toml").exists()]
     if begun and len(found) > 1:
         for path in found:

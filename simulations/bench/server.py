@@ -181,7 +181,7 @@ def _superlink() -> Iterator[tuple[int, str]]:
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """Markdown: what was measured, and what many clients would take by it."""
-    lines = ["| codec | kB up | kB down | ms of CPU an update | ms a round for the downlink |",
+    lines = ["| codec | kB up | kB down | ms of CPU an update | ms for the messages |",
              "| --- | --: | --: | --: | --: |"]  # fmt: skip
     for name, row in found["updates"].items():
         lines.append(f"| {name} | {row['bytes_up'] / 1e3:.1f} | {row['bytes_down'] / 1e3:.1f} "
@@ -201,7 +201,7 @@ def many(found: Mapping[str, Any]) -> str:
     link, update = found["superlink"], found["updates"]["ecsq"]
     lines = ["| clients | polls and heartbeats a second | cores of SuperLinks for them "
              "| MB/s of them | a cohort of 1 %: MB a round | s of SuperLinks' CPU "
-             "| s to decode and average |",
+             "| s to read and average |",
              "| --: | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
     for clients in (100, 10_000, 1_000_000):
         idle, cohort = clients * (1 / _POLL_S + 1 / _HEARTBEAT_S), clients / 100

@@ -10,6 +10,7 @@ from client.job import Job, TrainingError
 from client.local import LocalClient
 from client.memory import NOTHING
 from client.shard import Shard, Shards, own_folder, partition_of
+from client.training import Losses
 from csg_core import GROUPS, build, exchanged, manifest, pack
 from csg_core.broadcast import Held
 from csg_core.codecs import codec_named
@@ -62,6 +63,38 @@ def test_a_round_is_the_same_whatever_the_client_did_before(tiny):
     assert again.payload == fresh.payload
     assert again.report.examples == len(shards[0].train_rows)
     assert again.report.loss_after < again.report.loss_before
+
+
+def test_a_client_that_receives_has_what_it_received_whatever_was_done_to_the_model(tiny):
+    recipe = tiny()
+    client, payload = LocalClient(recipe), _first(recipe)
+    job = _job(payload, Shards(recipe, client.device)[0], round_=1, partition=0)
+    for untrained in (False, True, False):
+        client.receive(job, untrained=untrained)
+        assert np.array_equal(pack(client.model), _model(recipe))
+        if not untrained:
+            client.fit(job)
+            assert not np.array_equal(pack(client.model), _model(recipe))
+
+
+def test_a_generator_that_is_trained_out_of_turn_is_owed_nothing(tiny):
+    class Heedless(LocalClient):
+        def fit(self, _job):
+            with torch.no_grad():
+                for parameter in self.model.parameters():
+                    parameter.add_(0.01)
+            return Losses(1.0, 1.0, 1.0)
+
+    wire = {"deltas": True, "generator_until": 0, "uplink": "ternary"}
+    recipe = tiny(wire=wire)
+    client = Heedless(recipe)
+    sender = Sender(client._channel, client._first.values)
+    sender.advance(client._first.values, 1, np.random.default_rng(0))
+    shard = Shards(recipe, client.device)[0]
+    left = client.train(_job(sender.message(0), shard, round_=1, partition=0)).memory.residual
+    still = manifest(build(recipe.model)).count("generator")
+    assert not left[:still].any()
+    assert left[still:].any()
 
 
 def test_rounds_and_partitions_draw_differently(tiny):

@@ -25,6 +25,7 @@ from federation.recipe_file import read_recipe
         ({"train": {"rounds": True}}, "train.rounds = True: .* valid integer"),
         ({"server": {"round_timeout": 1e18}}, "server.round_timeout = 1e.18: .* 2592000"),
         ({"run": {"superlink": "host"}}, "run.superlink = 'host': give HOST:PORT, as fl"),
+        ({"run": {"superlink": ""}}, "run.superlink = '': give HOST:PORT"),
         ({"run": {"superlink": "host:0"}}, "run.superlink = 'host:0': give HOST:PORT"),
         ({"data": "x"}, r"data = 'x': give a table, as \[data\] with its keys below it"),
         ({"model": "x"}, r"model = 'x': give a table"),
@@ -121,7 +122,6 @@ def test_a_mistake_in_a_setting_is_not_put_down_to_the_file(tmp_path):
                   "train.lr.x=5"):  # fmt: skip
         with pytest.raises(RecipeError, match=r"^--set"):
             read_recipe(path, [wrong])
-    assert read_recipe(path, ["data.partition=iid"]).data.partition == "iid"
     path.write_text("")
     for name in ("2026-11-27", "123", "12:00:00"):
         assert read_recipe(path, [f"run.dir={name}"]).run.dir == name
@@ -135,6 +135,33 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(RecipeError, match="cannot be read"):
         read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "usual"),
+    [
+        (["data.partition=iid"], {"data": {"alpha": 0.5, "dir": "/d"}}),
+        (["data.name=digits"], {"data": {"alpha": 0.1, "dir": None}}),
+        (["model.parametrization=dense"], {"train": {"generator_lr": 1.0},
+                                           "wire": {"generator_until": None}}),
+    ],
+)  # fmt: skip
+def test_what_a_setting_makes_useless_of_a_file_has_its_default(tmp_path, settings, usual):
+    path, again = tmp_path / "r.toml", tmp_path / "again.toml"
+    path.write_text(
+        "[data]\ndir = '/d'\nalpha = 0.1\npartition = 'dirichlet'\n[train]\ngenerator_lr = 0.3\n"
+        "[wire]\ndeltas = true\ngenerator_until = 4\n"
+    )
+    recipe = read_recipe(path, settings)
+    for section, keys in usual.items():
+        assert {key: getattr(getattr(recipe, section), key) for key in keys} == keys
+    again.write_text(recipe.to_toml())
+    assert read_recipe(again) == recipe
+    wrong = {"data.partition": "data.alpha=0.5", "data.name": "data.dir=/e"}
+    with pytest.raises(RecipeError, match="leave it out"):
+        read_recipe(
+            path, [*settings, wrong.get(settings[0].partition("=")[0], "wire.generator_every=1")]
+        )
 
 
 def test_a_byte_order_mark_is_none_of_the_file(tmp_path):

@@ -104,14 +104,17 @@ def test_who_holds_no_images_out_counts_for_nothing_and_goes_on_as_the_others(ma
     assert kinds == ["delta"] * 3
 
 
+@pytest.mark.parametrize(
+    "server", [{}, {"strategy": "fedavgm", "options": {"server_momentum": 0.5}}], ids=["", "m"]
+)
 @pytest.mark.parametrize("resumed", [False, True])
-def test_what_is_left_out_of_a_generator_waits_until_it_trains_again(made, resumed):
+def test_what_is_left_out_of_a_generator_waits_until_it_trains_again(made, resumed, server):
     """What clients have, and what they are owed, is always all that they have come to."""
     wire = {"deltas": True, "generator_every": 3, "downlink": "ternary"}
-    strategy = made(wire=wire)
+    strategy = made(wire=wire, server=server)
     still, rng = strategy.manifest.count("generator"), np.random.default_rng(0)
     wanted = strategy.downlink.held[:still].astype(np.float64)
-    left = []
+    left, step = [], 0.0
     for round_ in range(1, 9):
         trains = strategy.recipe.wire.schedule.trains(round_)
         values = rng.normal(size=strategy.manifest.size).astype(np.float32)
@@ -121,9 +124,10 @@ def test_what_is_left_out_of_a_generator_waits_until_it_trains_again(made, resum
             for place, node in enumerate(NODES)
         ]
         arrays, _ = strategy.aggregate_train(round_, replies)
-        wanted += values[:still]
+        step = values[:still] + (0.5 * step if server else 0.0)
+        wanted += step * trains  # momentum of other rounds is lost
         if resumed:
-            state, strategy = strategy.state(), made(wire=wire)
+            state, strategy = strategy.state(), made(wire=wire, server=server)
             strategy.restore(state)
         _sent(strategy, arrays, round_ + 1, Nodes())
         owed = strategy.owed.left_out[:still] + strategy.owed.waits

@@ -50,13 +50,13 @@ def test_a_folder_of_runs_stands_for_them_and_names_tell_them_apart(made, tmp_pa
     assert picture.read_text().count("dense") == 1
 
 
-def test_a_run_named_twice_is_shown_once(made, tmp_path, capsys):
-    folder = str(made("a", 0.5).path)
-    picture = ["--picture", str(tmp_path / "c.svg")]
-    assert main(["compare", folder, str(tmp_path), folder, *picture]) == 0
-    assert [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[2:3]] == [
-        "a"
-    ]
+def test_a_run_named_twice_is_shown_once_where_it_was_named_first(made, tmp_path, capsys):
+    made("a", 0.5), made("b", 0.6)
+    folders = [str(tmp_path / "b"), str(tmp_path), str(tmp_path / "b")]
+    assert main(["compare", *folders, "--picture", str(tmp_path / "c.svg")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:4]] == ["b", "a"]
+    assert lines[4].startswith("picture")
 
 
 @pytest.mark.parametrize(
