@@ -67,8 +67,6 @@ def _new_recipe(content: dict[str, Any], origin: str, settings: Sequence[str] = 
 def _unused(recipe: Recipe) -> Iterator[tuple[str, set[str], str]]:
     """Keys that a run of this recipe passes over, the keys that make it so, and why."""
     data, model = recipe.data, recipe.model
-    if data.name == "digits":
-        yield "data.dir", {"data.name"}, "holds no digits; leave it out, or set data.name=cifar10"
     for rule, keys in PARTITIONS.items():
         why = f"goes with data.partition={rule}, and it is {data.partition}; leave it out"
         for key in keys if rule != data.partition else ():

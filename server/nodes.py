@@ -193,12 +193,13 @@ def refusal(error: Error, timeout: float) -> str:
 
 
 def _raised(reason: str | None) -> str:
-    """Flower's ``<class 'module.Name'>:<'message'>`` as ``raised Name: message``, on one line; of
-    another text its last line.
+    """Flower's ``<class 'module.Name'>:<'message'>`` as ``raised Name: message``, on one line; of a
+    traceback, and of another text, its last line.
     """
-    text = reason or ""
-    if found := _RAISED.search(text):
-        kind, message = found.groups()
-        return f"raised {kind.rpartition('.')[2]}: {' '.join(message.split())}"
+    found = _RAISED.search(reason or "")
+    kind, text = found.groups() if found else ("", reason or "")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "an error without a reason"
+    if not found or any(line.startswith('File "') for line in lines):  # as Ray's
+        lines = lines[-1:]
+    line = " ".join(lines) or "an error without a reason"
+    return f"raised {kind.rpartition('.')[2]}: {line}" if found else line

@@ -13,10 +13,12 @@ from simulations.local_engine import run_local
 
 @pytest.fixture(autouse=True)
 def heard():
-    """SIGINT interrupts, also where the tests were begun in the background of a script."""
+    """SIGINT interrupts, and SIGHUP is heard, also where the tests were begun in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGHUP, hangup)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -52,9 +52,9 @@ def passed(monkeypatch):
     """The lengths of all payloads that clients were handed as arrays."""
     found, receive = [], LocalClient._receive
 
-    def noting(self, payload, *rest):
+    def noting(self, payload, *rest, **more):
         found.extend([len(payload)] * isinstance(payload, Passed))
-        return receive(self, payload, *rest)
+        return receive(self, payload, *rest, **more)
 
     monkeypatch.setattr(LocalClient, "_receive", noting)
     return found
