@@ -109,7 +109,8 @@ class Rounds:
             self._best_path.unlink()
         if self._best is not None and not self._best_path.exists():
             _log.warning(
-                "%s: the model of round %d, the best so far, was lost with a damaged checkpoint",
+                "%s: the model of round %d, the best so far, is no longer there; only a better one "
+                "will be kept",
                 self.folder.path, self._best.round,
             )  # fmt: skip
 

@@ -206,6 +206,29 @@ def test_the_best_model_is_there_whenever_a_run_breaks_off(tiny, tmp_path, monke
     assert best == folder.summary()["best_round"] == (3 if owner else 1)
 
 
+def test_a_best_model_that_is_lost_with_the_newest_checkpoint_is_told(
+    tiny, tmp_path, monkeypatch, caplog
+):
+    from server import rounds
+
+    accuracies = {1: 0.1, 2: 0.8, 3: 0.3, 4: 0.9}
+    monkeypatch.setattr(
+        rounds.Rounds, "_evaluate", lambda _self, round_, _values: (1.0, accuracies[round_])
+    )
+    folder = RunFolder(tmp_path / "run")
+    recipe = tiny(run={"dir": str(folder.path)}, train={"rounds": 4})
+    folder.create(recipe, {}, [])
+    run_local(recipe, lambda _row: None)
+    run_local(recipe, lambda _row: None)
+    assert "no longer there" not in caplog.text
+    newest = folder.checkpoints / "round-000004.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-9])
+    accuracies[4] = 0.2
+    run_local(recipe, lambda _row: None)
+    assert "the model of round 2, the best so far, is no longer there; only a bet" in caplog.text
+    assert not (folder.checkpoints / "best.safetensors").exists()
+
+
 def test_a_damaged_next_best_model_does_not_take_the_place_of_the_best(tiny, run):
     folder, _ = run(tiny())
     best, following = (folder.checkpoints / f"{n}.safetensors" for n in ("best", "best-next"))
