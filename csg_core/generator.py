@@ -85,9 +85,10 @@ class SliceGenerator(nn.Module):
             raise ValueError(f"seed {seed} is out of range; use 0 to 2**63 - 1")
         if std is not None and not _is_deviation(std):
             raise ValueError(f"std {std} is no standard deviation; use a positive number")
-        self.slice_size = slice_size
-        self.code_size = code_size
-        self.kernel_size = kernel_size
+        seed = int(seed)  # of numpy, as the sizes may be
+        self.slice_size = int(slice_size)
+        self.code_size = code_size = int(code_size)
+        self.kernel_size = int(kernel_size)
         self.kind: GeneratorKind = kind
         self.std = _COLUMN_LENGTH / math.sqrt(self.slice_values) if std is None else std
         if weight is not None:

@@ -239,3 +239,15 @@ def test_torchvision_networks_convert_and_fold(name):
         outputs, plain = outputs["out"], plain["out"]
     assert torch.isfinite(outputs).all()
     torch.testing.assert_close(plain, outputs)
+
+
+def test_a_network_that_grows_is_told():
+    small = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+    assert "these are more; for so small a network" in str(generate_filters(small))
+    assert "these are more" not in str(generate_filters(dense_network("resnet20")))
+
+
+def test_convolutions_are_chosen_by_name_and_not_themselves():
+    model = nn.Sequential(nn.Conv2d(16, 16, 3))
+    with pytest.raises(ValueError, match="select holds a Conv2d; give names, or a function"):
+        generate_filters(model, select=[model[0]])

@@ -151,6 +151,7 @@ def test_a_generator_that_is_kept_from_training_is_part_of_the_fingerprint():
     [
         (lambda a: a[:-1], r"packed array is float32 \(116801,\); this model needs float32"),
         (lambda a: a.astype(np.float64), "packed array is float64"),
+        (lambda a: a.tolist(), "packed is a list; give an array, as pack does"),
         (lambda a: a.reshape(1, -1), r"\(1, 116802\)"),
         (lambda a: np.where(np.arange(a.size) == 5, np.nan, a).astype("f4"),
          r"generator\.weight holds"),

@@ -160,3 +160,22 @@ def test_a_draw_that_describes_no_generator_is_refused():
 def test_a_learned_generator_starts_from_the_seed_of_the_build():
     first, other = (build(ModelSpec(), seed=s).layer1[0].conv1.generator for s in (1, 2))
     assert not torch.equal(first.weight, other.weight)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"slice_size": 4.5}, r"slice size 4\.5 cannot be; use a whole number"),
+        ({"code_size": "8"}, "code size '8' cannot be"),
+        ({"kernel_size": (3, 3)}, r"kernel size \(3, 3\) cannot be"),
+        ({"seed": 1.5}, r"seed 1\.5 cannot be; use a whole number"),
+        ({"seed": True}, "seed True cannot be"),
+    ],
+)
+def test_sizes_are_whole_numbers_of_any_kind(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SliceGenerator(**{"slice_size": 4, "code_size": 8, **arguments})
+    numpys = SliceGenerator(np.int64(4), np.int32(8), seed=np.int64(3))
+    assert torch.equal(numpys.weight, SliceGenerator(4, 8, seed=3).weight)
+    with pytest.raises(ValueError, match="code_size 0 cannot be"):
+        paper_std(0)

@@ -133,3 +133,8 @@ def test_torchvision_is_imported_only_where_it_is_used():
         "sys.exit('torchvision' in sys.modules or 'sklearn' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_network_has_an_output():
+    with pytest.raises(ValueError, match="classes 0 cannot be; use 1 or more"):
+        dense_network("resnet20", classes=0)

@@ -10,6 +10,7 @@ from server.record import RoundRow, RunFolder, RunFolderError
 from simulations import command, machine, plots
 from simulations.cli import main
 from simulations.curves import read_run, read_runs
+from simulations.progress import megabytes
 from simulations.report import page
 from simulations.run import _made
 
@@ -170,3 +171,12 @@ def test_what_a_study_cannot_do_is_said_in_one_line():
     with pytest.raises(SystemExit) as ended:
         command.run(failing)
     assert ended.value.code == "test_compare: [Errno 2] No such file or directory: 'there.json'"
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(999, "1.0 kB"), (1_500_000, "1.50 MB"), (9_999_000_000, "9999.00 MB"), (4.7e10, "47.00 GB"),
+     (4.67e13, "46.70 TB")],
+)  # fmt: skip
+def test_bytes_are_told_in_a_fitting_unit(count, told):
+    assert megabytes(int(count)) == told
