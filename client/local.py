@@ -182,8 +182,8 @@ class LocalClient:
             return payload, None
         left = update - decode(payload, label, codec)
         left[self._trained :] = 0  # of statistics, the next update holds what is missing again
-        if not self.recipe.wire.schedule.trains(round_):
-            left[: self._still] = 0  # what a fit of one's own did to a generator all the same
+        if not self.recipe.wire.schedule.trains(round_):  # whatever a fit of one's own did to it
+            left[: self._still] = 0 if residual is None else residual[: self._still]
         return payload, left
 
     def fit(self, job: Job) -> Losses:

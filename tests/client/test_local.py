@@ -8,7 +8,7 @@ import torch
 
 from client.job import Job, TrainingError
 from client.local import LocalClient
-from client.memory import NOTHING
+from client.memory import NOTHING, Memory
 from client.shard import Shard, Shards, own_folder, partition_of
 from client.training import Losses
 from csg_core import GROUPS, build, exchanged, manifest, pack
@@ -77,7 +77,7 @@ def test_a_client_that_receives_has_what_it_received_whatever_was_done_to_the_mo
             assert not np.array_equal(pack(client.model), _model(recipe))
 
 
-def test_a_generator_that_is_trained_out_of_turn_is_owed_nothing(tiny):
+def test_a_generator_that_is_trained_out_of_turn_is_owed_what_it_was_before(tiny):
     class Heedless(LocalClient):
         def fit(self, _job):
             with torch.no_grad():
@@ -91,10 +91,13 @@ def test_a_generator_that_is_trained_out_of_turn_is_owed_nothing(tiny):
     sender = Sender(client._channel, client._first.values)
     sender.advance(client._first.values, 1, np.random.default_rng(0))
     shard = Shards(recipe, client.device)[0]
-    left = client.train(_job(sender.message(0), shard, round_=1, partition=0)).memory.residual
     still = manifest(build(recipe.model)).count("generator")
-    assert not left[:still].any()
-    assert left[still:].any()
+    before = np.random.default_rng(1).normal(size=client._first.values.size).astype(np.float32)
+    for memory, owed in ((NOTHING, 0 * before), (Memory(residual=before), before)):
+        job = _job(sender.message(0), shard, round_=1, partition=0, memory=memory)
+        left = client.train(job).memory.residual
+        assert np.array_equal(left[:still], owed[:still])
+        assert not np.array_equal(left[still:], owed[still:])
 
 
 def test_rounds_and_partitions_draw_differently(tiny):
