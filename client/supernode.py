@@ -1,10 +1,11 @@
 """Flower's SuperNode, over HTTP/2 where the server offers it.
 
-A SuperNode signs every request, polls included: about a kilobyte of headers, nearly the same each
-time, and more than a round's payload in all. HTTP/2 sends of headers what is new (HPACK, RFC 7541),
-and connections are kept, so that a heartbeat takes no TLS handshake. It is agreed upon in TLS
-(ALPN): a server that speaks HTTP/1.1 only, and one without TLS, is spoken to as Flower does. Who
-has waited long asks less often (``Pace``). The arguments are those of ``flower-supernode``:
+A SuperNode proves itself with every request, polls included: about a kilobyte of headers, nearly
+the same each time, and more than a round's payload in all. HTTP/2 sends of headers what is new
+(HPACK, RFC 7541), a signature is used for a minute (``KeptSignature``), and connections are kept,
+so that a heartbeat takes no TLS handshake. It is agreed upon in TLS (ALPN): a server that speaks
+HTTP/1.1 only, and one without TLS, is spoken to as Flower does. Who has waited long asks less often
+(``Pace``). The arguments are those of ``flower-supernode``:
 
     python -m client.supernode --superlink HOST:8443 --root-certificates ca.crt ...
 
@@ -21,16 +22,23 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
-from flwr.supercore.protobuf.client import ProtobufClientInterceptor
+from flwr.supercore.interceptors.http.utils import add_headers
+from flwr.supercore.protobuf.client import (
+    ProtobufCall,
+    ProtobufClientInterceptor,
+    ProtobufRequestContext,
+)
 from flwr.supercore.retry import RetryInvoker
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.cli import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from client.curl import CurlTransport
 
 _log = logging.getLogger(__name__)
 _FLOWERS_PAUSE_S = 3.0  # between two polls
+_SIGNED_S = 60.0  # for which a signature is used
 _MOST_PAUSE_S = 15.0  # a server's question whether a client is idle expires after 30 s
 _POLL, _HEARTBEAT = "/v1/fleet/pull-messages", "/v1/fleet/send-node-heartbeat"
 
@@ -59,6 +67,34 @@ class Pace:
             time.sleep(more)
 
 
+class KeptSignature:
+    """Flower's proof of a client's identity, made once a minute.
+
+    What is signed is the time alone, and a SuperLink takes it for five minutes. Made anew for every
+    request, it would be most of what HTTP/2 sends of headers, and would push the key, which never
+    changes, out of the table of headers that both ends know.
+    """
+
+    def __init__(self, signer: NodeAuthHttpInterceptor) -> None:
+        self._signer = signer
+        self._signed_at = 0.0  # by the clock that is signed, which may be set
+        self._headers: dict[str, str] = {}
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """Add the headers of the last signature, or of a new one."""
+        if 0 <= time.time() - self._signed_at < _SIGNED_S:
+            add_headers(context.request, self._headers)
+            return call_next(context)
+        before = set(context.request.headers)
+
+        def keep(signed: ProtobufRequestContext) -> httpx.Response:
+            new = {k: v for k, v in signed.request.headers.items() if k not in before}
+            self._headers, self._signed_at = new, time.time()
+            return call_next(signed)
+
+        return self._signer.intercept(context, keep)
+
+
 class FleetClient(FleetHttpClient):
     """Flower's client of the Fleet API, over ``CurlTransport`` and with a ``Pace``."""
 
@@ -77,8 +113,12 @@ class FleetClient(FleetHttpClient):
         """As Flower makes one; ``root_certificates`` are PEM, or the path of a file of it."""
         if isinstance(root_certificates, str):
             root_certificates = Path(root_certificates).read_bytes()
+        kept = [
+            KeptSignature(each) if isinstance(each, NodeAuthHttpInterceptor) else each
+            for each in interceptors
+        ]
         client = super().from_server_address(
-            server_address, insecure, root_certificates, interceptors, retry_invoker=retry_invoker
+            server_address, insecure, root_certificates, kept, retry_invoker=retry_invoker
         )
         timeout = client._client.timeout
         client._client.close()

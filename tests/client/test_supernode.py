@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 import time
+from base64 import b64decode
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,8 +21,11 @@ import pytest
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
 from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, verify_signature
+from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from client import curl, supernode
 from client.supernode import FleetClient
@@ -44,7 +48,7 @@ class Proxied:
 
     def __init__(self, folder: Path, changes: dict[str, str]) -> None:
         self.folder, self.digests, self.free, self.pushing = folder, [], Event(), Event()
-        self.served, self.status = Counter(), 200
+        self.served, self.signatures, self.status = Counter(), [], 200
         self.free.set()
         outer = self
 
@@ -53,6 +57,9 @@ class Proxied:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 name, answer = self.path.rpartition("/")[2], b""
                 outer.served[name] += 1
+                outer.signatures.append(
+                    (self.headers["flwr-timestamp"], self.headers["flwr-signature"])
+                )
                 if name == "push-object":
                     content = PushObjectRequest.FromString(body).object_content
                     outer.digests.append(hashlib.sha256(content).hexdigest())
@@ -96,9 +103,10 @@ class Proxied:
         self.nginx = subprocess.Popen(command)
         wait_until(lambda: listens(self.nginx.pid, self.port), "nginx does not listen")
 
-    def client(self) -> FleetClient:
+    def client(self, *interceptors: ProtobufClientInterceptor) -> FleetClient:
         ca = str(self.folder / "keys" / "proxy" / "ca.crt")
-        return FleetClient.from_server_address(f"127.0.0.1:{self.port}", False, ca, [])
+        place = f"127.0.0.1:{self.port}"
+        return FleetClient.from_server_address(place, False, ca, interceptors)
 
     def requests(self) -> list[list[str]]:
         """Connection, protocol, status and name of each request."""
@@ -278,6 +286,29 @@ def test_a_server_that_cannot_be_had_is_named_so_that_flower_knows_what_to_do(pr
             with pytest.raises(expected) as refused:  # both are tried again
                 client.PullMessages(PullMessagesRequest())
             assert not re.search("certificate|ssl|tls", str(refused.value), re.I), "unless"
+
+
+@needs_nginx
+def test_a_signature_is_used_until_it_is_old(proxied, monkeypatch):
+    private, public = generate_key_pairs()
+    with proxied.client(NodeAuthHttpInterceptor(private, public)) as client:
+        for _ in range(3):
+            client.PullMessages(PullMessagesRequest())
+        assert client.SendNodeHeartbeat(SendNodeHeartbeatRequest()).success
+        monkeypatch.setattr(supernode, "_SIGNED_S", 0.0)
+        client.PullMessages(PullMessagesRequest())
+        monkeypatch.setattr(supernode, "_SIGNED_S", 60.0)
+        client.PullMessages(PullMessagesRequest())
+        in_past = time.time() - 3600
+        monkeypatch.setattr(supernode.time, "time", lambda: in_past)
+        client.PullMessages(PullMessagesRequest())
+    first, *_ = proxied.signatures
+    assert proxied.signatures[:4] == [first] * 4
+    later = proxied.signatures[4]
+    assert proxied.signatures[5] == later != first
+    assert proxied.signatures[6] != later, "the clock was set"
+    for stamp, signature in proxied.signatures:
+        assert verify_signature(public, stamp.encode(), b64decode(signature))
 
 
 def test_who_waits_long_asks_less_often_and_is_late_by_a_quarter(monkeypatch):
