@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections.abc import Collection
 from io import BytesIO
 from queue import Empty, LifoQueue
 
@@ -13,6 +14,7 @@ import pycurl
 _log = logging.getLogger(__name__)
 _KEPT_S = 60  # a connection without requests; less than the proxy's keepalive_timeout
 _LOOK_S = 1.0  # after which a signal is heard at the latest
+_WINDOW = 1 << 16  # bytes a second: libcurl makes room for as much as it may receive in one
 _UNREACHABLE = (
     pycurl.E_COULDNT_CONNECT,
     pycurl.E_COULDNT_RESOLVE_HOST,
@@ -29,10 +31,14 @@ class CurlTransport(httpx.BaseTransport):
 
     Args:
         trusted: certificates that prove servers, PEM; none: those of certifi, as httpx has it.
+        small: paths of which answers are short. With every other request libcurl makes room for
+            more than HTTP/2 has at first, 64 KiB, by a frame that takes some 180 bytes with its
+            headers and its acknowledgement.
     """
 
-    def __init__(self, trusted: bytes | None) -> None:
+    def __init__(self, trusted: bytes | None, small: Collection[str] = ()) -> None:
         self._trusted = trusted
+        self._small = small
         self._idle: LifoQueue[_Line] = LifoQueue()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -41,7 +47,7 @@ class CurlTransport(httpx.BaseTransport):
         except Empty:
             line = _Line(self._trusted)
         try:
-            response = line.exchange(request)
+            response = line.exchange(request, small=request.url.path in self._small)
         except BaseException:
             line.close()
             raise
@@ -68,8 +74,8 @@ class _Line:
         else:
             curl.setopt(pycurl.CAINFO_BLOB, trusted)
 
-    def exchange(self, request: httpx.Request) -> httpx.Response:
-        """The response to a request.
+    def exchange(self, request: httpx.Request, *, small: bool = False) -> httpx.Response:
+        """The response to a request; a small one is taken at 64 KiB a second at most.
 
         Raises:
             httpx.TransportError: if there is none; ``timeout`` of the request is the time to
@@ -84,6 +90,7 @@ class _Line:
             curl.setopt(pycurl.CUSTOMREQUEST, request.method)
             curl.setopt(pycurl.POSTFIELDS, request.read())
             curl.setopt(pycurl.HTTPHEADER, [*sent, "expect:"])
+            curl.setopt(pycurl.MAX_RECV_SPEED_LARGE, _WINDOW if small else 0)
             curl.setopt(pycurl.CONNECTTIMEOUT_MS, round(1000 * (waits.get("connect") or 0)))
             curl.setopt(pycurl.HEADERFUNCTION, headers.take)
             curl.setopt(pycurl.WRITEFUNCTION, body.write)
@@ -106,6 +113,14 @@ class _Line:
         self._multi.close()
         self._curl.close()
 
+    def _wait(self, seconds: float) -> None:
+        """For the network, or until libcurl wants to go on by itself, as with bytes it has read."""
+        wanted = self._multi.timeout()  # ms; less than none: it has no wish
+        if wanted >= 0:
+            seconds = min(seconds, wanted / 1000)
+        if seconds and self._multi.select(seconds) < 0:
+            time.sleep(min(seconds, 0.01))  # it returns at once while it has no socket
+
     def _perform(self, seconds: float | None) -> None:
         """To the end; signals are heard meanwhile."""
         passed, since, going = 0, time.monotonic(), True
@@ -118,8 +133,8 @@ class _Line:
                 passed, since = now, time.monotonic()
             if going and seconds is not None and time.monotonic() - since > seconds:
                 raise TimeoutError(f"nothing came for {seconds:g} s")
-            if going and self._multi.select(min(_LOOK_S, seconds or _LOOK_S)) <= 0:
-                time.sleep(0.01)  # it returns at once while it has no socket
+            if going:
+                self._wait(min(_LOOK_S, seconds or _LOOK_S))
         for _, code, text in self._multi.info_read()[2]:
             raise pycurl.error(code, text)
 

@@ -41,6 +41,13 @@ _FLOWERS_PAUSE_S = 3.0  # between two polls
 _SIGNED_S = 60.0  # for which a signature is used
 _MOST_PAUSE_S = 15.0  # a server's question whether a client is idle expires after 30 s
 _POLL, _HEARTBEAT = "/v1/fleet/pull-messages", "/v1/fleet/send-node-heartbeat"
+_SMALL = {  # of which answers are short: all of a round but the objects of a message
+    _POLL,
+    _HEARTBEAT,
+    "/v1/fleet/confirm-message-received",
+    "/v1/fleet/push-messages",
+    "/v1/fleet/push-object",
+}
 
 
 class Pace:
@@ -123,7 +130,9 @@ class FleetClient(FleetHttpClient):
         timeout = client._client.timeout
         client._client.close()
         client._client = httpx.Client(
-            transport=CurlTransport(root_certificates), timeout=timeout, follow_redirects=True
+            transport=CurlTransport(root_certificates, _SMALL),
+            timeout=timeout,
+            follow_redirects=True,
         )
         client._pace = Pace(_most_pause())
         return client

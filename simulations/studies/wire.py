@@ -71,14 +71,19 @@ ARMS = {
     "csg s=12 d=72, ecsq steps 3, 4": Arm(_lossy("ecsq:step=3,codes=4")),
     "plain Flower, TLS": Arm(None, over="TLS"),
     "csg s=12 d=72, ecsq, TLS": Arm(_lossy("ecsq"), over="TLS"),
-    "csg s=12 d=72, ecsq, HTTP/2": Arm(_lossy("ecsq"), over="HTTP/2"),
+    "csg s=12 d=72, ecsq, HTTP/2": Arm(_lossy("ecsq"), over="HTTP/2", timestamps=False),
     "csg s=12 d=72, ecsq codes 1.5, HTTP/2": Arm(
         ["model.code_size=72", "wire.predict=false", *_lossy("ecsq:codes=1.5")],
         recipe="cifar10-compressed",
         over="HTTP/2",
+        timestamps=False,
     ),
-    "csg s=12 d=72, ecsq steps 3, 4, HTTP/2": Arm(_lossy("ecsq:step=3,codes=4"), over="HTTP/2"),
-    "cifar10-compressed, HTTP/2": Arm([], recipe="cifar10-compressed", over="HTTP/2"),
+    "csg s=12 d=72, ecsq steps 3, 4, HTTP/2": Arm(
+        _lossy("ecsq:step=3,codes=4"), over="HTTP/2", timestamps=False
+    ),
+    "cifar10-compressed, HTTP/2": Arm(
+        [], recipe="cifar10-compressed", over="HTTP/2", timestamps=False
+    ),
 }
 
 

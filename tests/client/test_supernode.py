@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
@@ -20,7 +21,12 @@ import httpx
 import pytest
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
-from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
+from flwr.proto.message_pb2 import (
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, verify_signature
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supernode import fleet_http_connection
@@ -50,6 +56,7 @@ class Proxied:
         self.folder, self.digests, self.free, self.pushing = folder, [], Event(), Event()
         self.served, self.signatures, self.status = Counter(), [], 200
         self.free.set()
+        self.answer = PullObjectResponse()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -66,6 +73,8 @@ class Proxied:
                     outer.pushing.set()
                     outer.free.wait(30)
                     answer = PushObjectResponse(stored=True).SerializeToString()
+                if name == "pull-object":
+                    answer = outer.answer.SerializeToString()
                 if name == "send-node-heartbeat":
                     answer = SendNodeHeartbeatResponse(success=True).SerializeToString()
                 self.send_response(outer.status)
@@ -134,6 +143,29 @@ def changed(**changes: str):
     new = {re.search(rf"{key} [^;]*;", PROXY_CONF)[0]: f"{key} {value};"
            for key, value in changes.items()}  # fmt: skip
     return pytest.mark.parametrize("proxied", [new], indirect=True)
+
+
+class Relay:
+    """A port whose bytes go to another's, and back, and are counted: up and down."""
+
+    def __init__(self, port: int) -> None:
+        self.bytes = [0, 0]
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        Thread(target=self._accept, args=[port], daemon=True).start()
+
+    def _accept(self, port: int) -> None:
+        while True:
+            near, _ = self._server.accept()
+            far = socket.create_connection(("127.0.0.1", port))
+            for way, ends in enumerate([(near, far), (far, near)]):
+                Thread(target=self._pass, args=[way, *ends], daemon=True).start()
+
+    def _pass(self, way: int, source: socket.socket, sink: socket.socket) -> None:
+        while data := source.recv(1 << 16):
+            self.bytes[way] += len(data)
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
 
 
 def _object(size: int) -> PushObjectRequest:
@@ -309,6 +341,37 @@ def test_a_signature_is_used_until_it_is_old(proxied, monkeypatch):
     assert proxied.signatures[6] != later, "the clock was set"
     for stamp, signature in proxied.signatures:
         assert verify_signature(public, stamp.encode(), b64decode(signature))
+
+
+@needs_nginx
+def test_a_poll_takes_few_bytes(proxied):
+    """No signature but now and then, and no frames of HTTP/2 that make room."""
+    relay = Relay(proxied.port)
+    proxied.port = relay.port
+    with proxied.client(NodeAuthHttpInterceptor(*generate_key_pairs())) as client:
+        for _ in range(5):
+            client.PullMessages(PullMessagesRequest())
+        time.sleep(0.2)
+        before = list(relay.bytes)
+        for _ in range(10):
+            client.PullMessages(PullMessagesRequest())
+        time.sleep(0.2)
+    up, down = (now - then for now, then in zip(relay.bytes, before, strict=True))
+    assert 0 < up < 10 * 90, "of TLS and HTTP/2"
+    assert 0 < down < 10 * 90
+
+
+@needs_nginx
+def test_large_answers_come_at_once(proxied, monkeypatch):
+    """libcurl may hold bytes of TLS that no socket tells of any more."""
+    monkeypatch.setattr(curl, "_LOOK_S", 20.0)
+    with proxied.client() as client:
+        for size in (60_000, 300_000, 1 << 20, 5 << 20) * 3:
+            proxied.answer = PullObjectResponse(object_found=True, object_content=bytes(size))
+            began = time.monotonic()
+            answer = client.PullObject(PullObjectRequest())
+            assert len(answer.object_content) == size
+            assert time.monotonic() - began < 10
 
 
 def test_who_waits_long_asks_less_often_and_is_late_by_a_quarter(monkeypatch):
