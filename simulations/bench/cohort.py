@@ -1,15 +1,18 @@
 """What clients that train at once gain on a GPU: images a second of their steps.
 
 The same batches, which lie on the device already, in steps as ``run.cohort`` takes them (each
-client's a branch of one CUDA graph), and in those of one client that are not captured.
+client's a branch of one CUDA graph), in those of stacked models by ``torch.func`` (grouped
+convolutions, as one graph, too), and in those of one client that are not captured.
 """
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
 import torch
+from torch import nn
 
 from client.replicas import Batch, Replicas
 from csg_core import ModelSpec, build
@@ -17,6 +20,7 @@ from csg_core.evaluation import Precision
 from csg_core.images import ImageSet
 from federation.sections import TrainConfig
 from simulations.bench.part import CLASSES
+from simulations.bench.stacked import Stacked
 from simulations.machine import device_name
 
 NEEDS_IMAGES = False
@@ -43,14 +47,17 @@ def measure(_images: str | None) -> dict[str, Any] | None:
 
 def tables(found: dict[str, Any]) -> dict[str, str]:
     """Markdown: a row for each network and precision."""
-    heads = "".join(f" {count} at once |" for count in COHORTS)
+    rows = found["rows"]
+    ways = {"at once": "at_once", "stacked": "stacked"}  # by what is said of them
+    ways = {said: way for said, way in ways.items() if all(way in row for row in rows)}
+    heads = "".join(f" {count} {said} |" for said in ways for count in COHORTS)
     lines = [
         f"| network, precision | one by one, not captured |{heads}",
-        "| --- | --: |" + " --: |" * len(COHORTS),
+        "| --- | --: |" + " --: |" * len(ways) * len(COHORTS),
     ]
-    for row in found["rows"]:
-        speeds = [row["one_by_one"], *(row["at_once"][str(count)] for count in COHORTS)]
-        cells = "".join(f" {speed:,.0f} |" for speed in speeds)
+    for row in rows:
+        together = [row[way][str(count)] for way in ways.values() for count in COHORTS]
+        cells = "".join(f" {speed:,.0f} |" for speed in [row["one_by_one"], *together])
         lines.append(f"| {row['network']}, {row['kind']}, {row['precision']} |{cells}")
     lines.append(f"\nImages a second on one {found['device']}, batches of {_BATCH}.")
     return {"cohort": "\n".join(lines)}
@@ -60,28 +67,46 @@ def _speeds(network: str, kind: Any, precision: Precision, device: torch.device)
     data, batches = _batches(max(COHORTS), device)
     model = build(ModelSpec(name=network, parametrization=kind)).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    at_once, one_by_one = {}, 0.0
+    at_once, stacked, one_by_one = {}, {}, 0.0
     for count in COHORTS:
         replicas = Replicas(model, count, data, train=TrainConfig(), mu=0.0, precision=precision)
         replicas.set_lr(1e-3)
-        at_once[str(count)] = _images_per_second(replicas.step, batches[:count])
+        at_once[str(count)] = _images_per_second(
+            partial(replicas.step, 0, batches[:count]), images=count * _BATCH
+        )
         if count == 1:
-            one_by_one = _images_per_second(replicas.step_uncaptured, batches[:1])
-    return {"one_by_one": one_by_one, "at_once": at_once}
+            one_by_one = _images_per_second(
+                partial(replicas.step_uncaptured, 0, batches[:1]), images=_BATCH
+            )
+        stacked[str(count)] = _stacked_speed(model, data, batches[:count], precision)
+    return {"one_by_one": one_by_one, "at_once": at_once, "stacked": stacked}
 
 
-def _images_per_second(
-    step: Callable[[int, Sequence[Batch]], object], batches: Sequence[Batch]
+def _stacked_speed(
+    model: nn.Module, data: ImageSet, batches: Sequence[Batch], precision: Precision
 ) -> float:
+    stacked = Stacked(model, len(batches), data, train=TrainConfig(), precision=precision)
+    stacked.set_lr(1e-3)
+    beside = torch.cuda.Stream()  # where work is begun that is captured afterwards
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(_WARM_UP):
+            stacked.step(batches)
+    torch.cuda.current_stream().wait_stream(beside)
+    stacked.capture(batches)
+    return _images_per_second(stacked.replay, images=len(batches) * _BATCH)
+
+
+def _images_per_second(step: Callable[[], object], images: int) -> float:
     for _ in range(_WARM_UP):
-        step(0, batches)
+        step()
     torch.cuda.synchronize()
     steps, began = 0, time.perf_counter()
     while steps < _WARM_UP or time.perf_counter() - began < _SECONDS:
-        step(0, batches)
+        step()
         torch.cuda.synchronize()
         steps += 1
-    return steps * len(batches) * _BATCH / (time.perf_counter() - began)
+    return steps * images / (time.perf_counter() - began)
 
 
 def _batches(count: int, device: torch.device) -> tuple[ImageSet, list[Batch]]:

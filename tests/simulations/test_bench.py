@@ -11,12 +11,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from client.replicas import Replicas
+from csg_core import ModelSpec, build
+from csg_core.images import ImageSet
+from federation.sections import TrainConfig
 from server.record import RunFolder
 from simulations.bench import __main__ as bench
-from simulations.bench import engines, growth, limits, part, server, steps
+from simulations.bench import cohort, engines, growth, limits, part, server, steps
 from simulations.bench.limits import Arm
 from simulations.bench.loop import loop
 from simulations.bench.measured import measured
+from simulations.bench.stacked import Stacked
 from simulations.local_engine import run_local
 
 TINY = ("model.width=0.25", "model.slice_size=4", "model.code_size=12",
@@ -224,3 +229,39 @@ def test_the_command_keeps_json_and_fills_its_page(tmp_path, monkeypatch, capsys
     assert kept["found"] == found
     assert kept["date"] in dates | {time.strftime("%Y-%m-%d")}
     assert kept["machine"]["torch"] == torch.__version__
+
+
+def test_stacked_models_step_as_replicas_do():
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (3 * 8, 32, 32, 3), generator=rng, dtype=torch.uint8)
+    labels = torch.randint(0, 10, (3 * 8,), generator=rng)
+    data = ImageSet(images, labels, 10)
+    batches = list(zip(images.split(8), labels.split(8), strict=True))
+    model = build(ModelSpec(name="resnet20", code_size=36, classes=10), seed=0)
+    train = TrainConfig(weight_decay=0.01)
+    replicas = Replicas(model, 3, data, train=train, mu=0.0, precision="fp32")
+    stacked = Stacked(model, 3, data, train=train, precision="fp32")
+    for way in (replicas, stacked):
+        way.set_lr(0.01)
+    for _ in range(3):
+        torch.testing.assert_close(
+            stacked.step(batches), replicas.step(0, batches), rtol=1e-3, atol=1e-3
+        )
+    for place, replica in enumerate(replicas):
+        for name, parameter in replica.model.named_parameters():
+            torch.testing.assert_close(
+                stacked.parameters[name][place], parameter.detach(), rtol=1e-2, atol=1e-3
+            )
+
+
+def test_a_table_of_cohorts_holds_stacked_models_where_they_were_measured():
+    row = {"network": "resnet20", "kind": "csg", "precision": "fp32", "one_by_one": 1000.0,
+           "at_once": dict.fromkeys(("1", "10", "20"), 2000.0)}  # fmt: skip
+    both = row | {"stacked": dict.fromkeys(("1", "10", "20"), 3000.0)}
+    without, beside = (
+        cohort.tables({"device": "a card", "rows": [of]})["cohort"].splitlines()
+        for of in (row, both)
+    )
+    assert {line.count("|") for line in without[:3]} == {6}
+    assert {line.count("|") for line in beside[:3]} == {9}
+    assert beside[2].endswith("| 2,000 | 3,000 | 3,000 | 3,000 |")
