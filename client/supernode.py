@@ -39,6 +39,7 @@ from client.curl import CurlTransport
 _log = logging.getLogger(__name__)
 _FLOWERS_PAUSE_S = 3.0  # between two polls
 _SIGNED_S = 60.0  # for which a signature is used
+_LARGE = 1 << 16  # bytes of a request
 _MOST_PAUSE_S = 15.0  # a server's question whether a client is idle expires after 30 s
 _POLL, _HEARTBEAT = "/v1/fleet/pull-messages", "/v1/fleet/send-node-heartbeat"
 _SMALL = {  # of which answers are short: all of a round but the objects of a message
@@ -79,7 +80,8 @@ class KeptSignature:
 
     What is signed is the time alone, and a SuperLink takes it for five minutes. Made anew for every
     request, it would be most of what HTTP/2 sends of headers, and would push the key, which never
-    changes, out of the table of headers that both ends know.
+    changes, out of the table of headers that both ends know. Large requests, which may take minutes
+    until they are looked at, have one of their own.
     """
 
     def __init__(self, signer: NodeAuthHttpInterceptor) -> None:
@@ -89,7 +91,8 @@ class KeptSignature:
 
     def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
         """Add the headers of the last signature, or of a new one."""
-        if 0 <= time.time() - self._signed_at < _SIGNED_S:
+        small = len(context.request.content) < _LARGE
+        if small and 0 <= time.time() - self._signed_at < _SIGNED_S:
             add_headers(context.request, self._headers)
             return call_next(context)
         before = set(context.request.headers)

@@ -78,6 +78,7 @@ def _speeds(network: str, kind: Any, precision: Precision, device: torch.device)
             one_by_one = _images_per_second(
                 partial(replicas.step_uncaptured, 0, batches[:1]), images=_BATCH
             )
+        del replicas  # their graphs' memory
         stacked[str(count)] = _stacked_speed(model, data, batches[:count], precision)
     return {"one_by_one": one_by_one, "at_once": at_once, "stacked": stacked}
 
@@ -94,7 +95,7 @@ def _stacked_speed(
             stacked.step(batches)
     torch.cuda.current_stream().wait_stream(beside)
     stacked.capture(batches)
-    return _images_per_second(stacked.replay, images=len(batches) * _BATCH)
+    return _images_per_second(partial(stacked.replay, batches), images=len(batches) * _BATCH)
 
 
 def _images_per_second(step: Callable[[], object], images: int) -> float:

@@ -22,7 +22,7 @@ from federation.sections import TrainConfig
 
 
 class Stacked:
-    """Copies of a model that step together, by SGD with momentum and weight decay."""
+    """Copies of a model that step together, by SGD with momentum and weight decay alone."""
 
     def __init__(
         self,
@@ -33,6 +33,7 @@ class Stacked:
         train: TrainConfig,
         precision: Precision,
     ) -> None:
+        assert (train.clip_norm, train.generator_lr) == (None, 1), "plain steps"
         self._model = copy.deepcopy(model).train()
         of_all = stack_module_state([self._model] * count)
         self.parameters: dict[str, Tensor] = {
@@ -43,6 +44,8 @@ class Stacked:
         self._data, self._train, self._precision = data, train, precision
         self._lr = next(model.parameters()).new_zeros(())
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._images: list[Tensor] = []  # the batches that the graph steps on
+        self._labels: list[Tensor] = []
 
     def set_lr(self, lr: float) -> None:
         """The learning rate of the steps to come."""
@@ -81,12 +84,16 @@ class Stacked:
         torch._foreach_sub_(parameters, torch._foreach_mul(self._momentum, self._lr))
 
     def capture(self, batches: Sequence[Batch]) -> None:
-        """From now on ``replay`` steps on these batches, as one CUDA graph."""
+        """From now on ``replay`` steps as one CUDA graph."""
+        self._images = [images.clone() for images, _ in batches]
+        self._labels = [labels.clone() for _, labels in batches]
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self.step(batches)
+            self.step(list(zip(self._images, self._labels, strict=True)))
 
-    def replay(self) -> None:
-        """A step on the batches that were captured."""
+    def replay(self, batches: Sequence[Batch]) -> None:
+        """A step on batches of the sizes that were captured."""
         assert self._graph is not None, "capture first"
+        torch._foreach_copy_(self._images, [images for images, _ in batches])
+        torch._foreach_copy_(self._labels, [labels for _, labels in batches])
         self._graph.replay()

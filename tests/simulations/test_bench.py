@@ -238,7 +238,7 @@ def test_stacked_models_step_as_replicas_do():
     data = ImageSet(images, labels, 10)
     batches = list(zip(images.split(8), labels.split(8), strict=True))
     model = build(ModelSpec(name="resnet20", code_size=36, classes=10), seed=0)
-    train = TrainConfig(weight_decay=0.01)
+    train = TrainConfig(weight_decay=1.0)
     replicas = Replicas(model, 3, data, train=train, mu=0.0, precision="fp32")
     stacked = Stacked(model, 3, data, train=train, precision="fp32")
     for way in (replicas, stacked):
