@@ -41,10 +41,12 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "dense56-narrow": ("model.parametrization=dense", "model.name=resnet56", "model.width=0.375"),
     "csg56": ("model.name=resnet56",),
     "csg56-small": ("model.name=resnet56", "model.code_size=36"),
+    # smaller slices with codes as short for their size: 42,010 parameters for 82,798
+    "csg56-tiny": ("model.name=resnet56", "model.slice_size=8", "model.code_size=18"),
     "csg56-slow": ("model.name=resnet56", "train.generator_lr=0.3"),
 }
 _CLIPPED = ("dense", "csg", "dense-narrow", "csg-small", "csg-wide", "dense32", "dense56",
-            "dense56-narrow", "csg56", "csg56-small")  # fmt: skip
+            "dense56-narrow", "csg56", "csg56-small", "csg56-tiny")  # fmt: skip
 _CLIP = ("train.clip_norm=1",)
 NETWORKS |= {f"{name}-clip": NETWORKS[name] + _CLIP for name in _CLIPPED}
 NETWORKS |= {
@@ -55,7 +57,8 @@ NETWORKS |= {
 _MOMENTUM = ("server.strategy=fedavgm", "server.options.server_momentum=0.5")
 _WITH_MOMENTUM = ("dense", "dense-clip", "dense-narrow", "dense-narrow-clip", "csg-clip",
                   "csg-wide", "csg-wide-clip", "dense56", "dense56-clip",
-                  "dense56-narrow-clip", "csg56-clip", "csg56-small-clip")  # fmt: skip
+                  "dense56-narrow-clip", "csg56-clip", "csg56-small-clip",
+                  "csg56-tiny-clip")  # fmt: skip
 NETWORKS |= {f"{name}-momentum": NETWORKS[name] + _MOMENTUM for name in _WITH_MOMENTUM}
 
 
@@ -135,6 +138,7 @@ _KNOWN = {  # networks above, which have names
     "csg20-16-s12-d72": "csg",
     "csg20-16-s12-d36": "csg-small",
     "csg20-24-s12-d36": "csg-wide",
+    "csg56-16-s8-d18": "csg56-tiny",
     "csg56-16-s12-d36": "csg56-small",
     "csg56-16-s12-d72": "csg56",
 }
