@@ -57,8 +57,8 @@ RECIPE = Path(__file__).parent / "federated.toml"
 PAGE = DOCS / "results.md"
 _SHORT = {  # in the README, by shards
     "iid": ("csg56-small-clip-momentum-ecsq-predict", "csg56-small-clip-momentum-ecsq-mid-lean",
-            "csg56-clip-momentum-ecsq-even", "dense56-narrow-clip-momentum-ecsq-predict",
-            "dense56-clip-momentum-ecsq-predict",
+            "csg56-clip-momentum-ecsq-even", "csg56-tiny-clip-momentum-ecsq-predict",
+            "dense56-narrow-clip-momentum-ecsq-predict", "dense56-clip-momentum-ecsq-predict",
             "dense56-clip-momentum", "dense56", "csg-wide-clip-momentum-ecsq", "csg", "dense"),
     "iid_long": ("csg56-small-clip-momentum-ecsq-predict", "dense56"),
     "dirichlet": ("csg56-small-clip-momentum-ecsq-predict",

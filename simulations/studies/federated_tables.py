@@ -11,6 +11,7 @@ TARGETS = (0.6, 0.65, 0.7, 0.75, 0.8)  # accuracies, of runs on all images
 SOME_TARGETS = (0.25, 0.3, 0.35, 0.4)  # of runs on a tenth of them, or three
 _ROUND = 10  # from which on ratios have no fraction
 _NAMES = {"csg": "CSG", "fedpara": "FedPara", "flocora": "FLoCoRA"}  # of kernels, for a reader
+_SLICE = 12  # of all networks but those that say otherwise
 DENSE = ("dense", "dense32", "dense56")  # what others are compared with
 
 
@@ -65,6 +66,8 @@ class Result:
             network += f", {16 * model['width']:g} channels"
         if self.kind == "csg":
             network += f", codes of {model['code_size']}"
+            if model["slice_size"] != _SLICE:
+                network += f" for slices of {model['slice_size']}"
         rank = model.get("options", {}).get("rank")
         if rank is not None:
             network += f", rank {rank:g}"
