@@ -12,6 +12,7 @@ import time
 from base64 import b64decode
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -162,10 +163,11 @@ class Relay:
                 Thread(target=self._pass, args=[way, *ends], daemon=True).start()
 
     def _pass(self, way: int, source: socket.socket, sink: socket.socket) -> None:
-        while data := source.recv(1 << 16):
-            self.bytes[way] += len(data)
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
+        with suppress(OSError):  # either end may be gone
+            while data := source.recv(1 << 16):
+                self.bytes[way] += len(data)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
 
 
 def _object(size: int) -> PushObjectRequest:
