@@ -55,6 +55,11 @@ def _lossy(line: str) -> list[str]:
     return [f"wire.uplink={line}", f"wire.downlink={line}", "wire.deltas=true"]
 
 
+def _deployed(settings: list[str], recipe: str = "cifar10-resnet56") -> Arm:
+    """As docker/compose.yml has it, whose proxy leaves timestamps out."""
+    return Arm(settings, recipe, over="HTTP/2", timestamps=False)
+
+
 _LOSSLESS = ["wire.uplink=fp32z", "wire.downlink=fp32z"]
 _DENSE = "model.parametrization=dense"
 ARMS = {
@@ -71,19 +76,13 @@ ARMS = {
     "csg s=12 d=72, ecsq steps 3, 4": Arm(_lossy("ecsq:step=3,codes=4")),
     "plain Flower, TLS": Arm(None, over="TLS"),
     "csg s=12 d=72, ecsq, TLS": Arm(_lossy("ecsq"), over="TLS"),
-    "csg s=12 d=72, ecsq, HTTP/2": Arm(_lossy("ecsq"), over="HTTP/2", timestamps=False),
-    "csg s=12 d=72, ecsq codes 1.5, HTTP/2": Arm(
+    "csg s=12 d=72, ecsq, HTTP/2": _deployed(_lossy("ecsq")),
+    "csg s=12 d=72, ecsq codes 1.5, HTTP/2": _deployed(
         ["model.code_size=72", "wire.predict=false", *_lossy("ecsq:codes=1.5")],
-        recipe="cifar10-compressed",
-        over="HTTP/2",
-        timestamps=False,
+        "cifar10-compressed",
     ),
-    "csg s=12 d=72, ecsq steps 3, 4, HTTP/2": Arm(
-        _lossy("ecsq:step=3,codes=4"), over="HTTP/2", timestamps=False
-    ),
-    "cifar10-compressed, HTTP/2": Arm(
-        [], recipe="cifar10-compressed", over="HTTP/2", timestamps=False
-    ),
+    "csg s=12 d=72, ecsq steps 3, 4, HTTP/2": _deployed(_lossy("ecsq:step=3,codes=4")),
+    "cifar10-compressed, HTTP/2": _deployed([], "cifar10-compressed"),
 }
 
 

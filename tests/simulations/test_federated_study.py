@@ -246,6 +246,8 @@ def test_kernels_codecs_and_training_are_named_for_a_reader():
              "dense ResNet-56 | float32 | FedAvg"]  # fmt: skip
     for row, name in zip(rows, names, strict=True):
         assert row.startswith(f"| {shards} | {name} |")
+    tiny = short_table(federated.kept(), {"iid": ("csg56-tiny-clip-momentum-ecsq-predict",)})
+    assert "| iid | CSG ResNet-56, codes of 18 for slices of 8 |" in tiny
 
 
 def test_without_results_it_says_what_to_do(tmp_path, monkeypatch):
