@@ -1,7 +1,7 @@
 """A model described by a few values, and built from them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -34,11 +34,18 @@ _LARGEST_OPTION = 1e6
 _USUAL_CLASSES = 1000
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _OWN = ("csg", "dense")
+# what a parametrization without a generator passes over
+OF_GENERATOR = (
+    "slice_size", "code_size", "kernel_size", "generator", "generator_seed", "layout", "start"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """One of the named networks, dense or with generated filters.
+
+    What only describes a generator has its default where there is none, so that descriptions of the
+    same network are equal.
 
     Attributes:
         name: one of ``NETWORKS``.
@@ -91,6 +98,9 @@ class ModelSpec:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not abs(value) <= _LARGEST_OPTION:
                 raise ValueError(f"options.{name} {value!r} cannot be; use a number")
+        for own in fields(self) if self.parametrization != "csg" else ():
+            if own.name in OF_GENERATOR:
+                object.__setattr__(self, own.name, own.default)
 
     @property
     def kind(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from csg_core.codecs import Nothing, codec_named
+from csg_core.spec import OF_GENERATOR
 from federation.recipe import Recipe, RecipeError, recipe_of
 from federation.sections import PARTITIONS, RunConfig
 
@@ -52,9 +53,10 @@ def _new_recipe(content: dict[str, Any], origin: str, settings: Sequence[str] = 
     set_ = {setting.partition("=")[0].strip() for setting in settings}
     for key, causes, reason in _unused(recipe):
         section, _, name = key.partition(".")
-        value = getattr(getattr(recipe, section), name)
-        default = type(getattr(recipe, section)).model_fields[name].default
-        if key in set_ or (value != default and not set_ & causes):
+        default = getattr(getattr(Recipe(), section), name)
+        value = content.get(section, {}).get(name, default)
+        of_file = value != default and causes is not None and not set_ & causes
+        if key in set_ or of_file:
             raise RecipeError(f"{origin}: {key} {value!r} {reason}")
         content.get(section, {}).pop(name, None)
     recipe = recipe_of(content, origin)
@@ -64,8 +66,12 @@ def _new_recipe(content: dict[str, Any], origin: str, settings: Sequence[str] = 
     return recipe
 
 
-def _unused(recipe: Recipe) -> Iterator[tuple[str, set[str], str]]:
-    """Keys that a run of this recipe passes over, the keys that make it so, and why."""
+def _unused(recipe: Recipe) -> Iterator[tuple[str, set[str] | None, str]]:
+    """Keys that a run of this recipe passes over, the keys that make it so, and why.
+
+    With None a file may have the key all the same, as a dense recipe says what its generated twin
+    would be.
+    """
     data, model = recipe.data, recipe.model
     for rule, keys in PARTITIONS.items():
         why = f"goes with data.partition={rule}, and it is {data.partition}; leave it out"
@@ -75,6 +81,9 @@ def _unused(recipe: Recipe) -> Iterator[tuple[str, set[str], str]]:
         for key in ("train.generator_lr", "wire.generator_every", "wire.generator_until"):
             why = "is for a learned generator, and there is none; leave it out"
             yield key, {"model.parametrization", "model.generator"}, why
+    for name in OF_GENERATOR if model.parametrization != "csg" else ():
+        why = f"is of generated filters, and model.parametrization is {model.parametrization}"
+        yield f"model.{name}", None, f"{why}; leave it out"
 
 
 def _ruinous(recipe: Recipe) -> str:

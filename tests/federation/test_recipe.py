@@ -181,6 +181,16 @@ def test_what_is_for_a_learned_generator_needs_one(tmp_path, model, settings):
     assert read_recipe(path, ["train.rounds=2"], dense=True).train.generator_lr == 1.0
 
 
+def test_a_dense_recipe_may_say_what_its_generated_twin_would_be(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text("[model]\nparametrization = 'dense'\ncode_size = 36\ngenerator = 'frozen'\n")
+    assert read_recipe(path) == recipe_of({"model": {"parametrization": "dense"}}, "x")
+    twin = read_recipe(path, ["model.parametrization=csg"]).model
+    assert (twin.code_size, twin.generator) == (36, "frozen")
+    with pytest.raises(RecipeError, match=r"--set: model\.code_size 24 is of generated filters"):
+        read_recipe(path, ["model.code_size=24"])
+
+
 def test_a_quorum_follows_the_cohort():
     assert recipe_of({"data": {"clients": 9}}, "x").quorum == 4
     assert recipe_of({"data": {"clients": 1}}, "x").quorum == 1

@@ -58,6 +58,12 @@ def test_the_record_tells_which_file_it_was(tmp_path, checkpoint):
     assert RunFolder(tmp_path / "run").environment()["start_from sha256"] == digest
 
 
+def test_what_a_dense_model_says_of_a_generator_is_not_looked_at(tiny, checkpoint):
+    path, values = checkpoint(seed=0, model={"parametrization": "dense", "code_size": 36})
+    recipe = tiny(model={"parametrization": "dense"}, server={"start_from": path})
+    np.testing.assert_array_equal(started(recipe), values)
+
+
 @pytest.mark.parametrize("wire", [{}, DELTAS], ids=["whole models", "deltas"])
 def test_clients_train_from_the_model_that_is_named(tiny, tmp_path, checkpoint, wire):
     path, values = checkpoint()
