@@ -14,7 +14,7 @@ from client.shard import Shard
 from client.tensors import ClientTensors, Reached, reached
 from client.training import Losses, train_epoch
 from csg_core import build, generators, manifest
-from csg_core.broadcast import Channel, Held
+from csg_core.broadcast import Held
 from csg_core.codecs import codec_named
 from csg_core.codecs.base import Values
 from csg_core.evaluation import evaluate
@@ -38,11 +38,8 @@ class LocalClient:
         sent = manifest(self.model, recipe.train.travelling())
         self._trained = sent.size - sent.count("statistics")
         self._still = sent.count("generator")  # the first values
-        wire = recipe.wire
-        self._uplink = codec_named(wire.uplink)
-        self._channel = Channel(
-            sent.fingerprint, sent.parts, codec_named(wire.downlink), wire.deltas, wire.predict
-        )
+        self._channel = recipe.wire.channel(sent)
+        self._feedback = recipe.wire.feedback and not codec_named(recipe.wire.uplink).exact
         self._first = self._channel.first(self._tensors.sent.flat().cpu().numpy())
         self._first_kept = self._tensors.kept.flat()
         self._set_to: Held | None = None  # what the model holds, beside what is kept at first
@@ -168,21 +165,20 @@ class LocalClient:
 
         Seide et al., 2014, section 3; Karimireddy et al., 2019, algorithm 1.
         """
-        round_, residual = job.round_, job.memory.residual
+        wire, round_, residual = self.recipe.wire, job.round_, job.memory.residual
         seed = derived_seed(self.recipe.run.seed, "uplink", round_, job.partition)
         rng = np.random.Generator(np.random.Philox(key=seed))
         label = self._channel.label("update", round_, held)
-        feedback = self.recipe.wire.feedback and not self._uplink.exact
-        if feedback and residual is not None:
+        if self._feedback and residual is not None:
             update = update + residual
-        codec = self.recipe.wire.schedule.codec(self._uplink, self._channel.parts, round_)
+        codec = wire.update_codec(self._channel.parts, round_)
         codec = self._channel.predicting(codec, held)
         payload = encode(update, label, codec, rng)
-        if not feedback:
+        if not self._feedback:
             return payload, None
         left = update - decode(payload, label, codec)
         left[self._trained :] = 0  # of statistics, the next update holds what is missing again
-        if not self.recipe.wire.schedule.trains(round_):  # whatever a fit of one's own did to it
+        if not wire.schedule.trains(round_):  # whatever a fit of one's own did to it
             left[: self._still] = 0 if residual is None else residual[: self._still]
         return payload, left
 

@@ -29,21 +29,17 @@ class Shards:
         data = recipe.data
         images = load_images(data.name, folder or data.dir, "train")
         rows = shard_rows(data, images.labels.numpy(), recipe.run.seed)
-        # of each partition its rows, until it is asked for
-        self._parts: list[Tensor | Shard] = [torch.from_numpy(part) for part in rows]
+        self._rows = [torch.from_numpy(part) for part in rows]
         self._images = images.to(device)
         self._recipe = recipe
 
     def __getitem__(self, partition: int) -> Shard:
-        if not 0 <= partition < len(self._parts):
+        if not 0 <= partition < len(self._rows):
             raise DataError(
-                f"partition-id {partition}: the recipe has data.clients {len(self._parts)}; "
-                f"use 0 to {len(self._parts) - 1}"
+                f"partition-id {partition}: the recipe has data.clients {len(self._rows)}; "
+                f"use 0 to {len(self._rows) - 1}"
             )
-        part = self._parts[partition]
-        if isinstance(part, Tensor):
-            part = self._parts[partition] = _held_out(self._recipe, self._images, part, partition)
-        return part
+        return _held_out(self._recipe, self._images, self._rows[partition], partition)
 
 
 def own_folder(recipe: Recipe, device: torch.device, folder: str, partition: int) -> Shard:

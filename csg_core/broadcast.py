@@ -188,7 +188,7 @@ class Channel:
             )
         label = self._label("delta", header.round, header.version, header.digest)
         codecs = [self.predicting(codec, held) for codec in self.codecs]
-        step = decode(frame, label, codec_of(frame, codecs))
+        step = decode(frame, label, codec_of(header, codecs))
         return _proved(self.after(held, step), header.digest)
 
     def label(self, kind: Kind, round_: int, held: Held) -> Label:

@@ -61,15 +61,29 @@ class Label:
         return total(self.parts)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What a payload says of itself that its receiver may not know before."""
+    """What a payload says of itself, beside the model that it is of; as in a ``Label``.
 
-    kind: Kind
+    Attributes:
+        codec: four bytes that stand for the codec and its settings.
+        tensors, values: how many there are.
+        length: of the codec's bytes.
+    """
+
+    codec: bytes
     round: int
+    kind: Kind
     version: int
     digest: int
-    end: int  # of the payload, in bytes from its beginning
+    tensors: int
+    values: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """Of the payload, in bytes from its beginning."""
+        return HEADER_BYTES + self.length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -168,7 +182,7 @@ def header_of(payload: bytes | memoryview, fingerprint: str) -> Header:
     """
     if len(payload) < HEADER_BYTES:
         raise PayloadError(f"payload of {len(payload):,} bytes; a header is {HEADER_BYTES}")
-    magic, _, found, round_, kind, version, digest, _, _, length = _HEADER.unpack_from(payload)
+    magic, codec, found, round_, kind, *numbers, length = _HEADER.unpack_from(payload)
     if magic[:3] != _MAGIC[:3]:
         raise PayloadError("payload does not begin with CSG; it is of no csg-fl peer")
     if magic != _MAGIC:
@@ -182,7 +196,11 @@ def header_of(payload: bytes | memoryview, fingerprint: str) -> Header:
         raise PayloadError(f"payload of kind {kind}; expected 0 to {len(_KINDS) - 1}")
     if len(payload) < HEADER_BYTES + length:
         raise PayloadError(f"payload of {len(payload):,} bytes; its header says {length:,} more")
-    return Header(_KINDS[kind], round_, version, digest, HEADER_BYTES + length)
+    version, digest, tensors, values = numbers
+    return Header(
+        codec=codec, round=round_, kind=_KINDS[kind], version=version, digest=digest,
+        tensors=tensors, values=values, length=length,
+    )  # fmt: skip
 
 
 def body_of(payload: bytes | memoryview) -> memoryview:
@@ -190,10 +208,9 @@ def body_of(payload: bytes | memoryview) -> memoryview:
     return memoryview(payload)[HEADER_BYTES:]
 
 
-def codec_of(payload: bytes | memoryview, codecs: Sequence[Codec]) -> Codec:
+def codec_of(header: Header, codecs: Sequence[Codec]) -> Codec:
     """Which of the codecs a payload names; the first, which ``decode`` then refuses, if none."""
-    _, identity, *_ = _HEADER.unpack_from(payload)
-    return next((codec for codec in codecs if _identity(codec) == identity), codecs[0])
+    return next((codec for codec in codecs if _identity(codec) == header.codec), codecs[0])
 
 
 def decode(payload: bytes | memoryview, label: Label, codec: Codec) -> Values:
@@ -209,19 +226,18 @@ def decode(payload: bytes | memoryview, label: Label, codec: Codec) -> Values:
     if not HEADER_BYTES <= len(payload) <= limit:
         raise PayloadError(f"payload of {len(payload):,} bytes; this round takes {limit:,}")
     header = header_of(payload, label.fingerprint)
-    _, identity, _, _, _, _, _, tensors, size, length = _HEADER.unpack_from(payload)
-    if identity != _identity(codec):
+    if header.codec != _identity(codec):
         raise PayloadError(f"payload of another codec; expected {codec}")
     body = body_of(payload)
-    found = (*(getattr(header, name) for name in _CHECKED), tensors, size, length)
-    wanted = (
-        *(getattr(label, name) for name in _CHECKED),
-        len(label.parts),
-        label.size,
-        len(body),
-    )
-    names = (*_CHECKED, "number of tensors", "number of values", "length")
-    for what, here, there in zip(names, wanted, found, strict=True):
+    for what, there, here in (
+        ("kind", header.kind, label.kind),
+        ("round", header.round, label.round),
+        ("version", header.version, label.version),
+        ("digest", header.digest, label.digest),
+        ("number of tensors", header.tensors, len(label.parts)),
+        ("number of values", header.values, label.size),
+        ("length", header.length, len(body)),
+    ):
         if here != there:
             raise PayloadError(f"payload with {what} {there!r}; expected {here!r}")
     checksum = zlib.crc32(body, zlib.crc32(payload[: _HEADER.size]))
@@ -235,9 +251,6 @@ def decode(payload: bytes | memoryview, label: Label, codec: Codec) -> Values:
     if not np.isfinite(values).all():
         raise PayloadError("payload holds NaN or infinity")
     return values
-
-
-_CHECKED = ("kind", "round", "version", "digest")
 
 
 def _identity(codec: Codec) -> bytes:

@@ -133,10 +133,10 @@ class Sender:
         rest = memoryview(state["frames"].tobytes())
         try:
             while len(rest):
-                end = header_of(rest, self.channel.fingerprint).end
-                frame, rest = bytes(rest[:end]), rest[end:]
+                header = header_of(rest, self.channel.fingerprint)
+                frame, rest = bytes(rest[: header.end]), rest[header.end :]
                 codecs = [self.channel.predicting(c, self.held) for c in self.channel.codecs]
-                codec = codec_of(frame, codecs)
+                codec = codec_of(header, codecs)
                 self._frames.append((frame, _reach(body_of(frame), self.channel.parts, codec)))
         except (PayloadError, CodecError):  # of another format: clients are sent whole models
             self._frames.clear()

@@ -15,8 +15,8 @@ from federation.sections import (
     Section,
     ServerConfig,
     TrainConfig,
-    WireConfig,
 )
+from federation.wire_section import WireConfig
 
 _CLASSES = 10  # of CIFAR-10 and of digits
 _IMAGES = {"cifar10": 50_000, "digits": 1437}  # to train on

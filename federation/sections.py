@@ -3,10 +3,9 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from csg_core import GROUPS
-from csg_core.codecs import Codec, GeneratorSchedule, Predicted, codec_named
 from csg_core.entries import Group
 
 DataSet = Literal["cifar10", "digits"]
@@ -145,60 +144,6 @@ class ServerConfig(Section):
         description="what is taken from that checkpoint: all that travels, or the generator, which "
         "fits other networks too",
     )
-
-
-class WireConfig(Section):
-    """Codecs by direction."""
-
-    uplink: str = Field("fp32", description="of updates")
-    downlink: str = Field("fp32", description="of the model, or of its deltas")
-    feedback: bool = Field(
-        True, description="clients add what the uplink's codec left out to their next update"
-    )
-    deltas: bool = Field(
-        False, description="send clients what is new since the version they hold, where possible"
-    )
-    predict: bool = Field(
-        False,
-        description="write deltas and updates as what the last two deltas do not foretell; where "
-        "all clients train in every round; needs deltas",
-    )
-    generator_every: Count = Field(
-        1,
-        description="rounds from one in which a learned generator trains and travels to the next; "
-        "codes always do; needs deltas",
-    )
-    generator_until: Annotated[int, Field(ge=0, le=10_000_000, strict=True)] | None = Field(
-        None,
-        description="the last round in which a learned generator trains, 0: it never does; needs "
-        "deltas",
-    )
-
-    @field_validator("uplink", "downlink")
-    @classmethod
-    def _known(cls, line: str) -> str:
-        codec_named(line)
-        return line
-
-    @model_validator(mode="after")
-    def _meaningful(self) -> "WireConfig":
-        if self.predict and not self.deltas:
-            raise ValueError("predict: whole models are not predicted; set wire.deltas=true")
-        if self.schedule != GeneratorSchedule() and not self.deltas:
-            raise ValueError(
-                f"generator_every {self.generator_every}, generator_until {self.generator_until}: "
-                "whole models always hold the generator; set wire.deltas=true"
-            )
-        return self
-
-    def written(self, codec: Codec) -> Codec:
-        """What a codec becomes in payloads: for how long they are."""
-        return Predicted(codec) if self.predict else codec
-
-    @property
-    def schedule(self) -> GeneratorSchedule:
-        """The rounds in which a learned generator trains and travels."""
-        return GeneratorSchedule(self.generator_every, self.generator_until)
 
 
 class RunConfig(Section):

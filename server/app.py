@@ -9,8 +9,6 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from csg_core import build, manifest, pack
-from csg_core.codecs import codec_named
-from csg_core.payload import most_payload_bytes, payload_bytes
 from federation.code import check_code
 from federation.devices import device_of
 from federation.messages import RECIPE
@@ -119,15 +117,13 @@ def check(recipe: Recipe) -> None:
 def dense_twin_bytes(recipe: Recipe) -> tuple[int, int]:
     """Payload bytes of one update and of one model of the recipe's dense twin."""
     twin = recipe.dense_twin()
-    parts = manifest(build(twin.model), twin.train.travelling()).parts
-    up, down = (codec_named(line) for line in (twin.wire.uplink, twin.wire.downlink))
-    return payload_bytes(parts, up), payload_bytes(parts, down)
+    return twin.wire.payload_bytes(manifest(build(twin.model), twin.train.travelling()).parts)
 
 
 def most_update_bytes(recipe: Recipe) -> int:
     """The most bytes of a client's update: of longer ones, nothing is read."""
     parts = manifest(build(recipe.model), recipe.train.travelling()).parts
-    return most_payload_bytes(parts, recipe.wire.written(codec_named(recipe.wire.uplink)))
+    return recipe.wire.most_update_bytes(parts)
 
 
 def _logged(recipe: Recipe) -> AbstractContextManager[None]:

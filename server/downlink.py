@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_core import Manifest
-from csg_core.broadcast import Channel
-from csg_core.codecs import Codec, codec_named
+from csg_core.codecs import Codec
 from csg_core.codecs.base import Values
 from csg_core.codecs.predicted import TAPS
 from csg_core.payload import Label, Passed
@@ -33,9 +32,7 @@ class Downlink:
     def __init__(
         self, recipe: Recipe, manifest: Manifest, first: Values, start: Values | None = None
     ) -> None:
-        wire = recipe.wire
-        codec = codec_named(wire.downlink)
-        channel = Channel(manifest.fingerprint, manifest.parts, codec, wire.deltas, wire.predict)
+        channel = recipe.wire.channel(manifest)
         self._seed = recipe.run.seed
         self._sender = Sender(channel, first if start is None else start, int(start is not None))
         # the version of each node, and how many of the last deltas; None: it is sent a whole

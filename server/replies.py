@@ -7,7 +7,6 @@ from flwr.app import Message
 from torch import Tensor
 
 from csg_core import Manifest
-from csg_core.codecs import codec_named
 from csg_core.codecs.base import FLOAT16_MAX, Values
 from csg_core.payload import Passed, PayloadError, decode
 from federation.messages import (
@@ -42,7 +41,6 @@ class Replies:
     ) -> None:
         self._recipe, self._manifest, self._passes = recipe, manifest, passes
         self._downlink, self._cohort = downlink, cohort
-        self._uplink = codec_named(recipe.wire.uplink)
         self._counters = ClientCounters()
         self._model: Tensor | None = None  # what updates are added to, where they are
 
@@ -96,7 +94,7 @@ class Replies:
             values = payload.opened(self._manifest.size, "update", round_, version)
         else:
             label = self._downlink.update_label(round_)
-            codec = self._recipe.wire.schedule.codec(self._uplink, self._manifest.parts, round_)
+            codec = self._recipe.wire.update_codec(self._manifest.parts, round_)
             values = torch.tensor(decode(payload, label, self._downlink.predicting(codec)))
         largest = self._largest(values)
         if not largest <= FLOAT16_MAX:

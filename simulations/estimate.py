@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from csg_core import ModelSpec, build, count_trainable, manifest
-from csg_core.codecs import GeneratorSchedule, Parts, codec_named, without_generator
+from csg_core.codecs import GeneratorSchedule, Parts, codec_named
 from csg_core.payload import payload_bytes
 from federation.recipe import Recipe
 from server.aggregation import Aggregation
@@ -76,7 +76,7 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
     twin = recipe.dense_twin()
     model, dense = build(recipe.model), build(twin.model)
     parts = manifest(model, recipe.train.travelling()).parts
-    total, (up, down) = _total_bytes(recipe, parts), _each_way(recipe, parts)
+    total, (up, down) = _total_bytes(recipe, parts), recipe.wire.payload_bytes(parts)
     dense_parts = manifest(dense, twin.train.travelling()).parts
     return {
         "parameters": {**parameters(model), "dense": count_trainable(dense)},
@@ -105,7 +105,8 @@ def _with_twin(spec: ModelSpec) -> dict[str, int]:
 
 def _total_bytes(recipe: Recipe, parts: Parts) -> int:
     rounds, every, schedule = recipe.train.rounds, recipe.run.eval_every, recipe.wire.schedule
-    whole, partial = _each_way(recipe, parts), _each_way(recipe, parts, generator=False)
+    whole = recipe.wire.payload_bytes(parts)
+    partial = recipe.wire.payload_bytes(parts, generator=False)
     total = 0
     for round_ in range(1, rounds + 1):
         up, _ = whole if schedule.trains(round_) else partial
@@ -117,16 +118,6 @@ def _total_bytes(recipe: Recipe, parts: Parts) -> int:
             down = payload_bytes(parts, codec_named(line))
         total += down
     return recipe.cohort * total
-
-
-def _each_way(recipe: Recipe, parts: Parts, *, generator: bool = True) -> tuple[int, int]:
-    """Payload up and down of a round in which the generator travels, or does not."""
-    wire = recipe.wire
-    codecs = [codec_named(line) for line in (wire.uplink, wire.downlink)]
-    if not generator:
-        codecs = [without_generator(codec, parts) for codec in codecs]
-    up, down = (payload_bytes(parts, wire.written(codec)) for codec in codecs)
-    return up, down
 
 
 def _print_table(*, as_json: bool) -> None:

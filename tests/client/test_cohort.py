@@ -21,8 +21,6 @@ from client.replicas import Replicas, values_of
 from client.shard import Shard, Shards
 from client.training import epoch_batches
 from csg_core import build, manifest, pack
-from csg_core.broadcast import Channel
-from csg_core.codecs import codec_named
 from csg_core.images import ImageSet
 from csg_core.payload import PayloadError, decode
 from csg_core.sender import Sender
@@ -63,12 +61,7 @@ class _Round:
         self.client = before.client if before else LocalClient(recipe)
         groups = recipe.train.travelling()
         self.manifest = manifest(self.client.model, groups)
-        self.channel = Channel(
-            self.manifest.fingerprint,
-            self.manifest.parts,
-            codec_named(recipe.wire.downlink),
-            recipe.wire.deltas,
-        )
+        self.channel = recipe.wire.channel(self.manifest)
         self.images = before.images if before else Shards(recipe, self.client.device)[0].images
         ends = np.cumsum(sizes)
         self.sender = self.sends(pack(build(recipe.model, seed=5), groups))
@@ -98,8 +91,7 @@ class _Round:
 
     def updates(self, answers):
         label = self.channel.label("update", self.round, self.sender.held)
-        wire = self.recipe.wire
-        codec = wire.schedule.codec(codec_named(wire.uplink), self.channel.parts, self.round)
+        codec = self.recipe.wire.update_codec(self.channel.parts, self.round)
         return [decode(answer.payload, label, codec) for answer in answers]
 
 

@@ -5,7 +5,6 @@ from flwr.app import Metadata
 from flwr.app.message import make_message
 from flwr.proto.node_pb2 import NodeInfo
 
-from csg_core.codecs import codec_named
 from csg_core.payload import encode
 from federation.messages import TrainReport, reply
 
@@ -46,7 +45,7 @@ def message_of(node, content=None, error=None):
 def honest(strategy, partition, value=0.5, round_=1, examples=10):
     """A client's update of the same value everywhere."""
     wire, parts = strategy.recipe.wire, strategy.manifest.parts
-    codec = wire.schedule.codec(codec_named(wire.uplink), parts, round_)
+    codec = wire.update_codec(parts, round_)
     update = np.full(strategy.manifest.size, value, np.float32)
     label = strategy.downlink.update_label(round_)
     return reply_of(encode(update, label, codec, np.random.default_rng(0)), partition, examples)

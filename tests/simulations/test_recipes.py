@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from federation.sections import WireConfig
+from federation.wire_section import WireConfig
 from simulations.estimate import estimate
 from simulations.recipe_names import recipe_from, recipe_names
 
