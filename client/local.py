@@ -4,7 +4,6 @@ import math
 import time
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from csg_core.payload import Passed, Payload, decode, encode
 from federation.devices import device_of, precision_of
 from federation.messages import EvaluationReport, TrainReport
 from federation.recipe import Recipe
-from federation.seeds import derived_rng, derived_seed
+from federation.seeds import derived_numpy_rng, derived_rng
 
 
 class LocalClient:
@@ -36,7 +35,7 @@ class LocalClient:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._tensors = ClientTensors(self.model, recipe.train)
         sent = manifest(self.model, recipe.train.travelling())
-        self._trained = sent.size - sent.count("statistics")
+        self._trained = sent.trained
         self._still = sent.count("generator")  # the first values
         self._channel = recipe.wire.channel(sent)
         self._feedback = recipe.wire.feedback and not codec_named(recipe.wire.uplink).exact
@@ -45,7 +44,7 @@ class LocalClient:
         self._set_to: Held | None = None  # what the model holds, beside what is kept at first
         self._received: tuple[tuple[int, int, int, Payload], Held, Tensor] | None = None
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.generators = list(generators(self.model).values())
+        self._generators = list(generators(self.model).values())
 
     def train(self, job: Job) -> Trained:
         """One round of one client.
@@ -166,8 +165,7 @@ class LocalClient:
         Seide et al., 2014, section 3; Karimireddy et al., 2019, algorithm 1.
         """
         wire, round_, residual = self.recipe.wire, job.round_, job.memory.residual
-        seed = derived_seed(self.recipe.run.seed, "uplink", round_, job.partition)
-        rng = np.random.Generator(np.random.Philox(key=seed))
+        rng = derived_numpy_rng(self.recipe.run.seed, "uplink", round_, job.partition)
         label = self._channel.label("update", round_, held)
         if self._feedback and residual is not None:
             update = update + residual
@@ -190,7 +188,7 @@ class LocalClient:
         """
         train, shard, mu = self.recipe.train, job.shard, job.proximal_mu
         lr = train.lr * train.factor(job.round_)
-        makers = [generator.weight for generator in self.generators]
+        makers = [generator.weight for generator in self._generators]
         others = [p for p in self._parameters if all(p is not weight for weight in makers)]
         groups: list[dict[str, Any]] = [
             {"params": others},
@@ -205,7 +203,7 @@ class LocalClient:
         anchors = [p.detach().clone() for p in self._parameters] if mu else []
         rng = derived_rng(self.recipe.run.seed, "train", job.round_, job.partition)
 
-        still = [] if self.recipe.wire.schedule.trains(job.round_) else self.generators
+        still = [] if self.recipe.wire.schedule.trains(job.round_) else self._generators
 
         def before_step() -> None:
             for generator in still:
@@ -230,7 +228,7 @@ class LocalClient:
             )
             for _ in range(train.local_epochs)
         ]
-        return Losses(passes[-1].mean, passes[0].first, passes[-1].last)
+        return Losses.over(passes)
 
 
 def _pull(parameters: list[torch.nn.Parameter], anchors: list[Tensor], mu: float) -> None:

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from csg_core.images import ImageSet
+from federation.data_sets import DataError
+from federation.image_files import load_folder
 from federation.recipe import Recipe
 from federation.seeds import derived_rng
 from federation.shards import shard_rows
-from federation.sources import DataError, load_folder, load_images
+from federation.sources import load_images
 
 
 @dataclass(frozen=True, slots=True)

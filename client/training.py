@@ -28,6 +28,11 @@ class Losses:
         weighted = sum(loss * count for loss, count in zip(steps, examples, strict=True))
         return cls(weighted / sum(examples), steps[0], steps[-1])
 
+    @classmethod
+    def over(cls, passes: Sequence["Losses"]) -> "Losses":
+        """Of several passes: the mean of the last, the first step's and the last step's."""
+        return cls(passes[-1].mean, passes[0].first, passes[-1].last)
+
 
 def train_epoch(
     model: Callable[[Tensor], Tensor],

@@ -11,7 +11,7 @@ Group = Literal["generator", "codes", "norms", "head", "other", "statistics"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 
-class Grid(NamedTuple):
+class KernelGrid(NamedTuple):
     """Where the kernels are in a tensor, whose shape is [.., height, width, inner].
 
     Attributes:
@@ -34,7 +34,7 @@ class Grid(NamedTuple):
         return self.sides != (1, 1)
 
 
-NO_GRID = Grid()
+NO_GRID = KernelGrid()
 
 
 class Part(NamedTuple):
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
     group: Group
     size: int
-    grid: Grid = NO_GRID
+    grid: KernelGrid = NO_GRID
 
 
 Parts = Sequence[Part]
@@ -58,7 +58,7 @@ class Entry:
     name: str
     group: Group
     shape: tuple[int, ...]
-    grid: Grid = field(default=NO_GRID, compare=False)
+    grid: KernelGrid = field(default=NO_GRID, compare=False)
 
     @property
     def size(self) -> int:
@@ -94,6 +94,13 @@ class Manifest:
         return sum(entry.size for entry in self.entries)
 
     @property
+    def trained(self) -> int:
+        """Number of values that training steps change: all but running statistics, which come last
+        in the order.
+        """
+        return self.size - self.count("statistics")
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         """Every entry as codecs take it."""
         return tuple(Part(entry.group, entry.size, entry.grid) for entry in self.entries)
@@ -113,9 +120,3 @@ class Manifest:
             if here != there:
                 return f"{name} is {here} here and {there} there"
         return None if self == other else "the order of the tensors differs"
-
-    def require(self, other: "Manifest") -> None:
-        """Raise ValueError, naming the first difference, unless ``other`` is equal."""
-        difference = self.difference(other)
-        if difference is not None:
-            raise ValueError(f"the models do not match: {difference}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from csg_core.convolution import GeneratedConv2d
-from csg_core.entries import GROUPS, NO_GRID, Entry, Grid, Group, Manifest
+from csg_core.entries import GROUPS, NO_GRID, Entry, Group, KernelGrid, Manifest
 from csg_core.generator import SliceGenerator
 from csg_core.modules import generated, generators, unwrap
 
@@ -248,10 +248,10 @@ def _group(module: nn.Module, name: str) -> Group:
     return "norms" if isinstance(module, _NORMS) else "other"
 
 
-def _grid(module: nn.Module, parameter: Tensor) -> Grid:
+def _grid(module: nn.Module, parameter: Tensor) -> KernelGrid:
     if isinstance(module, SliceGenerator):
-        return Grid((module.kernel_size, module.kernel_size), module.code_size)
+        return KernelGrid((module.kernel_size, module.kernel_size), module.code_size)
     if parameter.dim() != _KERNEL_DIMS or max(parameter.shape[2:]) > _LARGEST_KERNEL:
         return NO_GRID
     _, _, height, width = parameter.shape
-    return Grid((height, width))
+    return KernelGrid((height, width))

@@ -8,6 +8,7 @@ from pydantic import ValidationError, field_validator, model_validator
 
 from csg_core import NETWORKS, ModelSpec
 from csg_core.spec import parametrizations
+from federation.data_sets import CLASSES, DATA_SETS
 from federation.sections import (
     CLIENT_APP,
     DataConfig,
@@ -18,9 +19,6 @@ from federation.sections import (
 )
 from federation.wire_section import WireConfig
 
-_CLASSES = 10  # of CIFAR-10 and of digits
-_IMAGES = {"cifar10": 50_000, "digits": 1437}  # to train on
-
 
 class RecipeError(ValueError):
     """A recipe that cannot be used; one line that names the key, the value and the remedy."""
@@ -29,7 +27,7 @@ class RecipeError(ValueError):
 class Recipe(Section):
     """A run, complete."""
 
-    model: ModelSpec = ModelSpec(classes=_CLASSES)
+    model: ModelSpec = ModelSpec(classes=CLASSES)
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     server: ServerConfig = ServerConfig()
@@ -39,9 +37,9 @@ class Recipe(Section):
     @field_validator("model")
     @classmethod
     def _of_the_data(cls, model: ModelSpec) -> ModelSpec:
-        if model.classes not in (None, _CLASSES):
-            raise ValueError(f"classes {model.classes}: the data has {_CLASSES}; leave it out")
-        return replace(model, classes=_CLASSES)
+        if model.classes not in (None, CLASSES):
+            raise ValueError(f"classes {model.classes}: the data has {CLASSES}; leave it out")
+        return replace(model, classes=CLASSES)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
@@ -130,7 +128,7 @@ class Recipe(Section):
     @property
     def most_examples(self) -> int:
         """Examples that a client may claim."""
-        return self.server.max_examples or _IMAGES[self.data.name]
+        return self.server.max_examples or DATA_SETS[self.data.name].training
 
     def dense_twin(self) -> "Recipe":
         """The same as FedAvg has it: an ordinary network, unclipped, sent whole in float32.

@@ -2,6 +2,7 @@
 
 import hashlib
 
+import numpy as np
 import torch
 
 
@@ -14,3 +15,8 @@ def derived_seed(seed: int, *purpose: str | int) -> int:
 def derived_rng(seed: int, *purpose: str | int) -> torch.Generator:
     """A CPU generator with such a seed."""
     return torch.Generator().manual_seed(derived_seed(seed, *purpose))
+
+
+def derived_numpy_rng(seed: int, *purpose: str | int) -> np.random.Generator:
+    """A generator with such a seed, of bits that are the same in every version of numpy."""
+    return np.random.Generator(np.random.Philox(key=derived_seed(seed, *purpose)))

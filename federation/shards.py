@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federation.cache import cache_folder
+from federation.data_sets import DataError
 from federation.files import replace_file
 from federation.sections import DataConfig
-from federation.sources import DataError
 
 _VERSION = 1
 

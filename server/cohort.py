@@ -3,12 +3,11 @@
 import logging
 from collections.abc import Mapping
 
-import numpy as np
 from flwr.serverapp import Grid
 
 from federation.messages import ReplyError
 from federation.recipe import Recipe
-from federation.seeds import derived_seed
+from federation.seeds import derived_numpy_rng
 from server.nodes import Node, connected, gather
 from server.outcome import RunError
 
@@ -37,8 +36,7 @@ class Cohort:
             RunError: if fewer clients than the quorum are there.
         """
         nodes, restarted = self._gather(round_, grid)
-        seed = derived_seed(self._recipe.run.seed, "cohort", round_)
-        rng = np.random.Generator(np.random.Philox(key=seed))
+        rng = derived_numpy_rng(self._recipe.run.seed, "cohort", round_)
         chosen = rng.choice(len(nodes), size=min(self._recipe.cohort, len(nodes)), replace=False)
         self.asked = [nodes[place] for place in sorted(chosen)]
         self._away = set()

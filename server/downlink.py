@@ -13,7 +13,7 @@ from csg_core.codecs.predicted import TAPS
 from csg_core.payload import Label, Passed
 from csg_core.sender import Sender
 from federation.recipe import Recipe
-from federation.seeds import derived_seed
+from federation.seeds import derived_numpy_rng
 
 
 class Downlink:
@@ -45,8 +45,7 @@ class Downlink:
         Raises:
             CodecError: if the codec cannot hold a value.
         """
-        seed = derived_seed(self._seed, "downlink", round_, kind)
-        rng = np.random.Generator(np.random.Philox(key=seed))
+        rng = derived_numpy_rng(self._seed, "downlink", round_, kind)
         # a delta is predicted from what all hold who may be sent it, be it later
         depths = [self._sender.depth_after(*own) for own in set(self._holds.values()) if own]
         least = min((depth for depth in depths if depth is not None), default=TAPS)

@@ -21,7 +21,7 @@ class RunError(RuntimeError):
 class RoundOutcome:
     """What came of the clients of a round; bytes are sums of payloads."""
 
-    cohort: int
+    asked: int
     bytes_down: int = 0
     bytes_up: int = 0
     models: int = 0  # payloads sent to clients, and
@@ -63,6 +63,6 @@ class RoundOutcome:
         reasons = "; ".join(f"{who} {why}" for who, why in list(self.failures.items())[:3])
         more = len(self.failures) - 3
         raise RunError(
-            f"round {round_}: {good} of {self.cohort} clients answered usefully, the quorum is "
+            f"round {round_}: {good} of {self.asked} clients answered usefully, the quorum is "
             f"{quorum} (server.min_clients): {reasons}" + (f"; and {more} more" if more > 0 else "")
         )

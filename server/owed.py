@@ -20,7 +20,7 @@ class Owed:
     """
 
     def __init__(self, manifest: Manifest, schedule: GeneratorSchedule) -> None:
-        self._trained = manifest.size - manifest.count("statistics")
+        self._trained = manifest.trained
         self._still = manifest.count("generator")  # the first values
         self._schedule = schedule
         self.left_out: Values = np.zeros(0, np.float32)  # of the model that is trained now

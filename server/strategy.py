@@ -67,11 +67,10 @@ class CsgStrategy(Strategy):
     ) -> None:
         self.recipe = recipe
         self.manifest = manifest
-        self._trained = manifest.size - manifest.count("statistics")
         self.aggregation = Aggregation(
             recipe.server.strategy,
             recipe.server.options,
-            trained=self._trained,
+            trained=manifest.trained,
             cohort=recipe.cohort,
         )
         self.outcome = RoundOutcome(0)
@@ -207,8 +206,9 @@ class CsgStrategy(Strategy):
     @property
     def _momentum(self) -> Values:
         """What the next model will have of earlier rounds, float32 [trained]: where it is owed."""
-        statistics = self._trained < self.manifest.size
-        return self.aggregation.momentum if statistics else np.zeros(self._trained, np.float32)
+        trained = self.manifest.trained
+        statistics = trained < self.manifest.size
+        return self.aggregation.momentum if statistics else np.zeros(trained, np.float32)
 
     def _check_quorum(self, round_: int) -> None:
         self._fail_silent()

@@ -7,7 +7,9 @@ from pathlib import Path
 from csg_core.evaluation import evaluate
 from csg_core.images import ImageSet
 from csg_core.networks import usual_classes
-from federation.sources import load_images, load_parquet
+from federation.data_sets import source_of
+from federation.image_files import load_parquet
+from federation.sources import load_images
 from server.checkpoints import CheckpointError, read_checkpoint
 
 HELP = "accuracy of a checkpoint, in float32"
@@ -46,8 +48,6 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _images(place: str) -> ImageSet:
-    if place == "digits":
-        return load_images("digits", None, "test")
-    if Path(place).is_dir():
-        return load_images("cifar10", place, "test")
-    return load_parquet(place, classes=None)
+    if Path(place).is_file():
+        return load_parquet(place, classes=None)
+    return load_images(*source_of(place), "test")

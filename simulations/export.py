@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from csg_core import fold, to_onnx, to_safetensors
+from federation.data_sets import DATA_SETS
 from federation.files import check_writable, replace_file
-from federation.sources import STATISTICS
 from server.checkpoints import read_with_extra
 from server.record import RoundRow, RunFolderError
 from server.state import checkpoint_paths
@@ -87,11 +87,12 @@ def card(run: RunData, checkpoint: Path, row: RoundRow) -> str:
     lines += [f"- **{what}**: {fact}" for what, fact in facts.items()]
     if recipe.train.batch_norm != "average":
         lines.append("- **Norms** stayed with the clients; those in here are the first ones.")
-    mean, std = STATISTICS[recipe.data.name]
+    pixels = DATA_SETS[recipe.data.name]
     lines += [
         "",
         "Input: float32 [N, 3, 32, 32], RGB scaled to 0..1, then less the channels' means "
-        f"{list(mean)} and divided by their deviations {list(std)}. Output: logits [N, classes].",
+        f"{list(pixels.mean)} and divided by their deviations {list(pixels.std)}. Output: logits "
+        "[N, classes].",
         "`model.pt` and `model.safetensors` hold the plain network's state_dict, `model.onnx` the "
         "graph in evaluation mode.",
         "",

@@ -33,6 +33,7 @@ from simulations.flower_cli import (
     write_app,
 )
 from simulations.flower_run import Followed
+from simulations.processes import marked
 
 _START_S = 60.0
 _STOP_S = 10.0
@@ -127,32 +128,16 @@ def _superlink(
 
 def _end(process: subprocess.Popen[bytes], scratch: Path) -> None:
     """End the SuperLink and everything that was started below it, Ray included."""
+    ours = f"FLWR_HOME={scratch}"
     for number in (signal.SIGTERM, signal.SIGKILL):
-        left = _ours(scratch) | ({process.pid} if process.poll() is None else set())
+        left = {*marked(ours), *([process.pid] if process.poll() is None else [])}
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
         until = time.monotonic() + _STOP_S
-        while (process.poll() is None or _ours(scratch)) and time.monotonic() < until:
+        while (process.poll() is None or any(marked(ours))) and time.monotonic() < until:
             time.sleep(0.1)
     process.wait()
-
-
-def _ours(scratch: Path) -> set[int]:
-    """Processes whose environment names the scratch folder, except this one's parents."""
-    mark = f"FLWR_HOME={scratch}".encode()
-    found = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (entry / "environ").read_bytes() and _alive(entry):
-                found.add(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
-def _alive(entry: Path) -> bool:
-    return (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def _submit(

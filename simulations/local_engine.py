@@ -21,7 +21,7 @@ from federation.sections import CLIENT_APP
 from server.app import serve
 from server.record import RoundRow
 from simulations.clients import RUN_ID, Clients, Task, Workers, client_app, take_part
-from simulations.cohorts import Cohorts, at_once
+from simulations.clients_together import ClientsTogether, at_once
 
 
 def run_local(
@@ -35,7 +35,9 @@ def run_local(
     if count == 1:
         one_by_one = at_once(recipe) == 1
         clients = (
-            Clients(app, config, recipe.data.clients) if one_by_one else Cohorts(recipe, config)
+            Clients(app, config, recipe.data.clients)
+            if one_by_one
+            else ClientsTogether(recipe, config)
         )
         own = recipe.run.client_app == CLIENT_APP  # which takes arrays
         serve(recipe, LocalGrid(recipe, clients, on_client, in_process=own), on_round)

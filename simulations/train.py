@@ -20,9 +20,10 @@ from csg_core.evaluation import Precision
 from csg_core.images import ImageSet
 from csg_core.networks import usual_classes
 from csg_core.spec import generator_of
+from federation.data_sets import source_of
 from federation.devices import device_named
 from federation.files import check_writable
-from federation.sources import load_digits, load_split
+from federation.sources import load_images
 from server.checkpoints import read_checkpoint, write_checkpoint
 from server.start import generator_weight
 from simulations.central import SCHEDULES, Epoch, Settings, train_centrally
@@ -112,9 +113,8 @@ def run(options: argparse.Namespace) -> None:
 
 def load_data(source: str) -> tuple[ImageSet, ImageSet]:
     """Training and test images: ``digits``, or a folder of CIFAR-10."""
-    if source == "digits":
-        return load_digits(train=True), load_digits(train=False)
-    return load_split(source, "train"), load_split(source, "test")
+    name, folder = source_of(source)
+    return load_images(name, folder, "train"), load_images(name, folder, "test")
 
 
 def first_model(options: argparse.Namespace, *, classes: int) -> tuple[ModelSpec, nn.Module]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csg_core.codecs.base import Values
-from csg_core.entries import Grid, Part, Parts
+from csg_core.entries import KernelGrid, Part, Parts
 
 BANDS = 9  # of frequencies: 0, 1 and higher, of height times width; band 0 is a kernel's mean
 _HIGH = 2  # from which frequency on all are one band
@@ -35,7 +35,7 @@ def bands_of(part: Part) -> NDArray[np.uint8]:
     return np.tile(kernel, part.size // kernel.size)
 
 
-def bands_in(grid: Grid) -> NDArray[np.uint8]:
+def bands_in(grid: KernelGrid) -> NDArray[np.uint8]:
     """The band of each frequency of a kernel, uint8 [height * width]."""
     height, width = (np.minimum(np.arange(n), _HIGH) for n in grid.sides)
     band_HW = (_HIGH + 1) * height[:, None] + width

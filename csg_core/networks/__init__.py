@@ -14,7 +14,7 @@ CIFAR_RESNETS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 CIFAR_DENSENETS = ("densenet40-36", "densenet40-48")
 NETWORKS = CIFAR_RESNETS + CIFAR_DENSENETS + IMAGENET_NETWORKS + BENCHMARK_CNNS
 
-__all__ = ["NETWORKS", "CifarDenseNet", "CifarResNet", "dense_network"]
+__all__ = ["NETWORKS", "CifarDenseNet", "CifarResNet", "dense_network", "usual_classes"]
 
 
 def dense_network(name: str, *, width: float = 1.0, classes: int | None = None) -> nn.Module:

@@ -7,12 +7,12 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-_MARK = "CSG_MEASURED"
+from simulations.processes import marked, pss
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def measured(
     with errors.open("w") if errors else nullcontext() as log:
         process = subprocess.Popen(
             [str(interpreter), *arguments],
-            env={**os.environ, **(environment or {}), _MARK: mark},
+            env={**os.environ, **(environment or {}), "CSG_MEASURED": mark},
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -82,7 +82,7 @@ class _Memory(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(1.0):
-            self._peak = max(self._peak, sum(map(_pss, _processes(self._mark))))
+            self._peak = max(self._peak, sum(pss(pid)[0] for pid in marked(self._mark)))
 
     def stop(self) -> int:
         self._ended.set()
@@ -90,24 +90,7 @@ class _Memory(threading.Thread):
         return self._peak
 
 
-def _processes(mark: str) -> Iterator[Path]:
-    """Folders in /proc of the processes whose environment holds a mark."""
-    wanted = f"{_MARK}={mark}".encode()
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended, or is another user's
-            if wanted in (entry / "environ").read_bytes():
-                yield entry
-
-
-def _pss(entry: Path) -> int:
-    with suppress(OSError):
-        for line in (entry / "smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return 1024 * int(line.split()[1])
-    return 0
-
-
 def _kill(mark: str) -> None:
-    for entry in _processes(mark):
+    for pid in marked(mark):
         with suppress(OSError):
-            os.kill(int(entry.name), signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)

@@ -32,7 +32,7 @@ from simulations.clients import Clients
 from simulations.flower_cli import environment_of, script
 from simulations.flower_engine import free_port
 from simulations.local_engine import LocalGrid
-from simulations.studies.processes import listens, pss, wait_until
+from simulations.processes import listens, pss, wait_until
 
 T = TypeVar("T")
 NEEDS_IMAGES = False

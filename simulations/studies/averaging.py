@@ -36,6 +36,7 @@ from csg_core.codecs import codec_named
 from csg_core.evaluation import evaluate
 from csg_core.layout import kernels_from_slices
 from csg_core.payload import decode
+from federation.data_sets import source_of
 from federation.devices import precision_of
 from federation.recipe import Recipe, recipe_of
 from federation.sources import load_images
@@ -234,9 +235,10 @@ def where(results: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     options = _options()
     if options.data is not None:
+        data, folder = source_of(options.data)
         for name, way in product(options.shards, options.ways):
             recipe = recipe_of({
-                "data": {"images": options.images, **_source(options.data), **SHARDS[name]},
+                "data": {"name": data, "dir": folder, "images": options.images, **SHARDS[name]},
                 "train": {"rounds": options.rounds, "batch_size": options.batch_size,
                           "lr": 0.05, "lr_schedule": "cosine"},
             }, "averaging")  # fmt: skip
@@ -261,10 +263,6 @@ def main() -> None:
     found = {"averaging": table(results), "averaging-where": where(results)}
     print("\n\n".join(found.values()))
     fill(found, PAGE)
-
-
-def _source(data: str) -> dict[str, str]:
-    return {"name": "digits"} if data == "digits" else {"name": "cifar10", "dir": data}
 
 
 def _options() -> argparse.Namespace:

@@ -19,9 +19,9 @@ from typing import Any
 
 from server.outcome import RunError
 from simulations.flower_cli import connect, environment_of, flwr, script
+from simulations.processes import listens, pss, read, sessions, wait_until
 from simulations.recipe_names import set_options
 from simulations.studies.network import Network
-from simulations.studies.processes import listens, pss, read, sessions, wait_until
 
 SUPERLINK, SERVER, PROXY = "superlink", "server", "proxy"
 PORT, PROXY_PORT = 8000, 8443

@@ -24,8 +24,8 @@ from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 
 from client.supernode import FleetClient
 from simulations.flower_engine import free_port
+from simulations.processes import listens, wait_until
 from simulations.studies.deployment import proxy_settings
-from simulations.studies.processes import listens, wait_until
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is needed, as in .ci/run")

@@ -17,8 +17,9 @@ from csg_core.codecs import codec_named
 from csg_core.evaluation import evaluate
 from csg_core.payload import Label, PayloadError, body_of, decode, digest_of, encode
 from csg_core.sender import Sender
+from federation.data_sets import DataError
 from federation.messages import EvaluationReport
-from federation.sources import DataError, load_images
+from federation.sources import load_images
 
 FP32 = codec_named("fp32")
 

@@ -12,7 +12,7 @@ from csg_core.codecs.entropy import code, entropy_bits
 from csg_core.codecs.entropy import decode as decode_symbols
 from csg_core.codecs.grouped import Grouped
 from csg_core.codecs.spatial import from_frequencies
-from csg_core.entries import Grid, Part
+from csg_core.entries import KernelGrid, Part
 
 LINES = [
     "fp32",
@@ -33,7 +33,7 @@ LINES = [
     "ecsq:step=4; norms=fp16; statistics=none",
     "none",
 ]
-PARTS = (Part("generator", 630, Grid((3, 3), 7)), Part("codes", 40), Part("codes", 0),
+PARTS = (Part("generator", 630, KernelGrid((3, 3), 7)), Part("codes", 40), Part("codes", 0),
          Part("codes", 300), Part("norms", 7), Part("other", 1),
          Part("statistics", 16))  # fmt: skip
 
@@ -49,7 +49,7 @@ def _laplace(parts=PARTS, seed=0):
     return (rng.laplace(size=total(parts)) * scales).astype(np.float32)
 
 
-_GRIDS = (Grid(), Grid((3, 3)), Grid((1, 2), 3), Grid((5, 4), 1))
+_GRIDS = (KernelGrid(), KernelGrid((3, 3)), KernelGrid((1, 2), 3), KernelGrid((5, 4), 1))
 
 
 def _part(group, size, grid):
@@ -195,7 +195,7 @@ def test_ecsq_holds_a_spike_in_zeros_however_many(step, scale):
 
 @pytest.mark.parametrize("value", [1e12, 1e17, 3e38])
 def test_ecsq_names_a_value_beyond_its_steps(value):
-    parts = (Part("other", 9, Grid((3, 3))),)
+    parts = (Part("other", 9, KernelGrid((3, 3))),)
     values = np.full(9, value, np.float32)
     with pytest.raises(CodecError, match="ecsq holds no"):
         Ecsq().encode(values, parts, _rng())
@@ -249,8 +249,8 @@ def _smooth(parts):
 @pytest.mark.parametrize("step", [0.5, 1, 1.5, 2.5])
 def test_ecsq_writes_smooth_kernels_in_fewer_bytes_with_less_error(step):
     """As in ResNet-20: a generator, layers' codes, and kernels of a plain convolution."""
-    parts = (Part("generator", 93_312, Grid((3, 3), 72)), *[Part("codes", 650)] * 30,
-             Part("other", 4608, Grid((3, 3))))  # fmt: skip
+    parts = (Part("generator", 93_312, KernelGrid((3, 3), 72)), *[Part("codes", 650)] * 30,
+             Part("other", 4608, KernelGrid((3, 3))))  # fmt: skip
     values = _smooth(parts)
     sent, error = {}, {}
     for dct in (True, False):

@@ -5,7 +5,7 @@ import torch
 
 from csg_core import from_released, is_released
 from csg_core.evaluation import evaluate
-from federation.sources import load_parquet
+from federation.image_files import load_parquet
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csg_core.codecs.spatial import bands_of, basis, from_frequencies, to_frequencies
-from csg_core.entries import Grid, Part
+from csg_core.entries import KernelGrid, Part
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510")
 _SIDES = st.integers(1, 7)
-_GRIDS = st.builds(Grid, st.tuples(_SIDES, _SIDES), st.integers(1, 4))
+_GRIDS = st.builds(KernelGrid, st.tuples(_SIDES, _SIDES), st.integers(1, 4))
 
 
 @given(grids=st.lists(_GRIDS, max_size=4), seed=st.integers(0, 99))
@@ -27,7 +27,7 @@ def test_values_and_energy_come_back(grids, seed):
 
 
 def test_a_kernel_turns_as_the_definition_says():
-    part = Part("generator", 2 * 3 * 5 * 4, Grid((3, 5), 4))
+    part = Part("generator", 2 * 3 * 5 * 4, KernelGrid((3, 5), 4))
     values = np.random.default_rng(0).normal(size=part.size).astype(np.float32)
     u, x, v, y = np.ix_(range(3), range(3), range(5), range(5))
     down = np.cos(np.pi * (2 * x + 1) * u / 6) * np.where(u > 0, np.sqrt(2 / 3), np.sqrt(1 / 3))
@@ -37,7 +37,7 @@ def test_a_kernel_turns_as_the_definition_says():
 
 
 def test_even_kernels_are_all_mean_and_others_stay():
-    parts = [Part("other", 18, Grid((3, 3))), Part("norms", 4)]
+    parts = [Part("other", 18, KernelGrid((3, 3))), Part("norms", 4)]
     values = np.array([1.0] * 9 + [-2.0] * 9 + [1, 2, 3, 4], np.float32)
     turned = to_frequencies(values, parts)
     wanted = [3.0, *[0.0] * 8, -6.0, *[0.0] * 8, 1, 2, 3, 4]
@@ -68,6 +68,6 @@ def _cosine(angle):
 
 
 def test_bands_are_nine_however_large_the_kernel():
-    assert bands_of(Part("other", 9, Grid((3, 3)))).tolist() == [*range(9)]
-    assert bands_of(Part("other", 4, Grid((1, 2), 2))).tolist() == [0, 0, 1, 1]
-    assert set(bands_of(Part("other", 49, Grid((7, 7)))).tolist()) == {*range(9)}
+    assert bands_of(Part("other", 9, KernelGrid((3, 3)))).tolist() == [*range(9)]
+    assert bands_of(Part("other", 4, KernelGrid((1, 2), 2))).tolist() == [0, 0, 1, 1]
+    assert set(bands_of(Part("other", 49, KernelGrid((7, 7)))).tolist()) == {*range(9)}

@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csg_core.codecs import Ecsq, codec_named, total
-from csg_core.entries import Grid, Part
+from csg_core.entries import KernelGrid, Part
 from csg_core.payload import HEADER_BYTES, Label, PayloadError, decode, encode, payload_bytes, seal
 from tests.fuzz.doors import LINES, PARTS, SIZE, label, mended, refused, sound
 
 MOST = 10  # times the array and the payload: what decoding may take at its peak
 SPARE = 256_000  # bytes, for small arrays and tables
 LARGE = (
-    Part("generator", 150_300, Grid((3, 3), 50)),
+    Part("generator", 150_300, KernelGrid((3, 3), 50)),
     Part("codes", 40_000),
     Part("norms", 5_000),
     Part("statistics", 5_000),

@@ -18,7 +18,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 
 from simulations.flower_cli import script
 from simulations.flower_engine import free_port
-from simulations.studies.processes import listens, wait_until
+from simulations.processes import listens, wait_until
 
 KEYS = Path(__file__).parents[2] / "docker" / "keys.py"
 

@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
+from federation.data_sets import DataError
 from federation.sections import DataConfig
 from federation.shards import class_spread, shard_rows
-from federation.sources import DataError
 
 LABELS = np.random.default_rng(0).integers(0, 10, 1200).astype(np.int64)
 RULES = [

@@ -13,14 +13,9 @@ import pytest
 from PIL import Image
 
 from csg_core.networks import from_torchvision
-from federation.sources import (
-    DataError,
-    load_digits,
-    load_folder,
-    load_images,
-    load_parquet,
-    load_split,
-)
+from federation.data_sets import DATA_SETS, DataError
+from federation.image_files import load_folder, load_parquet
+from federation.sources import load_digits, load_images, load_split
 
 
 def _png(array: np.ndarray) -> bytes:
@@ -67,7 +62,7 @@ def test_the_shared_copy_loads(shared):
 
 def test_digits_are_split_once_and_for_all():
     train, test = load_digits(train=True), load_digits(train=False)
-    assert (len(train), len(test)) == (1437, 360)
+    assert (len(train), len(test)) == (1437, 360) == (DATA_SETS["digits"].training, 360)
     assert train.images.shape[1:] == (32, 32, 3)
     assert set(test.labels.tolist()) == set(range(10))
     assert float(train.images.float().mean() / 255) == pytest.approx(train.mean[0], abs=0.002)

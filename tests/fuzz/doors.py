@@ -19,7 +19,7 @@ from csg_core.broadcast import MOST_FRAMES, Channel, Held
 from csg_core.codecs import CODECS, Codec, CodecError, Float16, Predicted, codec_named
 from csg_core.codecs.base import Values
 from csg_core.codecs.predicted import TAPS
-from csg_core.entries import Grid, Part
+from csg_core.entries import KernelGrid, Part
 from csg_core.payload import HEADER_BYTES, Label, PayloadError, decode, seal
 from federation.messages import (
     ReplyError,
@@ -31,7 +31,7 @@ from federation.messages import (
 )
 
 FINGERPRINT = "0123456789abcdef0123456789abcdef"
-PARTS = (Part("generator", 90, Grid((3, 3), 5)), Part("codes", 12), Part("codes", 0),
+PARTS = (Part("generator", 90, KernelGrid((3, 3), 5)), Part("codes", 12), Part("codes", 0),
          Part("codes", 30), Part("norms", 7), Part("other", 1), Part("statistics", 16))  # fmt: skip
 SIZE = 156
 ROUND = 5

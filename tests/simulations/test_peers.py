@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from csg_core import ModelSpec, build
-from federation.sources import DataError
+from federation.data_sets import DataError
 from simulations.bench.peers import side_by_side
 from simulations.bench.peers.arms import ARMS, BASE
 from simulations.bench.peers.environments import Environment, PeerError, interpreter_of

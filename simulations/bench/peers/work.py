@@ -11,9 +11,10 @@ import torch
 
 from csg_core import build
 from csg_core.images import ImageSet
+from federation.data_sets import DataError, source_of
 from federation.recipe import Recipe, recipe_of
 from federation.shards import shard_rows
-from federation.sources import DataError, load_images
+from federation.sources import load_images
 
 _BATCHES = 5  # of CIFAR-10's python batches to train on
 _PIXELS = 32 * 32 * 3
@@ -49,8 +50,9 @@ def write_work(folder: Path, data: str, asked: Asked) -> tuple[Recipe, dict[str,
         DataError: if the images cannot be used.
         RecipeError: if the work cannot be.
     """
-    source = {"name": "digits"} if data == "digits" else {"dir": data}
-    recipe = asked.recipe(_fewer(folder / "images", asked.recipe(source), asked.images))
+    name, source = source_of(data)
+    whole = asked.recipe({"name": name, "dir": source})
+    recipe = asked.recipe(_fewer(folder / "images", whole, asked.images))
     train, test = (load_images(recipe.data.name, recipe.data.dir, s) for s in ("train", "test"))
     shards = shard_rows(recipe.data, train.labels.numpy(), recipe.run.seed)
     for split, images in (("train", train), ("test", test)):

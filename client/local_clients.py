@@ -31,7 +31,7 @@ class _Begun:
     received: Received
 
 
-class Cohort:
+class LocalClients:
     """Trains clients at once, with the model and the settings of a ``LocalClient``."""
 
     def __init__(self, client: LocalClient) -> None:
@@ -97,8 +97,7 @@ class Cohort:
         together = derived_rng(seed, "cohort", jobs[0].round_, *(job.partition for job in jobs))
         with drawing_as(together, self._client.device):
             passes = [self._epoch(replicas, jobs, rngs) for _ in range(recipe.train.local_epochs)]
-        ends = zip(passes[0], passes[-1], strict=True)
-        return [Losses(last.mean, first.first, last.last) for first, last in ends]
+        return [Losses.over(own) for own in zip(*passes, strict=True)]
 
     def _epoch(
         self, replicas: Replicas, jobs: Sequence[Job], rngs: Sequence[torch.Generator]

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.cohort import Cohort, _few, _steps
 from client.job import Job, TrainingError
 from client.local import LocalClient
+from client.local_clients import LocalClients, _few, _steps
 from client.memory import NOTHING
 from client.replicas import Replicas, values_of
 from client.shard import Shard, Shards
@@ -86,8 +86,8 @@ class _Round:
         """What each client answers by itself."""
         return [self.client.train(job) for job in self.jobs]
 
-    def together(self, cohort=None):
-        return (cohort or Cohort(self.client)).train(self.jobs)
+    def together(self, clients=None):
+        return (clients or LocalClients(self.client)).train(self.jobs)
 
     def updates(self, answers):
         label = self.channel.label("update", self.round, self.sender.held)
@@ -105,9 +105,9 @@ def _distances(ones, others):
     return [np.linalg.norm(other - one) / np.linalg.norm(one) for one, other in pairs]
 
 
-def _assert_equal(found, *, near=NEAR, cohort=None):
+def _assert_equal(found, *, near=NEAR, clients=None):
     """Clients of a round answer together as alone; the updates of those alone."""
-    alone, together = found.alone(), found.together(cohort)
+    alone, together = found.alone(), found.together(clients)
     updates = found.updates(alone)
     assert max(_distances(updates, found.updates(together))) < near
     for one, other in zip(alone, together, strict=True):
@@ -183,10 +183,10 @@ def test_a_generator_that_does_not_train_stays_as_it_is(tiny, exact):
     )
     updates = _assert_equal(found)
     before = found.sender.held.values
-    cohort = Cohort(found.client)
-    cohort.train(found.jobs)
+    clients = LocalClients(found.client)
+    clients.train(found.jobs)
     size, codes = (found.manifest.count(group) for group in ("generator", "codes"))
-    trained = pack(cohort._replicas[0].model)
+    trained = pack(clients._replicas[0].model)
     assert np.array_equal(trained[:size], before[:size])
     assert not np.array_equal(trained[size : size + codes], before[size : size + codes])
     assert not updates[0][:size].any()
@@ -248,7 +248,7 @@ def test_one_clients_failure_is_its_own(tiny):
 def test_images_are_gathered_for_a_few_clients_at_a_time(tiny, monkeypatch, most):
     round_ = _Round(_recipe(tiny, train={"augment": True}))
     wanted = [answer.payload for answer in round_.together()]
-    monkeypatch.setattr("client.cohort._GATHERED", most)
+    monkeypatch.setattr("client.local_clients._GATHERED", most)
     sizes = [len(round_.jobs[few]) for few in _few(round_.jobs)]
     assert sizes == {1: [1] * 6, 30: [1, 1, 2, 2], 60: [2, 4]}[most]
     assert [answer.payload for answer in round_.together()] == wanted
@@ -256,9 +256,9 @@ def test_images_are_gathered_for_a_few_clients_at_a_time(tiny, monkeypatch, most
 
 def test_old_copies_are_let_go_before_new_ones_are_made(tiny, monkeypatch):
     round_ = _Round(_recipe(tiny), sizes=(9, 9))
-    cohort = Cohort(round_.client)
-    cohort.train(round_.jobs[:1])
-    old = weakref.ref(next(cohort._replicas[0].model.parameters()))
+    clients = LocalClients(round_.client)
+    clients.train(round_.jobs[:1])
+    old = weakref.ref(next(clients._replicas[0].model.parameters()))
     init = Replicas.__init__
 
     def counted(self, *given, **named):
@@ -266,8 +266,8 @@ def test_old_copies_are_let_go_before_new_ones_are_made(tiny, monkeypatch):
         init(self, *given, **named)
 
     monkeypatch.setattr(Replicas, "__init__", counted)
-    cohort.train(round_.jobs)
-    assert len(cohort._replicas) == 2
+    clients.train(round_.jobs)
+    assert len(clients._replicas) == 2
 
 
 def test_equal_shards_take_no_more_steps_than_one(tiny, monkeypatch):
@@ -284,15 +284,15 @@ def test_equal_shards_take_no_more_steps_than_one(tiny, monkeypatch):
 
 def test_copies_of_the_model_serve_every_round(tiny):
     found = _Round(_recipe(tiny))
-    cohort = Cohort(found.client)
-    first = cohort.train(found.jobs)
-    replicas = cohort._replicas
+    clients = LocalClients(found.client)
+    first = clients.train(found.jobs)
+    replicas = clients._replicas
     found.jobs.reverse()
-    again = cohort.train(found.jobs)[::-1]
-    assert cohort._replicas is replicas
+    again = clients.train(found.jobs)[::-1]
+    assert clients._replicas is replicas
     assert [answer.payload for answer in again] == [answer.payload for answer in first]
-    cohort.train(found.jobs[:2])
-    assert cohort._replicas is replicas
+    clients.train(found.jobs[:2])
+    assert clients._replicas is replicas
 
 
 def test_a_parameter_that_the_network_does_not_use_stays_as_it_is(tiny):
@@ -326,11 +326,11 @@ def test_copies_come_to_the_same_in_later_rounds(tiny, exact, device, model):
     for round_ in (1, 2, 3, 4):
         found = _Round(recipe, round_=round_, sizes=sizes, before=found, proximal_mu=0.1)
         if round_ == 1:
-            cohort = Cohort(found.client)
-        _assert_equal(found, cohort=cohort)
+            clients = LocalClients(found.client)
+        _assert_equal(found, clients=clients)
         if round_ == 1:
-            copies = cohort._replicas
-    assert cohort._replicas is copies, "not made anew, whether the generator trains or not"
+            copies = clients._replicas
+    assert clients._replicas is copies, "not made anew, whether the generator trains or not"
     if device == "cuda":
         captured = {still for first, sizes, still in copies._graphs if sizes == (8, 8, 8)}
         assert len(captured) == (2 if model == {} else 1)

@@ -1,4 +1,4 @@
-"""Processes of this machine by session, their memory and what they listen on, out of /proc."""
+"""Processes of this machine, their memory and what they listen on, out of Linux's /proc."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +20,13 @@ def sessions() -> Iterator[tuple[int, int]]:
         fields = read(entry / "stat").rpartition(b")")[2].split()
         if fields and fields[0] != b"Z":
             yield int(entry.name), int(fields[3])
+
+
+def marked(text: str) -> Iterator[int]:
+    """Ids of the processes whose environment holds a text; zombies have none."""
+    for pid, _ in sessions():
+        if text.encode() in read(Path(f"/proc/{pid}/environ")):
+            yield pid
 
 
 def pss(pid: int) -> tuple[int, int]:

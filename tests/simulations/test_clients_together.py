@@ -8,12 +8,12 @@ import torch
 
 from client import app as client_app
 from client.app import Worker
-from client.cohort import Cohort
+from client.local_clients import LocalClients
 from csg_core import build, pack
 from federation.recipe import RecipeError
 from server.record import RunFolder
 from server.state import load_state
-from simulations.cohorts import at_once
+from simulations.clients_together import at_once
 from simulations.local_engine import clients_at_once, run_local
 from simulations.run import deployed
 
@@ -44,9 +44,9 @@ def run(tmp_path):
 @pytest.fixture
 def trained(monkeypatch):
     """The sizes of the cohorts that trained."""
-    sizes, train = [], Cohort.train
+    sizes, train = [], LocalClients.train
     monkeypatch.setattr(
-        Cohort, "train", lambda self, jobs: sizes.append(len(jobs)) or train(self, jobs)
+        LocalClients, "train", lambda self, jobs: sizes.append(len(jobs)) or train(self, jobs)
     )
     return sizes
 
@@ -155,7 +155,7 @@ def test_clients_that_cannot_train_at_once_train_one_by_one(tiny, run, monkeypat
         tried.append(1)
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("client.cohort.Replicas.step", batched)
+    monkeypatch.setattr("client.local_clients.Replicas.step", batched)
     folder, state = run(tiny(run={"cohort": 4}), "together")
     assert [row.failures for row in folder.rows()] == [0, 0]
     assert np.array_equal(alone.values, state.values)
@@ -180,7 +180,9 @@ def test_a_reply_that_cannot_be_made_is_that_clients_failure_alone(tiny, run, mo
 
 def test_ten_clients_train_at_once_on_a_gpu_unless_the_recipe_says(tiny, monkeypatch):
     for device, count in (("cpu", 1), ("cuda", 10)):
-        monkeypatch.setattr("simulations.cohorts.device_of", lambda _, d=device: torch.device(d))
+        monkeypatch.setattr(
+            "simulations.clients_together.device_of", lambda _, d=device: torch.device(d)
+        )
         assert at_once(tiny()) == count
         assert at_once(tiny(run={"cohort": 3})) == 3
         assert at_once(tiny(run={"client_app": "mine:app"})) == 1

@@ -8,8 +8,8 @@ from typing import Any
 from flwr.app import Context, MessageType
 
 from client.app import Worker, make_app, trained_reply
-from client.cohort import Cohort
 from client.job import Job, Trained
+from client.local_clients import LocalClients
 from federation.devices import device_of
 from federation.recipe import Recipe
 from federation.sections import CLIENT_APP
@@ -28,7 +28,7 @@ def at_once(recipe: Recipe) -> int:
     return _ON_GPU if own and device_of(recipe).type == "cuda" else 1
 
 
-class Cohorts(Clients):
+class ClientsTogether(Clients):
     """All clients, in this process; some of them train at once, and all evaluate one by one.
 
     Clients that train at once have the sum of their timeouts together, and are all late if they
@@ -40,10 +40,10 @@ class Cohorts(Clients):
         self._worker = Worker()
         super().__init__(make_app(self._worker), run_config, recipe.data.clients)
         self._recipe, self._at_once = recipe, at_once(recipe)
-        self._cohort: Cohort | None = None
+        self._clients: LocalClients | None = None
 
     def answers(self, tasks: Iterable[Task]) -> Iterator[Answer]:
-        """An answer to each task, in their order; those of a cohort are made together."""
+        """An answer to each task, in their order; those that train at once are made together."""
         waiting = iter(tasks)
         while group := list(itertools.islice(waiting, self._at_once)):
             kinds = {task.message.metadata.message_type for task in group}
@@ -64,7 +64,7 @@ class Cohorts(Clients):
                 "%d clients cannot train at once, and train one by one from now on; if memory ran "
                 "out, lower run.cohort", len(group), exc_info=error,
             )  # fmt: skip
-            self._at_once, self._cohort = 1, None
+            self._at_once, self._clients = 1, None
             return map(self.answer, group)
         return list(map(self._answer, group, contexts, results))
 
@@ -79,9 +79,9 @@ class Cohorts(Clients):
         jobs = [job for job in found if isinstance(job, Job)]
         if not jobs:
             return [error for error in found if isinstance(error, Exception)]
-        if self._cohort is None:  # there is one run only, and so one model
-            self._cohort = Cohort(client)
-        trained = zip(jobs, self._cohort.train(jobs), strict=True)
+        if self._clients is None:  # there is one run only, and so one model
+            self._clients = LocalClients(client)
+        trained = zip(jobs, self._clients.train(jobs), strict=True)
         return [each if isinstance(each, Exception) else next(trained) for each in found]
 
     def _answer(self, task: Task, context: Context, result: _Result) -> Answer:
