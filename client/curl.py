@@ -30,7 +30,8 @@ class CurlTransport(httpx.BaseTransport):
     read an answer that comes before a request is whole.
 
     Args:
-        trusted: certificates that prove servers, PEM; none: those of certifi, as httpx has it.
+        trusted: certificates that prove servers, PEM, and no others do; none: those of certifi, as
+            httpx has it.
         small: paths of which answers are short, of which one of 3 kB is 40 ms late, one of 60 kB a
             second. With every other request libcurl makes room for more than HTTP/2 has at first,
             64 KiB, by a frame that takes some 180 bytes with its headers and its acknowledgement.
@@ -69,6 +70,7 @@ class _Line:
         curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2TLS)
         curl.setopt(pycurl.MAXAGE_CONN, _KEPT_S)
         curl.setopt(pycurl.USERAGENT, "")
+        curl.unsetopt(pycurl.CAPATH)  # the machine's own, by which pycurl is built to go as well
         if trusted is None:
             curl.setopt(pycurl.CAINFO, os.environ.get("SSL_CERT_FILE") or certifi.where())
         else:
