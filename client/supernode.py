@@ -4,14 +4,15 @@ A SuperNode proves itself with every request, polls included: about a kilobyte o
 the same each time, and more than a round's payload in all. HTTP/2 sends of headers what is new
 (HPACK, RFC 7541), a signature is used for a minute (``KeptSignature``), and connections are kept,
 so that a heartbeat takes no TLS handshake. It is agreed upon in TLS (ALPN): a server that speaks
-HTTP/1.1 only, and one without TLS, is spoken to as Flower does. Who has waited long asks less often
-(``Pace``). The arguments are those of ``flower-supernode``:
+HTTP/1.1 only, and one without TLS, is spoken to as Flower does. A client that has waited long polls
+less often (``Pace``). The arguments are those of ``flower-supernode``:
 
     python -m client.supernode --superlink HOST:8443 --root-certificates ca.crt ...
 
 ``CSG_POLL_SECONDS`` is the longest pause between two polls, 3 to 15. The file that ``CSG_HEARD``
 names, if any, is touched whenever the server has answered, for checks of health. Where its
-connection ends by an error, the process ends with status 1, so that a restart policy can help.
+connection ends by an error, or the server turns it away, the process says so and ends with status
+1, so that a restart policy can help.
 """
 
 import logging
@@ -19,6 +20,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any, Self
 
 import httpx
@@ -109,6 +111,7 @@ class FleetClient(FleetHttpClient):
     """Flower's client of the Fleet API, over ``CurlTransport`` and with a ``Pace``."""
 
     _pace: Pace
+    turned_away = Event()  # by any server, of this process
 
     @classmethod
     def from_server_address(
@@ -148,9 +151,12 @@ class FleetClient(FleetHttpClient):
         except httpx.HTTPError as error:
             if path != _HEARTBEAT:
                 self._pace.begin()  # what failed is asked again soon
-            elif isinstance(error, httpx.HTTPStatusError) and not _turned_away(error):
-                # by another error Flower's thread of heartbeats would end, and nothing else
-                raise httpx.NetworkError(str(error), request=error.request) from error
+            if isinstance(error, httpx.HTTPStatusError):
+                if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                    self.turned_away.set()  # by which Flower ends the SuperNode
+                elif path == _HEARTBEAT:
+                    # by another error Flower's thread of heartbeats would end, and nothing else
+                    raise httpx.NetworkError(str(error), request=error.request) from error
             raise
         if heard := os.environ.get("CSG_HEARD"):
             Path(heard).touch()
@@ -163,23 +169,25 @@ def main() -> None:
     """Run a SuperNode until it is ended.
 
     Raises:
-        SystemExit: if ``CSG_POLL_SECONDS`` cannot be.
+        SystemExit: if ``CSG_POLL_SECONDS`` cannot be, or as Flower ends it.
     """
     _most_pause()
     assert fleet_http_connection.FleetHttpClient is FleetHttpClient  # type: ignore[attr-defined]
     fleet_http_connection.FleetHttpClient = FleetClient  # type: ignore[attr-defined]
     try:
         flower_supernode()
+    except SystemExit:
+        if not FleetClient.turned_away.is_set():
+            raise
+        _log.error(
+            "the server turns this client away: its key is not registered there, or was revoked, "
+            "or the clocks of the two are apart"
+        )
     except Exception:
         _log.exception("the SuperNode failed")
     # its connection ended by an error, and threads of its would keep the process for ever
     _log.error("the SuperNode has ended; start it again")
     os._exit(1)
-
-
-def _turned_away(error: httpx.HTTPStatusError) -> bool:
-    """Whether the server knows this client no longer, by which Flower ends the SuperNode."""
-    return error.response.status_code == httpx.codes.UNAUTHORIZED
 
 
 def _most_pause() -> float:

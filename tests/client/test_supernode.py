@@ -23,6 +23,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from client import supernode
 from client.supernode import FleetClient
 from simulations.flower_engine import free_port
+from simulations.processes import wait_until
 from tests.client.proxied import an_object, needs_nginx
 
 
@@ -145,6 +146,29 @@ def test_a_supernode_that_cannot_begin_ends(tmp_path):
     assert ended.returncode == 1
     assert "the SuperNode failed" in said
     assert "the SuperNode has ended; start it again" in said
+
+
+@needs_nginx
+def test_a_supernode_that_is_turned_away_says_so_and_fails(proxied, tmp_path):
+    """With status 0, a restart policy of failures would leave it, and nobody would see why."""
+    keys = tmp_path / "keys"
+    command = [sys.executable, "-m", "client.supernode",
+               "--superlink", f"127.0.0.1:{proxied.port}",
+               "--root-certificates", str(keys / "proxy" / "ca.crt"),
+               "--auth-supernode-private-key", str(keys / "clients" / "client-0" / "key"),
+               "--node-config", "partition-id=0", "--port", str(free_port())]  # fmt: skip
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "FLWR_HOME": str(tmp_path)}
+    with (tmp_path / "log").open("w") as log:
+        running = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: proxied.served["pull-messages"] > 0, "it does not poll", 90)
+        proxied.status = 401
+        assert running.wait(60) == 1
+    finally:
+        running.kill()
+        running.wait()
+    assert "the server turns this client away: its key is" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize("value", ["2", "16", "soon", "nan"])
