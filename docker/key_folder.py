@@ -1,10 +1,12 @@
 """The folder of a deployment's keys, and which clients its SuperLink lets in: see keys.py."""
 
+import fcntl
 import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,6 +19,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _INSIDE = ["server", "localhost", "127.0.0.1"]  # as the proxy and the server's own side call it
 _AUTHORITY_DAYS = 3650
 _IN_USE = "key already in use"  # as Flower says it
+_PATIENCE_S = 90.0  # with another command; the SuperLink is waited for 60 s
 
 
 class KeysError(ValueError):
@@ -29,6 +32,28 @@ class KeyFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known = path / "clients.json"  # by name: partition, node id, whether revoked
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other commands from changing the folder; each reads what the last has written.
+
+        Raises:
+            KeysError: if another command is at it for 90 s.
+        """
+        try:
+            folder = os.open(self.path, os.O_RDONLY)
+        except FileNotFoundError:  # in which nothing can be lost
+            yield
+            return
+        try:
+            until = time.monotonic() + _PATIENCE_S
+            while not _lock(folder):
+                if time.monotonic() > until:
+                    raise KeysError(f"{self.path}: another keys command is at it; wait for its end")
+                time.sleep(0.1)
+            yield
+        finally:
+            os.close(folder)
 
     def make(self, hosts: Sequence[str], clients: int, days: int) -> None:
         """A new authority, the certificates of server and proxy, and clients ``client-0`` and on.
@@ -264,6 +289,14 @@ class KeyFolder:
         if not answer.get("success"):
             raise KeysError(f"SuperLink {superlink}: {reason_in(answer)}")
         return answer
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _check_days(days: int, authority: certificates.Certified) -> None:

@@ -27,28 +27,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     keys = KeyFolder(options.dir)
     try:
-        if options.command == "make":
-            keys.make(options.host, options.clients, options.days)
-            print(f"{keys.path}: made the authority, server, proxy and {options.clients} clients")
-        elif options.command == "add":
-            keys.add(options.name)
-            print(f"made {', '.join(options.name)}; keys register lets them in")
-        elif options.command == "register":
-            names = keys.register(options.name, options.superlink)
-            print(f"registered {', '.join(names) or 'none: all are'}")
-        elif options.command == "revoke":
-            keys.revoke(options.name, options.superlink)
-            print(f"revoked {options.name}; keys add makes another for its partition")
-        elif options.command == "renew":
-            keys.renew(options.host, options.days)
-            print(f"certificates hold until {keys.ends():%Y-%m-%d}; restart server and proxy")
-        else:
+        if options.command == "list":
             _print(keys.clients())
             print(f"certificates of server and proxy hold until {keys.ends():%Y-%m-%d}")
+            return 0
+        with keys.locked():
+            print(_changed(keys, options))
     except (ValueError, OSError) as error:
         print(f"keys {options.command}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _changed(keys: KeyFolder, options: argparse.Namespace) -> str:
+    """Run a command that changes the folder; what it has done."""
+    if options.command == "make":
+        keys.make(options.host, options.clients, options.days)
+        return f"{keys.path}: made the authority, server, proxy and {options.clients} clients"
+    if options.command == "add":
+        keys.add(options.name)
+        return f"made {', '.join(options.name)}; keys register lets them in"
+    if options.command == "register":
+        names = keys.register(options.name, options.superlink)
+        return f"registered {', '.join(names) or 'none: all are'}"
+    if options.command == "revoke":
+        keys.revoke(options.name, options.superlink)
+        return f"revoked {options.name}; keys add makes another for its partition"
+    keys.renew(options.host, options.days)
+    return f"certificates hold until {keys.ends():%Y-%m-%d}; restart server and proxy"
 
 
 def _print(clients: dict[str, dict[str, Any]]) -> None:

@@ -89,6 +89,17 @@ def test_nothing_is_overwritten(made):
     assert _content(made) == before
 
 
+def test_commands_that_overlap_lose_no_client(made):
+    def add(name):
+        command = [sys.executable, str(KEYS), "--dir", str(made), "add", name]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+    adding = [add(f"hospital-{letter}") for letter in "abcdef"]
+    assert [done.wait(60) for done in adding] == [0] * 6
+    known = json.loads((made / "clients.json").read_text())
+    assert sorted(of["partition"] for of in known.values()) == [*range(8)]
+
+
 def test_more_clients_get_the_lowest_free_partitions(made):
     assert keys(made, "add", "hospital-a").returncode == 0
     known = json.loads((made / "clients.json").read_text())
