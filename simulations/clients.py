@@ -3,6 +3,7 @@
 import importlib
 import logging
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -198,12 +199,21 @@ _log_kept: list[logging.LogRecord] = []
 def _begin(app: str, run_config: dict[str, Any], count: int, threads: int, level: int) -> None:
     """Make this process a worker."""
     global _clients
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the main process
     torch.set_num_threads(threads)
     root = logging.getLogger()
     root.addHandler(_Kept())
     root.setLevel(level)
     _clients = Clients(client_app(app), run_config, count)
+
+
+def _end_with_parent() -> None:
+    """However it ends: a worker waits for tasks for ever, as it holds its end of their pipe."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _answer(task: Task) -> "_Told":

@@ -32,8 +32,9 @@ class ClientsTogether(Clients):
     """All clients, in this process; some of them train at once, and all evaluate one by one.
 
     Clients that train at once have the sum of their timeouts together, and are all late if they
-    take longer. Their updates are held until all are done. Once they cannot train at once, as when
-    memory runs out, they train one by one from then on, and the copies of the model are let go.
+    take longer. Their updates are held until all are done. Those of whom one raises in training
+    train one by one instead, so that it fails alone; where torch fails, as when memory runs out,
+    all do from then on, and the copies of the model are let go.
     """
 
     def __init__(self, recipe: Recipe, run_config: Mapping[str, Any]) -> None:
@@ -65,6 +66,9 @@ class ClientsTogether(Clients):
                 "out, lower run.cohort", len(group), exc_info=error,
             )  # fmt: skip
             self._at_once, self._clients = 1, None
+            return map(self.answer, group)
+        except Exception:
+            _log.warning("of %d clients at once one raised; they train one by one", len(group))
             return map(self.answer, group)
         return list(map(self._answer, group, contexts, results))
 

@@ -164,6 +164,18 @@ def test_clients_that_cannot_train_at_once_train_one_by_one(tiny, run, monkeypat
     assert len(tried) == 1, "not again in round 2"
 
 
+def test_one_that_raises_in_training_fails_alone(tiny, run, caplog):
+    """A ResNet-18 needs two images of 32 x 32 for its last norms; the second shard has one."""
+    model = {"name": "resnet18", "parametrization": "dense", "width": 1.0}
+    data, train = {"clients": 2, "images": 3}, {"rounds": 1, "batch_size": 2}
+    folder, _ = run(tiny(model=model, data=data, train=train, run={"cohort": 2}))
+    (row,) = folder.rows()
+    assert row.clients == 1
+    (reason,) = row.failed.values()
+    assert "Expected more than 1 value per channel" in reason
+    assert "of 2 clients at once one raised; they train one by one" in caplog.text
+
+
 def test_a_reply_that_cannot_be_made_is_that_clients_failure_alone(tiny, run, monkeypatch):
     keep = client_app.keep
 

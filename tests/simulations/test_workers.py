@@ -14,6 +14,7 @@ from server.outcome import RunError
 from server.record import RunFolder
 from server.state import load_state
 from simulations.local_engine import run_local, worker_count
+from simulations.processes import marked, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -143,6 +144,23 @@ def test_an_interrupt_leaves_no_worker(tiny, run, tmp_path, monkeypatch):
     started = _processes(tmp_path, range(4))
     assert started
     assert not [pid for pid in started if _alive(pid)]
+
+
+def test_workers_end_with_a_run_that_is_killed(tmp_path, tiny_settings):
+    settings = [*tiny_settings, "--set", "run.workers=2", "--set", f"run.dir={tmp_path / 'run'}",
+                "--set", "train.rounds=1000"]  # fmt: skip
+    command = [sys.executable, "-m", "simulations.cli", "run", "demo", *settings]
+    mark = f"CSG_TEST={tmp_path}"
+    with (tmp_path / "log").open("w") as log:
+        environment = {**os.environ, "CSG_TEST": str(tmp_path)}
+        started = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: len(RunFolder(tmp_path / "run").rows()) > 0, "no round is done", 120)
+        assert len([*marked(mark)]) > 2
+    finally:
+        started.kill()
+        started.wait()
+    wait_until(lambda: not any(marked(mark)), "workers are still there")
 
 
 def test_there_are_no_more_workers_than_clients_of_a_round(tiny):
