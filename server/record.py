@@ -54,7 +54,8 @@ class RoundRow:
         clients: good updates, ``failures`` those that came to nothing.
         train_loss: mean over the clients by examples, nats.
         test_loss, test_accuracy: of the averaged model on the test images, or, where norms stay
-            with the clients, on the images that those hold out; None in rounds without evaluation.
+            with the clients, on the images that those hold out; None in rounds without evaluation,
+            and of a loss that is no number.
         payload_bytes_up, payload_bytes_down: of payloads, header included.
         wire_bytes_up, wire_bytes_down: all that the server's interface received and sent since the
             row before, whoever caused it; None where not measured.

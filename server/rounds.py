@@ -1,6 +1,7 @@
 """The rounds of a run, each on one screen: encode, send, decode, average, evaluate, record."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -157,7 +158,7 @@ class Rounds:
             clients=len(outcome.reports),
             failures=len(outcome.failures),
             train_loss=float(metrics["train-loss"]),  # type: ignore[arg-type]
-            test_loss=loss,
+            test_loss=loss if loss is None or math.isfinite(loss) else None,
             test_accuracy=accuracy,
             payload_bytes_up=outcome.bytes_up,
             payload_bytes_down=outcome.bytes_down,

@@ -36,6 +36,8 @@ class Progress:
             f"{recipe.data.partition} over {recipe.data.clients:,} clients, "
             f"{recipe.cohort:,} a round; {counts.size:,} values travel each way"
         )
+        if left := folder.environment().get("images left out"):
+            self._say(f"{left:,} images are no client's: pieces of the same size leave that many")
         self._say(f"run: {folder.path}")
 
     def client(self, done: int, cohort: int) -> None:
@@ -56,8 +58,9 @@ class Progress:
         sent = sum(row.payload_bytes_up + row.payload_bytes_down for row in self._rows)
         self._at = f"round {row.round + 1}/{total}: "
         tested = "                            "
-        if row.test_accuracy is not None and row.test_loss is not None:
-            tested = f"accuracy {100 * row.test_accuracy:5.2f} %  loss {row.test_loss:6.3f}"
+        if row.test_accuracy is not None:
+            loss = "  none" if row.test_loss is None else f"{row.test_loss:6.3f}"
+            tested = f"accuracy {100 * row.test_accuracy:5.2f} %  loss {loss}"
         self.clear()
         self._say(
             f"round {row.round:{len(str(total))}}/{total}  {tested}  "

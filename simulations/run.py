@@ -49,7 +49,9 @@ def run(options: argparse.Namespace) -> int:
     if recipe.server.start_from is not None:
         with Path(recipe.server.start_from).open("rb") as file:
             found["start_from sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-    spread = _spread(recipe)
+    spread, left = _spread(recipe)
+    if left:
+        found["images left out"] = left
     recipe = _placed(name, recipe)
     folder = RunFolder(Path(str(recipe.run.dir)))
     folder.create(recipe, found, spread)
@@ -94,13 +96,13 @@ def follow(recipe: Recipe, folder: RunFolder, command: str, *, as_json: bool) ->
     return status
 
 
-def _spread(recipe: Recipe) -> list[list[int]]:
-    """Images by client and class."""
+def _spread(recipe: Recipe) -> tuple[list[list[int]], int]:
+    """Images by client and class, and how many are no client's."""
     images = load_images(recipe.data.name, recipe.data.dir, "train")
     labels = images.labels.numpy()
     shards = shard_rows(recipe.data, labels, recipe.run.seed)
     counts: list[list[int]] = class_spread(shards, labels, images.classes).tolist()
-    return counts
+    return counts, (recipe.data.images or len(images)) - sum(map(len, shards))
 
 
 def _engine(recipe: Recipe, progress: Progress) -> None:

@@ -4,22 +4,29 @@ import errno
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 from csg_core import build, pack, unpack
+from federation.messages import TrainReport
 from server import record
 from server.checkpoints import CheckpointError, read_checkpoint
-from server.record import RoundRow, RunFolder, RunFolderError
+from server.record import Contribution, RoundRow, RunFolder, RunFolderError
 from server.state import ServerState, checkpoint_path, checkpoint_paths, load_state, save_state
 from server.summary import best_of, summary_of
+from server.wire import ClientBytes
 
 ROW = RoundRow(
     round=1, clients=3, failures=1, train_loss=1.5, test_loss=1.2, test_accuracy=0.5,
     payload_bytes_up=30, payload_bytes_down=40, seconds=2.0, failed={"client 3": "raised"},
 )  # fmt: skip
+
+
+def test_a_contribution_is_what_a_client_reports_and_its_bytes():
+    parts = [field.name for part in (TrainReport, ClientBytes) for field in fields(part)]
+    assert list(Contribution.__annotations__) == parts
 
 
 @pytest.fixture

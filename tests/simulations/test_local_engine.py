@@ -1,6 +1,9 @@
 """The local engine: the same apps on a Grid in this process, bit for bit the same per seed."""
 
+import json
+import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from federation.code import CODE, code_identity
 from federation.messages import RECIPE, payload_in
 from federation.recipe import RecipeError
 from federation.sources import load_images
+from server import rounds
 from server.app import make_app as make_server_app
 from server.checkpoints import CheckpointError
 from server.outcome import RunError
@@ -92,6 +96,19 @@ def test_the_recorded_accuracy_is_that_of_the_checkpoint(tiny, run):
     unpack(model, state.values)
     found = evaluate(model, load_images("digits", None, "test"))
     assert found.accuracy == folder.rows()[-1].test_accuracy == folder.summary()["accuracy"]
+
+
+def test_a_loss_that_is_no_number_is_none_in_the_record(tiny, run, monkeypatch):
+    """NaN is no JSON, and is not equal to itself, by which rows are told apart."""
+    real = rounds.evaluate
+    monkeypatch.setattr(
+        rounds, "evaluate", lambda *given, **more: replace(real(*given, **more), loss=math.nan)
+    )
+    folder, _ = run(tiny())
+    lines = (folder.path / "rounds.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [row["test_loss"] for row in rows] == [None, None]
+    assert all(row["test_accuracy"] is not None for row in rows)
 
 
 def test_evaluation_and_checkpoints_come_as_often_as_asked(tiny, run):

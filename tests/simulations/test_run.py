@@ -44,3 +44,13 @@ def test_device_and_precision_are_written_down(tmp_path, monkeypatch, named, has
     assert main(["run", "demo", *settings]) == 0
     recipe = RunFolder(tmp_path / "run").recipe()
     assert (recipe.train.precision, recipe.run.device) == (written, "cpu")
+
+
+def test_images_that_are_no_clients_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "_engine", lambda *_: None)
+    settings = ["data.partition=shards", "data.shards_per_client=3", "data.clients=4",
+                "data.images=50", f"run.dir={tmp_path / 'run'}"]  # fmt: skip
+    main(["run", "demo", *(part for value in settings for part in ("--set", value))])
+    assert "2 images are no client's: pieces of the same size leave" in capsys.readouterr().out
+    main(["run", "demo", "--set", f"run.dir={tmp_path / 'other'}"])
+    assert "are no client's" not in capsys.readouterr().out
