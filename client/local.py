@@ -14,7 +14,6 @@ from client.tensors import ClientTensors, Reached, reached
 from client.training import Losses, train_epoch
 from csg_core import build, generators, manifest
 from csg_core.broadcast import Held
-from csg_core.codecs import codec_named
 from csg_core.codecs.base import Values
 from csg_core.evaluation import evaluate
 from csg_core.payload import Passed, Payload, decode, encode
@@ -38,7 +37,7 @@ class LocalClient:
         self._trained = sent.trained
         self._still = sent.count("generator")  # the first values
         self._channel = recipe.wire.channel(sent)
-        self._feedback = recipe.wire.feedback and not codec_named(recipe.wire.uplink).exact
+        self._feedback = recipe.wire.feeds_back
         self._first = self._channel.first(self._tensors.sent.flat().cpu().numpy())
         self._first_kept = self._tensors.kept.flat()
         self._set_to: Held | None = None  # what the model holds, beside what is kept at first

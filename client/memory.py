@@ -52,12 +52,15 @@ class Memory:
 NOTHING = Memory()
 
 
-def recall(context: Context, recipe: Recipe, partition: int, round_: int) -> Memory:
+def recall(
+    context: Context, recipe: Recipe, partition: int, round_: int, taken: int | None = None
+) -> Memory:
     """What this run's client of a partition kept, for ``round_``.
 
-    A round may be asked for again, when a reply was lost or a run is resumed from further back.
-    What the codec left out has then been taken into an update already; the tensors that stay are
-    those of the later round, which is nearer than to begin anew.
+    What the codec left out is of an update, and is sent after that, if the server took it, and
+    once: an update may be refused or lost, and a round asked for again, when a run is resumed from
+    further back. ``taken`` is the last round whose update it took, where it says so. The tensors
+    that stay are those of the later round, which is nearer than to begin anew.
     """
     records, numbers = context.state.array_records, context.state.metric_records
     held = None
@@ -70,7 +73,8 @@ def recall(context: Context, recipe: Recipe, partition: int, round_: int) -> Mem
     of = int(numbers[_ROUND]["round"]) if _ROUND in numbers else 0  # type: ignore[arg-type]
     if not own and recipe.run.superlink is not None:
         own, of = _read(_file(context, recipe, partition))
-    residual = own.get(_RESIDUAL) if of < round_ else None
+    follows = of < round_ if taken is None else of == taken
+    residual = own.get(_RESIDUAL) if follows else None
     return Memory(kept=own.get(_KEPT), residual=residual, held=held)
 
 

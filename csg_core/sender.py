@@ -64,7 +64,8 @@ class Sender:
         self._round, self._whole = round_, b""
         self._frames.append((frame, _reach(body, channel.parts, codec)))
         most = HEADER_BYTES + KEY.most_bytes(channel.parts) if channel.deltas else 0
-        while len(self._frames) > 1 and (
+        least = 0 if channel.deltas else 1
+        while len(self._frames) > least and (  # a whole model takes fewer bytes than these
             sum(len(frame) for frame, _ in self._frames) > most or len(self._frames) > MOST_FRAMES
         ):
             self._frames.popleft()

@@ -26,6 +26,9 @@ _MOST = 1e9  # of losses and seconds
 # keys of the run config: the recipe as JSON, and when the run began, by which clients tell it from
 # one that was in its folder before
 RECIPE, STARTED = "recipe", "started"
+# key of a message to train: the last round whose update of this client was taken, 0: none was; not
+# there where that was the last one that it was asked for
+TAKEN = "taken"
 
 
 class ReplyError(ValueError):

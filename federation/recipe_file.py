@@ -88,7 +88,7 @@ def _unused(recipe: Recipe) -> Iterator[tuple[str, set[str] | None, str]]:
 
 def _ruinous(recipe: Recipe) -> str:
     """What keeps a run from coming to anything; runs of before may have it."""
-    data, wire = recipe.data, recipe.wire
+    data, wire, travelling = recipe.data, recipe.wire, recipe.train.travelling()
     if data.holdout and recipe.train.batch_norm == "average":
         return (
             f"data.holdout {data.holdout:g}: with train.batch_norm=average the server evaluates, "
@@ -100,10 +100,17 @@ def _ruinous(recipe: Recipe) -> str:
             "sent whole; set wire.deltas=true, or wire.downlink=fp16"
         )
     for way in ("uplink", "downlink"):
-        if codec_named(getattr(wire, way)) == Nothing():
+        line = getattr(wire, way)
+        if codec_named(line) == Nothing():
             return (
                 f"wire.{way} 'none' sends nothing, so that nothing is learned; give it to single "
                 "groups, as 'fp16; norms=none'"
+            )
+        if "statistics" in travelling and not codec_named(line).bears_statistics:
+            return (
+                f"wire.{way} {line!r} loses running statistics, or all else beside them; give them "
+                "a codec of their own, as '...; statistics=fp16', or leave them with the clients, "
+                "train.batch_norm=local_statistics"
             )
     return ""
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from csg_core import Manifest
-from csg_core.broadcast import Channel
+from csg_core.broadcast import KEY, Channel
 from csg_core.codecs import (
     Codec,
     GeneratorSchedule,
@@ -80,7 +80,7 @@ class WireConfig(Section):
         if not generator:
             codecs = [without_generator(codec, parts) for codec in codecs]
         up, down = (payload_bytes(parts, self._written(codec)) for codec in codecs)
-        return up, down
+        return up, min(down, payload_bytes(parts, KEY)) if self.deltas else down
 
     def most_update_bytes(self, parts: Parts) -> int:
         """The most bytes of an update, to which the server holds clients."""
@@ -89,6 +89,11 @@ class WireConfig(Section):
     def _written(self, codec: Codec) -> Codec:
         """What a codec becomes in payloads: for how long they are."""
         return Predicted(codec) if self.predict else codec
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether clients keep what the uplink's codec leaves out."""
+        return self.feedback and not codec_named(self.uplink).exact
 
     @property
     def schedule(self) -> GeneratorSchedule:

@@ -60,6 +60,10 @@ class Update:
         return self.values.cpu().numpy() if isinstance(self.values, Tensor) else self.values
 
 
+class AggregationError(ValueError):
+    """The recipe's strategy cannot make a model of a round's updates; the message says why."""
+
+
 class Aggregation:
     """The recipe's strategy: ``trained`` is the number of values that are no running statistics.
 
@@ -91,22 +95,30 @@ class Aggregation:
         self._flower.configure_train(round_, self._record(current), config, grid)
         return config
 
-    def __call__(self, round_: int, current: Values, updates: Iterable[Update]) -> Values:
+    def __call__(
+        self, round_: int, current: Values, updates: Iterable[Update], *, still: int = 0
+    ) -> Values:
         """The next model, from the current one and at least one update.
 
+        Of the first ``still`` values, which do not train in this round, what is carried from round
+        to round stays as it is.
+
         Raises:
-            ValueError: if Flower's strategy cannot make one of so few updates.
+            AggregationError: if there is none, or Flower's strategy cannot make one of so few.
         """
         if type(self._flower).aggregate_train is FedAvg.aggregate_train:
             return current + _mean(updates, current.size)
         kept = [replace(update, values=update.array) for update in updates]
         if not kept:
-            raise ValueError("there is no update to aggregate")
+            raise AggregationError("there is no update to aggregate")
         replies = [self._reply(current + update.array, update.examples) for update in kept]
+        before = {name: array[:still].copy() for name, array in self.state().items()}
         try:
             arrays, _ = self._flower.aggregate_train(round_, replies)
         except Exception as error:  # Flower's own kinds, and numpy's
-            raise ValueError(f"{type(self._flower).__name__} failed: {error}") from error
+            raise AggregationError(f"{type(self._flower).__name__} failed: {error}") from error
+        for name, array in self.state().items():
+            array[:still] = before.get(name, 0)
         assert arrays is not None
         head = np.asarray(arrays[_KEY].numpy(), np.float32)
         if not isinstance(self._flower, _OPTIMIZERS):
@@ -158,6 +170,8 @@ def _mean(updates: Iterable[Update], size: int) -> Values:
     mean = WeightedMean(size)
     for update in updates:
         mean.add(update.values, update.examples)
+    if not mean.weight:
+        raise AggregationError("there is no update to aggregate")
     return mean.mean()
 
 

@@ -2,8 +2,11 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from federation.messages import ReplyError
 from federation.recipe import Recipe
@@ -27,6 +30,8 @@ class Cohort:
         self._nodes: dict[int, Node] = {}  # as they were when last looked for
         self._partitions = dict(partitions or {})
         self._trained: dict[int, int] = {}  # nodes by partition, of this round
+        self._taken: dict[int, int] = {}  # the last round whose update was taken, by node
+        self._sure: set[int] = set()  # nodes that were not asked for another since
         self._away: set[int] = set()
 
     def sample(self, round_: int, grid: Grid) -> tuple[list[int], list[int]]:
@@ -117,10 +122,32 @@ class Cohort:
                 "give each client a partition-id of its own"
             )
 
-    def trained(self, node: int, partition: int) -> None:
-        """The node trained on a partition, which is its own from now on."""
+    def trained(self, node: int, partition: int, round_: int) -> None:
+        """The node's update of a partition, which is its own from now on, was taken."""
         self._partitions[node] = partition
         self._trained[partition] = node
+        self._taken[node] = round_
+        self._sure.add(node)
+
+    def to_be_told(self, node: int) -> int | None:
+        """The last round whose update of a node was taken, 0: none was, now that it is asked to
+        train; None if that was the last it was asked for.
+
+        What a codec left out of an update is to be sent if the update was taken, and else not.
+        """
+        told = None if node in self._sure else self._taken.get(node, 0)
+        self._sure.discard(node)
+        return told
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What a checkpoint has to hold."""
+        taken = np.array([*self._taken.items()], np.uint64).reshape(-1, 2)
+        return {"taken": taken.view(np.int64)}  # nodes are uint64, which checkpoints cannot hold
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take up what ``state`` gave, or nothing, as of older checkpoints."""
+        if "taken" in state:
+            self._taken = dict(state["taken"].view(np.uint64).tolist())
 
     def name(self, node: int) -> str:
         """A node for a reader: by its partition, else the name of its key, else its id."""

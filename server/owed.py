@@ -27,6 +27,10 @@ class Owed:
         self._next: Values | None = None  # what the next model is sent in addition
         self.waits: Values = np.zeros(self._still, np.float32)  # of the generator
 
+    def still(self, round_: int) -> int:
+        """How many of the first values do not train in a round: those of a generator that rests."""
+        return 0 if self._schedule.trains(round_) else self._still
+
     def added_to(self, model: Values) -> Values:
         """What clients are to be sent, of a model that follows the last one that was settled."""
         target = model if self._next is None else model + self._next

@@ -67,7 +67,7 @@ class Replies:
                 self._downlink.failed(node)
                 outcome.fail(self._cohort.name(node), str(error))
                 continue
-            self._cohort.trained(node, report.partition)
+            self._cohort.trained(node, report.partition, round_)
             self._downlink.answered(node)
             outcome.reports[node] = report
             yield update

@@ -22,13 +22,14 @@ from csg_core.codecs import CodecError, Float32, codec_named
 from csg_core.codecs.base import FLOAT16_MAX, Values
 from csg_core.payload import Payload
 from federation.messages import (
+    TAKEN,
     EvaluationReport,
     ReplyError,
     evaluation_report_in,
     instruction,
 )
 from federation.recipe import Recipe
-from server.aggregation import Aggregation
+from server.aggregation import Aggregation, AggregationError
 from server.cohort import Cohort
 from server.downlink import Downlink
 from server.outcome import RoundOutcome, RunError
@@ -96,8 +97,11 @@ class CsgStrategy(Strategy):
         self.owed.note(target, self.downlink.held)
         wanted = self.aggregation.configure(server_round, self.downlink.held, grid)
         self.outcome = RoundOutcome(len(nodes))
-        whole = ConfigRecord({**config, **wanted})
-        return self._messages(MessageType.TRAIN, server_round, payloads, whole)
+        configs = {
+            node: ConfigRecord({**config, **wanted, **self._told(node, server_round)})
+            for node in nodes
+        }
+        return self._messages(MessageType.TRAIN, server_round, payloads, configs)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -111,8 +115,8 @@ class CsgStrategy(Strategy):
         come_to = sent + self.owed.left_out
         updates = self._replies.updates(server_round, replies, come_to, self.outcome)
         try:
-            new = self.aggregation(server_round, sent, updates)
-        except ValueError as error:
+            new = self.aggregation(server_round, sent, updates, still=self.owed.still(server_round))
+        except AggregationError as error:
             self._check_quorum(server_round)
             raise RunError(f"round {server_round}: {error}") from error
         self._check_quorum(server_round)
@@ -137,7 +141,8 @@ class CsgStrategy(Strategy):
         model = model_in(arrays).clip(-FLOAT16_MAX, FLOAT16_MAX)
         payloads = self._payloads(model, server_round, MessageType.EVALUATE, nodes)
         self.cohort.expect(nodes)
-        return self._messages(MessageType.EVALUATE, server_round, payloads, config)
+        configs = dict.fromkeys(nodes, config)
+        return self._messages(MessageType.EVALUATE, server_round, payloads, configs)
 
     def aggregate_evaluate(
         self,
@@ -189,12 +194,16 @@ class CsgStrategy(Strategy):
         return dict(zip(nodes, payloads, strict=True))
 
     def _messages(
-        self, kind: str, round_: int, payloads: Mapping[int, Payload], config: ConfigRecord
+        self,
+        kind: str,
+        round_: int,
+        payloads: Mapping[int, Payload],
+        configs: Mapping[int, ConfigRecord],
     ) -> list[Message]:
         self.outcome.sent({node: len(payload) for node, payload in payloads.items()})
         return [
             Message(
-                instruction(payload, round_, config),
+                instruction(payload, round_, configs[node]),
                 dst_node_id=node,
                 message_type=kind,
                 ttl=self.recipe.server.round_timeout,
@@ -202,6 +211,13 @@ class CsgStrategy(Strategy):
             )
             for node, payload in payloads.items()
         ]
+
+    def _told(self, node: int, round_: int) -> dict[str, int]:
+        """What a node has to know of the updates it sent, where a codec left something out."""
+        taken = self.cohort.to_be_told(node)
+        if taken is None or round_ == 1 or not self.recipe.wire.feeds_back:
+            return {}
+        return {TAKEN: taken}
 
     @property
     def _momentum(self) -> Values:
@@ -223,6 +239,7 @@ class CsgStrategy(Strategy):
         """What is carried from round to round besides the model, for a checkpoint."""
         found = {f"strategy/{name}": array for name, array in self.aggregation.state().items()}
         found |= self.owed.state()
+        found |= {f"cohort/{name}": array for name, array in self.cohort.state().items()}
         return found | {f"downlink/{name}": a for name, a in self.downlink.state().items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -238,6 +255,7 @@ class CsgStrategy(Strategy):
         self.owed.restore(state)
         self.aggregation.restore(under("strategy/"))
         self.downlink.restore(under("downlink/"))
+        self.cohort.restore(under("cohort/"))
 
 
 def _sends_plain(recipe: Recipe) -> bool:

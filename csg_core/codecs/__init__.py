@@ -1,7 +1,7 @@
 """Codecs: how the values of a payload are written as bytes, and read back.
 
 A codec is named in one line, as in recipes: ``fp16``, ``ecsq:step=1.5``, or, with another codec for
-some groups of tensors, ``ecsq:step=1.5; norms=fp16; statistics=none``.
+some groups of tensors, ``topk:fraction=0.01; norms=fp16; statistics=fp16``.
 """
 
 from csg_core.codecs.base import Codec, CodecError, total

@@ -69,6 +69,13 @@ class Codec(ABC):
         """Whether a model is of use after it, and not only what is new in one."""
         return self.exact
 
+    @property
+    def bears_statistics(self) -> bool:
+        """Whether running statistics can be among the values, which are of other sizes than weights
+        and among each other.
+        """
+        return True
+
 
 def declared(codec: Codec) -> None:
     """Turn the numbers of a codec, a frozen dataclass, into those that its fields declare.

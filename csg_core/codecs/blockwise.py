@@ -20,6 +20,7 @@ Blocks_BN = NDArray[np.float32]  # B blocks of N values
 
 _SEED = 4  # bytes
 _BITS_OF_MODELS = 4  # at least
+_MOST_BITS, _SMALL_BLOCK = 8, 256  # with fewer, or larger, a variance of 1 leaves small ones zero
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -48,7 +49,7 @@ class Uniform(Codec):
 
     def __post_init__(self) -> None:
         declared(self)
-        if not 1 <= self.bits <= 8:
+        if not 1 <= self.bits <= _MOST_BITS:
             raise ValueError(f"bits={self.bits}: give 1 to 8")
         if not 8 <= self.block <= 2**16 or self.block & (self.block - 1):
             raise ValueError(f"block={self.block}: give a power of two from 8 to 65536, as 256")
@@ -56,6 +57,10 @@ class Uniform(Codec):
     @property
     def holds_models(self) -> bool:
         return self.bits >= _BITS_OF_MODELS
+
+    @property
+    def bears_statistics(self) -> bool:
+        return self.bits == _MOST_BITS and self.block <= _SMALL_BLOCK
 
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:
         require_finite(values, self.name)

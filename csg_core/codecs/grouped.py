@@ -66,6 +66,10 @@ class Grouped(Codec):
     def holds_models(self) -> bool:
         return all(codec.holds_models for codec in (self.default, *dict(self.others).values()))
 
+    @property
+    def bears_statistics(self) -> bool:
+        return dict(self.others).get("statistics", self.default).bears_statistics
+
     def _shares(self, parts: Parts) -> list[tuple[Codec, Parts, NDArray[np.bool_]]]:
         """Each codec that is used, with its tensors and the places of their values."""
         others = dict(self.others)

@@ -56,6 +56,10 @@ class Nothing(Codec):
 
     name = "none"
 
+    @property
+    def bears_statistics(self) -> bool:
+        return False
+
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:  # noqa: ARG002
         return b""
 

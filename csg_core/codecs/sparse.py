@@ -79,6 +79,10 @@ class TopK(Codec):
 
     name = "topk"
 
+    @property
+    def bears_statistics(self) -> bool:
+        return False  # they are the largest values, and nothing else would be sent
+
     def __post_init__(self) -> None:
         declared(self)
         if not 0 < self.fraction <= 1:

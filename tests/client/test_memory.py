@@ -61,6 +61,16 @@ def test_what_was_left_out_is_sent_once_and_norms_are_never_lost(deployed, round
     assert (found.held is None) == restarted
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("taken", [0, 3, 4])
+def test_what_was_left_out_of_an_update_is_sent_if_that_was_taken(deployed, taken, restarted):
+    context = _context()
+    keep(context, deployed(), 0, 4, MEMORY)
+    found = recall(_context() if restarted else context, deployed(), 0, 6, taken)
+    assert (found.residual is None) == (taken != 4)
+    np.testing.assert_array_equal(found.kept, 2 * RESIDUAL)
+
+
 @pytest.mark.parametrize(
     ("folder", "partition", "round_"),
     [("runs/one", 1, 5), ("runs/two", 0, 5)],

@@ -46,6 +46,17 @@ def test_a_chain_of_deltas_follows_the_model_and_costs_little():
     assert max(sizes[1:]) < len(sender.message(None)) / 3
 
 
+def test_a_delta_that_is_longer_than_the_model_is_not_sent():
+    models, channel = _models(3), _channel("fp32")
+    sender, held = Sender(channel, models[0]), channel.first(models[0])
+    for round_, model in enumerate(models[1:], start=1):
+        sender.advance(model, round_, _rng())
+        message = sender.message(held.version)
+        assert len(message) == HEADER_BYTES + 2 * SIZE
+        held = channel.receive(message, round_, held)
+        assert np.array_equal(held.values, sender.held.values)
+
+
 @pytest.mark.parametrize("deltas", [True, False])
 def test_a_chain_that_begins_with_another_model_is_sent_whole_to_who_is_new(deltas):
     models, channel = _models(4), _channel("ecsq:step=1" if deltas else "fp32", deltas=deltas)

@@ -64,6 +64,18 @@ def test_steps_follow_from_updates_wherever_a_lossy_downlink_left_clients(name, 
         sent = model + rng.normal(size=SIZE).astype(np.float32)
 
 
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi"])
+def test_what_is_carried_of_values_that_rest_stays(name, grid):
+    aggregation, current = _run(name, grid, 1)
+    before = {key: value.copy() for key, value in aggregation.state().items()}
+    aggregation.configure(2, current, grid)
+    aggregation(2, current, iter(_updates(2)), still=3)
+    assert before
+    for key, value in aggregation.state().items():
+        np.testing.assert_array_equal(value[:3], before[key][:3])
+        assert (value[3:] != before[key][3:]).all()
+
+
 def test_fedavg_weighs_by_examples(grid):
     _, new = _run("fedavg", grid, 1)
     updates = _updates(1)

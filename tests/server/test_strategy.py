@@ -124,8 +124,9 @@ def test_what_is_left_out_of_a_generator_waits_until_it_trains_again(made, resum
             for place, node in enumerate(NODES)
         ]
         arrays, _ = strategy.aggregate_train(round_, replies)
-        step = values[:still] + (0.5 * step if server else 0.0)
-        wanted += step * trains  # momentum of other rounds is lost
+        if trains:  # momentum rests with the generator
+            step = values[:still] + (0.5 * step if server else 0.0)
+            wanted += step
         if resumed:
             state, strategy = strategy.state(), made(wire=wire, server=server)
             strategy.restore(state)

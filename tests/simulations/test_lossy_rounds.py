@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from client.job import Job
+from client.local import LocalClient
 from csg_core import build, manifest, pack
 from server.aggregation import Aggregation
 from server.record import RunFolder
@@ -51,6 +53,26 @@ def test_a_client_that_failed_is_sent_a_whole_model_once(tiny, run, tmp_path, mo
     assert 0.7 * whole < down[3] - down[4] < whole  # in place of a delta
 
 
+def test_what_was_left_out_of_an_update_that_was_refused_is_not_sent(tiny, run, monkeypatch):
+    fit = LocalClient.fit
+
+    def one_bad_step(client, job):
+        losses = fit(client, job)
+        if (job.partition, job.round_) == (1, 2):
+            with torch.no_grad():
+                client.model.conv1.weight[0] += 1e5
+        return losses
+
+    monkeypatch.setattr(LocalClient, "fit", one_bad_step)
+    folder, state = run(tiny(train={"rounds": 4}, wire=LOSSY))
+    rows = folder.rows()
+    assert [list(row.failed) for row in rows] == [[], ["client 1"], [], []]
+    assert "has a value of" in rows[1].failed["client 1"]
+    assert max(row.test_loss for row in rows) < 5
+    trained = manifest(build(folder.recipe().model)).trained
+    assert np.abs(state.values[:trained]).max() < 10
+
+
 @pytest.mark.parametrize("predict", [False, True])
 @pytest.mark.parametrize(
     "server", [{}, {"strategy": "fedavgm", "options": {"server_momentum": 0.9}}]
@@ -60,10 +82,10 @@ def test_the_generator_trains_and_travels_when_the_schedule_says(
 ):
     real, untouched = Aggregation.__call__, []
 
-    def noting(self, round_, current, updates):
+    def noting(self, round_, current, updates, **more):
         kept = list(updates)
         untouched.append([not update.array[:size].any() for update in kept])
-        return real(self, round_, current, kept)
+        return real(self, round_, current, kept, **more)
 
     monkeypatch.setattr(Aggregation, "__call__", noting)
     recipe = tiny(
