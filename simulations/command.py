@@ -28,3 +28,19 @@ def run(main: Callable[[], None]) -> None:
     except _SAID as error:
         name = main.__globals__["__spec__"].name.removesuffix(".__main__")
         sys.exit(f"{name.rpartition('.')[2]}: {error}")
+
+
+def positive(text: str) -> int:
+    """A number from 1 on."""
+    return _from(1, text)
+
+
+def several(text: str) -> int:
+    """A number from 2 on."""
+    return _from(2, text)
+
+
+def _from(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+    return int(text)

@@ -2,7 +2,7 @@
 
 Each part keeps its figures, with machine and date, as JSON in ``simulations/bench/results/``, and
 puts its tables into docs/speed.md. The part ``peers`` makes environments of some GB for other
-simulators, in ~/.cache/csg-fl/peers, the first time. Example:
+simulators, in peers/ of the cache folder, the first time. Example:
 
     python -m simulations.bench --data cifar10/ --parts steps engines
 """
@@ -17,7 +17,7 @@ from simulations.bench import cohort, engines, growth, limits, server, steps
 from simulations.bench.part import RESULTS, SPEED, Part
 from simulations.bench.peers import side_by_side
 from simulations.machine import machine
-from simulations.studies.pages import fill, keep_json
+from simulations.pages import fill, keep_json
 
 PARTS: dict[str, Part] = {
     "steps": steps,

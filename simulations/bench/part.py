@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csg_core.evaluation import Precision, autocast
-from simulations.studies.pages import DOCS
+from simulations.pages import DOCS
 
 RESULTS = Path(__file__).parent / "results"
 SPEED = DOCS / "speed.md"

@@ -29,10 +29,10 @@ from server.record import RoundRow, RunFolder
 from simulations import command
 from simulations.bench.measured import measured
 from simulations.bench.part import RESULTS, SPEED, batch, training_step
+from simulations.command import several
 from simulations.machine import device_name, machine
+from simulations.pages import fill, keep_json
 from simulations.recipe_names import recipe_from, set_options
-from simulations.studies.arguments import several
-from simulations.studies.pages import fill, keep_json
 
 FILE = RESULTS / "tasks.json"
 TASKS = ("bench-pfl-cifar10", "bench-blazefl-cnn", "bench-blazefl-resnet18", "cifar10-resnet56")

@@ -42,9 +42,9 @@ from federation.recipe import Recipe, recipe_of
 from federation.sources import load_images
 from server.downlink import Downlink
 from simulations import command
+from simulations.command import positive
 from simulations.machine import environment
-from simulations.studies.arguments import positive
-from simulations.studies.pages import DOCS, fill, keep_json
+from simulations.pages import DOCS, fill, keep_json
 
 RESULTS = Path(__file__).parent / "averaging"
 PAGE = DOCS / "codecs.md"

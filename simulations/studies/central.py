@@ -20,9 +20,9 @@ from csg_core import ModelSpec, build, count_trainable
 from csg_core.evaluation import Precision
 from simulations import command, plots
 from simulations.central import Settings, train_centrally
+from simulations.command import positive
 from simulations.machine import machine
-from simulations.studies.arguments import positive
-from simulations.studies.pages import keep_json
+from simulations.pages import keep_json
 from simulations.train import load_data
 
 RESULTS = Path(__file__).parent / "central"

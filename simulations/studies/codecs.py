@@ -31,9 +31,9 @@ from csg_core.payload import decode
 from federation.recipe import recipe_of
 from server.downlink import Downlink
 from simulations import command
+from simulations.command import positive
 from simulations.machine import machine
-from simulations.studies.arguments import positive
-from simulations.studies.pages import DOCS, fill
+from simulations.pages import DOCS, fill
 
 PAGE = DOCS / "codecs.md"
 LINES = ("fp32", "fp32z", "fp16", "uniform:bits=8", "uniform:bits=4", "uniform:bits=2",

@@ -26,11 +26,11 @@ from server.outcome import RunError
 from server.record import RunFolder
 from server.signals import terminate_as_interrupt
 from simulations import command
+from simulations.command import positive
 from simulations.machine import machine
+from simulations.pages import keep_json
 from simulations.recipe_names import set_options
-from simulations.studies.arguments import positive
 from simulations.studies.deployment import SERVER, SUPERLINK, Deployment
-from simulations.studies.pages import keep_json
 
 RESULTS = Path(__file__).parent / "soak"
 FAULTS = ("client killed", "client cut", "server side killed", "SuperLink killed")

@@ -28,8 +28,8 @@ from csg_core.codecs.spatial import bands_of, to_frequencies
 from csg_core.networks import NETWORKS
 from simulations import command
 from simulations.machine import machine
+from simulations.pages import fill
 from simulations.studies.codecs import PAGE, update_of
-from simulations.studies.pages import fill
 
 _STEPS = (1.0, 1.5, 2.5)  # deviations
 _COLUMNS = 8  # of a class

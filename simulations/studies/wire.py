@@ -25,12 +25,12 @@ from typing import Any, Literal
 
 from server.outcome import RunError
 from simulations import command
+from simulations.command import several
 from simulations.machine import machine
+from simulations.pages import fill, keep_json
 from simulations.studies import trace
-from simulations.studies.arguments import several
 from simulations.studies.deployment import SERVER, SUPERLINK, Deployment
 from simulations.studies.network import Network
-from simulations.studies.pages import fill, keep_json
 from simulations.studies.slow_link import Link
 from simulations.studies.wire_runs import CLIENTS, SETTINGS, MeasureError, ours, plain
 from simulations.studies.wire_tables import PAGE, tables

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from simulations.studies.pages import DOCS
+from simulations.pages import DOCS
 
 PAGE = DOCS / "wire.md"
 _TRACED = ("plain Flower", "csg s=12 d=72")  # whose requests are shown

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from federation.cache import cache_folder
 from simulations.bench.peers.arms import ARMS, run
 from simulations.bench.peers.environments import (
     Environment,
@@ -24,7 +25,6 @@ from simulations.bench.peers.work import Asked, write_work
 
 NEEDS_IMAGES = True
 _WORK = Asked(clients=10, images=10_000, rounds=3)
-_ENVIRONMENTS = Path("~/.cache/csg-fl/peers")
 
 
 def measure(
@@ -38,7 +38,7 @@ def measure(
         ValueError: if the images cannot be used, or the work cannot be.
     """
     assert images is not None
-    folder = _ENVIRONMENTS.expanduser().absolute()
+    folder = (cache_folder() / "peers").absolute()
     with tempfile.TemporaryDirectory(prefix="peers-work-") as place:
         recipe, counts = write_work(Path(place), images, asked)
         environments, failed = _environments(arms, folder)

@@ -8,7 +8,7 @@ from typing import Any
 
 from federation.files import replace_file
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[1] / "README.md"
 DOCS = README.parent / "docs"
 
 
