@@ -12,7 +12,7 @@ from csg_core.bank import KernelBank
 from csg_core.convolution import GeneratedConv2d
 from csg_core.generator import SliceGenerator, paper_std
 from csg_core.layout import Layout, check_layout
-from csg_core.modules import count_trainable, has_hooks, swap_modules
+from csg_core.modules import count_trainable, generated, has_hooks, swap_modules
 from csg_core.start import STARTS, Start, check_finite, draw_codes, fit_to_kernels
 
 Selection = Callable[[str, nn.Conv2d], bool] | Iterable[str]
@@ -160,6 +160,8 @@ def _choose(
             taken.append((name, conv))
     if not taken:
         reasons = "; ".join(f"{item.name} {item.reason}" for item in left[:3])
+        if generated(model):
+            reasons = f"its others are generated already; {reasons}"
         raise ValueError(f"no convolution of this model can be generated ({reasons or 'none'})")
     places = {(conv.weight.device, conv.weight.dtype) for _, conv in taken}
     if any(device.type == "meta" for device, _ in places):

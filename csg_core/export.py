@@ -52,7 +52,10 @@ def from_safetensors(
     if metadata.get(_DIGEST_KEY, "") not in ("", _digest(state)):
         raise ValueError("the checkpoint is damaged: its digest is not that of its tensors")
     if _SPEC_KEY not in metadata:
-        raise ValueError("the file does not say which network it holds (no csg_core.spec)")
+        raise ValueError(
+            "the file does not say which network it holds (no csg_core.spec); name a checkpoint "
+            "of a run"
+        )
     try:
         spec = ModelSpec(**json.loads(metadata[_SPEC_KEY]))
     except (TypeError, RecursionError, json.JSONDecodeError) as error:

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -21,15 +22,33 @@ def replace_file(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write a file that is there whole or not at all, whenever the process ends.
 
     A ``private`` one is for its owner alone to read.
+
+    Raises:
+        OSError: with the file's name, if it cannot be written.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    replace_files({path: content}, private=private)
+
+
+def replace_files(contents: Mapping[Path, bytes], *, private: bool = False) -> None:
+    """The same for several: none is replaced before all are on the disk."""
+    written: dict[Path, Path] = {}
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o600 if private else 0o644)
-        os.replace(temporary, path)
+        for path, content in contents.items():
+            try:
+                handle, temporary = tempfile.mkstemp(
+                    dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+                )
+                written[path] = Path(temporary)
+                with os.fdopen(handle, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.chmod(temporary, 0o600 if private else 0o644)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+        for path, partial in written.items():
+            os.replace(partial, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        for partial in written.values():
+            partial.unlink(missing_ok=True)
         raise

@@ -143,7 +143,7 @@ def refuse_elsewhere(recipe: Recipe, origin: str) -> None:
 def _put(content: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
     section, dot, name = key.strip().partition(".")
-    if not equals or not dot:
+    if not equals or not dot or not section or not name:
         raise RecipeError(f"--set {setting}: give section.key=value, as train.rounds=5")
     try:
         value = tomllib.loads(f"value = {text}")["value"]

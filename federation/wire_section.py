@@ -54,7 +54,10 @@ class WireConfig(Section):
     @model_validator(mode="after")
     def _meaningful(self) -> "WireConfig":
         if self.predict and not self.deltas:
-            raise ValueError("predict: whole models are not predicted; set wire.deltas=true")
+            raise ValueError(
+                "predict: whole models are not predicted; set wire.deltas=true, or "
+                "wire.predict=false"
+            )
         if self.schedule != GeneratorSchedule() and not self.deltas:
             raise ValueError(
                 f"generator_every {self.generator_every}, generator_until {self.generator_until}: "

@@ -41,6 +41,7 @@ _OPTIMIZERS = (FedAvgM, FedAdam, FedYogi)
 _NEEDED = {"fedprox": {"proximal_mu"}, "fedavgm": {"server_momentum"}}
 _FRACTIONS = {"server_momentum", "beta_1", "beta_2"}  # of what was before; else it grows for ever
 _MALICIOUS, _ADAPTIVITY = "num_malicious_nodes", "tau"  # the latter is divided by
+_RATES = {"eta", "server_learning_rate"}
 _IGNORED = {"eta_l"}  # a client's learning rate, which Flower's strategies keep but never use
 _STATE = ("momentum_vector", "m_t", "v_t")
 _KEY = "model"
@@ -193,7 +194,7 @@ def _flower_strategy(name: str, options: dict[str, float]) -> FedAvg:
             raise ValueError(f"server.options.{key} = {value:g}: give a whole number, as 1")
         if key in _FRACTIONS and value >= 1:
             raise ValueError(f"server.options.{key} = {value:g}: give a number below 1, as 0.9")
-        if key == _ADAPTIVITY and not value > 0:
+        if key in _RATES | {_ADAPTIVITY} and not value > 0:
             raise ValueError(f"server.options.{key} = {value:g}: give a number above 0, as 0.001")
     whole: dict[str, Any] = {k: int(v) if k == _MALICIOUS else v for k, v in options.items()}
     try:

@@ -4,9 +4,8 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import NoReturn
-
-from simulations import compare, estimate, evaluate, export, report, resume, run, train
 
 
 class _Parser(argparse.ArgumentParser):
@@ -18,10 +17,35 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 only if what was asked for was done."""
+    name = "csg"
+    try:
+        options = _parser().parse_args(arguments)
+        name = f"csg {options.command}"
+        return int(options.execute(options) or 0)
+    except ValueError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"{name}: {reason}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    # it takes seconds, in which Ctrl-C may come
+    from simulations import compare, estimate, evaluate, export, report, resume, run, train
+
     parser = _Parser(
         prog="csg",
         description="CNNs whose kernels a small shared generator makes from short codes.",
     )
+    parser.add_argument("--version", action="version", version=f"csg-fl {version('csg-fl')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (run, resume, estimate, compare, report, export, evaluate, train):
         name = module.__name__.rpartition(".")[2]
@@ -34,21 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         module.add_arguments(sub)
         sub.set_defaults(execute=module.run)
-    options = parser.parse_args(arguments)
-    try:
-        return int(options.execute(options) or 0)
-    except ValueError as error:
-        print(f"csg {options.command}: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        print(f"csg {options.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"csg {options.command}: interrupted", file=sys.stderr)
-        return 130
+    return parser
 
 
 if __name__ == "__main__":

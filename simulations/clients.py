@@ -68,8 +68,12 @@ def client_app(name: str) -> ClientApp:
     try:
         app = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+        own = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+        missing = own or isinstance(error, AttributeError) or not attribute
+        remedy = "give module:name" if missing else "mend that module"
         raise RecipeError(
-            f"run.client_app {name!r} cannot be imported ({error}); give module:name"
+            f"run.client_app {name!r} cannot be imported ({type(error).__name__}: {error}); "
+            f"{remedy}"
         ) from error
     if not isinstance(app, ClientApp):
         raise RecipeError(f"run.client_app {name!r} is no flwr ClientApp")

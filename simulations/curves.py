@@ -58,7 +58,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunData]:
     for path in [path for given in paths for path in _runs_below(given)]:
         once.setdefault(path.resolve(), path)
     found = list(once.values())
-    begun = [p for p in found if RunFolder(p).rows() or not (p / "config.toml").exists()]
+    begun = [p for p in found if not (p / "config.toml").exists() or RunFolder(p).rows()]
     if begun and len(found) > 1:
         for path in found:
             if path not in begun:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csg_core import fold, to_onnx, to_safetensors
+from csg_core import build, fold, to_onnx, to_safetensors
 from federation.data_sets import DATA_SETS
-from federation.files import check_writable, replace_file
+from federation.files import check_writable, replace_files
 from server.checkpoints import read_with_extra
 from server.record import RoundRow, RunFolderError
 from server.state import checkpoint_paths
@@ -35,12 +35,13 @@ def run(options: argparse.Namespace) -> None:
     spec, model, extra = read_with_extra(checkpoint)
     row = _row(data, checkpoint, extra)
     out = options.out or options.run / "export"
-    plain = fold(model).eval()
+    plain, twin = fold(model).eval(), spec.dense_twin()
+    same = build(twin).state_dict().keys() == plain.state_dict().keys()
     buffer = io.BytesIO()
     torch.save(plain.state_dict(), buffer)
     files = {
         "model.pt": buffer.getvalue(),
-        "model.safetensors": to_safetensors(plain),
+        "model.safetensors": to_safetensors(plain, twin if same else None),
         "README.md": card(data, checkpoint, row).encode(),
     }
     try:
@@ -49,8 +50,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"ONNX needs {error.name}; install the extra csg-fl[onnx]") from error
     for name in files:
         check_writable(out / name)
-    for name, content in files.items():
-        replace_file(out / name, content)
+    replace_files({out / name: content for name, content in files.items()})
     if options.json:
         print(json.dumps({"export": str(out), "files": sorted(files), "network": spec.name}))
         return

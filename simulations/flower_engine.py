@@ -37,6 +37,7 @@ from simulations.processes import marked
 
 _START_S = 60.0
 _STOP_S = 10.0
+_AWAY = "Connection to the SuperLink is unavailable"  # as Flower says it
 
 
 def run_flower(recipe: Recipe, on_round: Callable[[RoundRow], None]) -> None:
@@ -153,14 +154,19 @@ def _submit(
         "init-args-log-to-driver=true",
     ]
     simulated = ["--federation-config", " ".join(federation)]
-    try:
-        run_id = start_run(
-            scratch / "app", environment, *([] if recipe.run.superlink else simulated)
-        )
-    except EngineError as error:
-        raise EngineError(f"{error} (log: {folder.log})") from error
-    log.write(f"run {run_id}\n")
-    return run_id
+    place, until = recipe.run.superlink, time.monotonic() + recipe.run.patience
+    while True:
+        try:
+            run_id = start_run(scratch / "app", environment, *([] if place else simulated))
+        except EngineError as error:
+            away = place is not None and _AWAY in str(error)
+            if away and time.monotonic() < until:
+                time.sleep(1.0)
+                continue
+            remedy = f"; start the SuperLink {place}, then csg resume {folder.path}" * away
+            raise EngineError(f"{error}{remedy} (log: {folder.log})") from error
+        log.write(f"run {run_id}\n")
+        return run_id
 
 
 def _listening(port: int) -> bool:

@@ -84,6 +84,8 @@ class Progress:
         if not summary:
             return
         self._say(f"outcome: {summary['outcome']}")
+        if summary["outcome"] != "completed":
+            self._say(f"csg resume {folder.path} goes on from there")
         if summary["best_accuracy"] is not None:
             self._say(
                 f"accuracy {100 * summary['accuracy']:.2f} % at the end, best "

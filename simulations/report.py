@@ -31,10 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    if options.out is None and len(options.runs) > 1:
+    runs = read_runs(options.runs)
+    if options.out is None and len(runs) > 1:
         raise ValueError("a page of several runs is none's own; name it, as --out page.html")
-    out = options.out or options.runs[0] / "report.html"
-    write_report([RunFolder(path) for path in options.runs], out)
+    out = options.out or runs[0].folder.path / "report.html"
+    write_report([run.folder for run in runs], out)
     print(json.dumps({"report": str(out)}) if options.json else f"written: {out}")
 
 

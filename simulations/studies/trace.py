@@ -209,4 +209,6 @@ def capture(interface: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m simulations.studies.trace INTERFACE FILE (until SIGTERM; root)")
     capture(sys.argv[1], Path(sys.argv[2]))

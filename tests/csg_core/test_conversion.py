@@ -163,6 +163,13 @@ def test_a_wrong_request_is_refused_in_one_line_and_changes_nothing(arguments, m
     assert [type(m) for m in model.modules()] == before
 
 
+def test_a_network_that_is_generated_already_is_told_so():
+    model = _small()
+    generate_filters(model, SliceGenerator(4, 6))
+    with pytest.raises(ValueError, match="its others are generated already"):
+        generate_filters(model, SliceGenerator(4, 6))
+
+
 def test_a_function_that_chooses_leaves_what_cannot_be_generated():
     model = _small()
     report = generate_filters(model, SliceGenerator(4, 6), select=lambda *_: True)

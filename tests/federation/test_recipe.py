@@ -82,6 +82,8 @@ def test_settings_go_over_the_file(tmp_path):
         ("data.holdout=0.1", "holdout 0.1: .* nobody would look at those images"),
         ("data.alpha=0.1", "data.alpha 0.1 goes with data.partition=dirichlet, and it is iid"),
         ("data.shards_per_client=3", "goes with data.partition=shards, and it is iid; leave it"),
+        *[(f"wire.uplink={line}", "loses running statistics, or all else beside them; give them")
+          for line in ("topk", "uniform:bits=4", "uniform:block=4096", "fp16; statistics=none")],
         ("wire.uplink=none", "sends nothing, so that nothing is learned; give it to single"),
         ("run.workers=4", "run.workers 4 goes with run.engine=local"),
         ("run.client_gpus=1", "run.client_gpus 1 goes with run.engine=flower; leave it"),

@@ -110,6 +110,8 @@ def test_fedprox_tells_clients_its_mu(grid):
 def test_options_that_cannot_be_are_named():
     with pytest.raises(ValueError, match="nothing that fedadam takes; it takes eta"):
         Aggregation("fedadam", {"etha": 1}, trained=1)
+    with pytest.raises(ValueError, match="eta = 0: give a number above 0"):
+        Aggregation("fedadam", {"eta": 0.0}, trained=1)
     with pytest.raises(ValueError, match="options for fedtrimmedavg"):
         Aggregation("fedtrimmedavg", {"beta": 0.7}, trained=1)
     with pytest.raises(ValueError, match="eta_l is nothing that fedyogi takes"):

@@ -1,8 +1,10 @@
 """The command surface, as a user meets it: answers on stdout, mistakes in one line."""
 
 import json
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from csg_core.evaluation import evaluate
 from federation.sources import load_digits
 from server.checkpoints import read_checkpoint, write_checkpoint
 from simulations.cli import main
+from simulations.processes import read, wait_until
 
 
 def test_estimate_prints_the_costs_of_a_recipe(capsys):
@@ -132,10 +135,11 @@ def test_a_fitted_network_is_read_back_as_it_was_trained(tmp_path, capsys, gener
         (["estimate", "demo", "--set", "model.code_size=5000"], "code size 5000 is larger than"),
         (["estimate", "demo", "--set", "model.width=-1"], "width -1.0 cannot be"),
         (["run", "demo", "--set", "train.rounds=0"], "train.rounds = 0"),
+        (["run", "demo", "--set", ".rounds=5"], "--set .rounds=5: give section.key=value"),
         (["run", "demo", "--set", "server.options.eta=1"], "nothing that fedavg takes"),
         (
             ["run", "demo", "--set", "run.client_app=nowhere:app"],
-            "'nowhere:app' cannot be imported",
+            "cannot be imported (ModuleNotFoundError: No module named 'nowhere'); give module:name",
         ),
         (
             ["run", "demo", "--set", "run.client_app=.x:app"],
@@ -176,6 +180,19 @@ def test_mistakes_get_one_line_and_status_2(arguments, message, tmp_path, monkey
     assert said.err.count("\n") == 1
     assert said.out == ""
     assert not list(tmp_path.rglob("*")), "a mistake leaves nothing behind"
+
+
+def test_an_interrupt_while_a_command_begins_is_one_line(tmp_path):
+    """Imports take seconds, that of torch most of them."""
+    command = [sys.executable, "-m", "simulations.cli", "run", "demo",
+               "--set", f"run.dir={tmp_path / 'run'}"]  # fmt: skip
+    started = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: b"libtorch" in read(Path(f"/proc/{started.pid}/maps")), "no torch")
+    started.send_signal(signal.SIGINT)
+    _, said = started.communicate(timeout=60)
+    assert (started.returncode, said) == (130, "csg: interrupted\n")
 
 
 @pytest.mark.parametrize("arguments", [["fly"], ["resume", "nowhere"]])

@@ -3,6 +3,7 @@
 import json
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +93,12 @@ def test_a_page_of_several_runs_needs_a_name(made, capsys):
     assert main(["report", *folders]) == 2
     assert "name it, as --out page.html" in capsys.readouterr().err
     assert main(["report", *folders, "--out", f"{folders[0]}/both.html"]) == 0
+    above = Path(folders[0]).parent
+    assert main(["report", str(above)]) == 2, "a folder of two runs is two"
+    assert not [*above.glob("*.html")]
+    (above / "page.html").write_text("")
+    assert main(["compare", *map(str, above.iterdir())]) == 2
+    assert "page.html: holds no run (no config.toml); name a run's" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["picture", "picture.txt", "."])

@@ -1,6 +1,7 @@
 """What an engine needs is asked for before a run begins, and what it would ignore is refused."""
 
 import sys
+import time
 
 import pytest
 
@@ -48,6 +49,18 @@ def test_a_command_of_flowers_that_is_not_there_is_named(monkeypatch, tmp_path):
         flower_cli.script("flower-superlink")
     wanted = f"flower-superlink is not in {tmp_path}; install csg-fl there with its dependencies"
     assert str(caught.value) == wanted
+
+
+def test_a_superlink_that_is_away_is_waited_for_and_named(tmp_path, tiny_settings, capsys):
+    settings = ["run.engine=flower", "run.superlink=127.0.0.1:9", "run.patience=5",
+                "run.interface=none", f"run.dir={tmp_path / 'run'}"]  # fmt: skip
+    more = [part for value in settings for part in ("--set", value)]
+    began = time.monotonic()
+    assert main(["run", "demo", *tiny_settings, *more]) == 1
+    assert time.monotonic() - began > 5
+    said = capsys.readouterr().err
+    assert f"start the SuperLink 127.0.0.1:9, then csg resume {tmp_path / 'run'}" in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("values", [{"workers": 4}, {"client_cpus": 2}, {"client_gpus": 1}])

@@ -267,6 +267,11 @@ def test_the_card_is_of_the_round_that_made_the_file(tiny, run, capsys):
     card = (folder.path / "export" / "README.md").read_text()
     accuracy = folder.rows()[found - 1].test_accuracy
     assert f"**Rounds**: {found} of 3" in card
+    exported = folder.path / "export" / "model.safetensors"
+    capsys.readouterr()
+    assert main(["evaluate", str(exported), "--data", "digits", "--json"]) == 0, "as a dense one"
+    plain = json.loads(capsys.readouterr().out)["accuracy"]
+    assert plain == pytest.approx(folder.rows()[found - 1].test_accuracy, abs=0.01)
     assert f"{100 * accuracy:.2f} %" in card
 
 
@@ -386,7 +391,9 @@ def test_what_a_client_does_wrong_is_its_own_and_is_named(
 def test_a_module_that_exits_is_no_client_app(tmp_path, monkeypatch):
     (tmp_path / "leaving.py").write_text("raise SystemExit(4)\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RecipeError, match=r"'leaving:app' cannot be imported \(4\); give module"):
+    with pytest.raises(
+        RecipeError, match=r"'leaving:app' cannot be imported \(SystemExit: 4\); mend"
+    ):
         client_app("leaving:app")
 
 
