@@ -13,6 +13,7 @@ from federation.recipe import Recipe
 from server.aggregation import Aggregation
 from simulations.progress import megabytes
 from simulations.recipe_names import add_recipe_options, recipe_from
+from simulations.recipe_text import commented
 
 HELP = "parameters and bytes of a recipe, or the paper's table"
 EXAMPLE = "csg estimate cifar10-resnet56 --set train.rounds=20   (or: csg estimate --table)"
@@ -33,6 +34,9 @@ PAPER_ROWS: dict[str, tuple[tuple[int, int], ...]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_options(parser, required=False)
     parser.add_argument("--table", action="store_true", help="print every row of the paper")
+    parser.add_argument("--toml", action="store_true",
+                        help="print the recipe instead, every key with what it means, to begin a "
+                        "file of your own with")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="machine-readable answer")
 
 
@@ -45,6 +49,9 @@ def run(options: argparse.Namespace) -> None:
     if options.recipe is None:
         raise ValueError("RECIPE is missing; name one, as cifar10-resnet20, or give --table")
     name, recipe = recipe_from(options)
+    if options.toml:
+        print(commented(recipe), end="")
+        return
     found = estimate(recipe)
     if options.json:
         print(json.dumps(found))

@@ -1,11 +1,14 @@
 """Recipes of the package can be run, and a dense twin is the same recipe but for its network."""
 
+import re
 from argparse import Namespace
 from dataclasses import replace
 
 import pytest
 
+from federation.recipe_file import read_recipe
 from federation.wire_section import WireConfig
+from simulations.cli import main
 from simulations.estimate import estimate
 from simulations.recipe_names import recipe_from, recipe_names
 
@@ -34,6 +37,16 @@ def test_every_recipe_has_costs(name):
     each = found["payload_bytes_up"] + found["payload_bytes_down"]
     assert 0 < found["total_bytes"] <= each * recipe.cohort * recipe.train.rounds
     assert (found["ratio_to_dense"] > 1) == (recipe.model.parametrization == "csg")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_is_printed_with_what_its_keys_mean(name, tmp_path, capsys):
+    assert main(["estimate", name, "--toml"]) == 0
+    (tmp_path / "mine.toml").write_text(text := capsys.readouterr().out)
+    assert read_recipe(tmp_path / "mine.toml") == _recipe(name)
+    keys = [line for line in text.splitlines() if line and not line.startswith("[")]
+    assert len(keys) > 60
+    assert all(re.fullmatch(r"(# )?[a-z_]+ = .*  # \S.*", line) for line in keys)
 
 
 @pytest.mark.parametrize("name", [n for n in recipe_names() if n.endswith("-dense")])
