@@ -1,10 +1,11 @@
 """Bytes to accuracy: ten clients a round, 20 rounds or 100, every network with every codec.
 
 Networks are ResNet-20 where no depth is named, as in csg56; in arms called clip, the norm of each
-step's gradient is at most 1, in those called momentum the server's momentum is 0.5. The arms called
-frontier are dense and generated networks of many depths and widths with the same codec, the
-generated ones clipped, the dense ones clipped and not, since clipping costs some of them accuracy.
-What an arm or a kind of shards is cannot be changed by --set, which only says how runs are run.
+step's gradient is at most 1, in those called momentum the server's momentum is 0.5. The arms of a
+frontier are dense and generated networks of many depths and widths with the same codec: of
+frontier-ecsq the generated ones clipped, the dense ones clipped and not, since clipping costs some
+of them accuracy; of frontier-ecsq-predict all of them clipped and with momentum. What an arm or a
+kind of shards is cannot be changed by --set, which only says how runs are run.
 
 Every run is a ``csg run``; what is kept of it is one JSON file, and a run whose file is there is
 not repeated. The tables in docs/results.md and the README, and the pictures, are made from the
@@ -20,7 +21,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ from server.record import RunFolder
 from simulations import command
 from simulations.cli import main as csg
 from simulations.curves import RunData, read_run
+from simulations.pages import DOCS, README, fill, keep_json
 from simulations.recipe_names import set_options
 from simulations.studies.federated_arms import (
     ARMS,
     CODECS,
-    FRONTIER,
+    FRONTIERS,
     NAMED,
     NETWORKS,
     PARTITIONS,
@@ -50,7 +52,6 @@ from simulations.studies.federated_tables import (
     short_table,
     table,
 )
-from simulations.studies.pages import DOCS, README, fill, keep_json
 
 RESULTS = Path(__file__).parent / "federated"
 RECIPE = Path(__file__).parent / "federated.toml"
@@ -59,7 +60,9 @@ _SHORT = {  # in the README, by shards
     "iid": ("csg56-small-clip-momentum-ecsq-predict", "csg56-small-clip-momentum-ecsq-mid-lean",
             "csg56-clip-momentum-ecsq-even", "csg56-tiny-clip-momentum-ecsq-predict",
             "dense56-narrow-clip-momentum-ecsq-predict", "dense56-clip-momentum-ecsq-predict",
-            "dense56-clip-momentum", "dense56", "csg-wide-clip-momentum-ecsq", "csg", "dense"),
+            "dense56-clip-momentum", "dense56", "csg-wide-clip-momentum-ecsq-predict",
+            "dense20-8-clip-momentum-ecsq-predict", "dense-narrow-clip-momentum-ecsq-predict",
+            "csg", "dense"),
     "iid_long": ("csg56-small-clip-momentum-ecsq-predict", "dense56"),
     "dirichlet": ("csg56-small-clip-momentum-ecsq-predict",
                   "dense56-narrow-clip-momentum-ecsq-predict", "dense56",
@@ -76,20 +79,17 @@ _HOW = ("run.cohort", "run.workers", "run.device")  # what --set may change
 def main() -> None:
     options = _options()
     if options.data is not None:
-        chosen = [arm for arm in options.arms if arm != "frontier"]
-        chosen += FRONTIER if "frontier" in options.arms else ()
-        for partition, arm in product(options.partitions, chosen):
+        chosen = [FRONTIERS.get(arm, [arm]) for arm in options.arms]
+        for partition, arm in product(options.partitions, chain.from_iterable(chosen)):
             _run(arm, partition, options)
     results = kept()
     if not results:
         sys.exit("federated: no results yet; name the images with --data")
-    networks = {(result.partition, result.arm) for result in results if result.arm in FRONTIER}
-    counts = Counter(partition for partition, _ in networks)
-    shards = [partition for partition, count in counts.items() if count >= _ENOUGH]
-    sized = [r for r in results if r.arm in FRONTIER and r.partition in shards]
+    sized = on_frontiers(results)
+    shards = {result.partition for result in sized}
     named = [result for result in results if result.arm in NAMED]
     some = [r for r in named if r.content["recipe"]["data"].get("images") is not None]
-    whole = [result for result in named if result not in some]
+    whole = [r for r in results if r.content["recipe"]["data"].get("images") is None]
     beside = [result for result in named if result.arm in DENSE and result.partition in shards]
     tables = {
         "federated-short": short_table(whole, _SHORT),
@@ -117,6 +117,15 @@ def kept() -> list[Result]:
     arms = list(ARMS)
     shards = list(PARTITIONS)
     return sorted(results, key=lambda r: (shards.index(r.partition), r.seed, arms.index(r.arm)))
+
+
+def on_frontiers(results: Sequence[Result]) -> list[Result]:
+    """Those of networks of a frontier, where enough have the same codec on the same shards."""
+    arms = set(chain.from_iterable(FRONTIERS.values()))
+    sized = [result for result in results if result.arm in arms]
+    networks = {(result.partition, result.codec, result.network) for result in sized}
+    counts = Counter((partition, codec) for partition, codec, _ in networks)
+    return [r for r in sized if counts[r.partition, r.codec] >= _ENOUGH]
 
 
 def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
@@ -187,16 +196,22 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="run.KEY=VALUE", type=_of_run,
                         help="how every run is run, as run.cohort=20 or run.workers=0")  # fmt: skip
-    parser.add_argument("--arms", nargs="+", choices=[*ARMS, "frontier"], metavar="ARM",
+    parser.add_argument("--arms", nargs="+", type=_arm, metavar="ARM",
                         default=["dense", "csg", "dense-narrow"],
                         help=f"a network ({', '.join(NETWORKS)}), a dash and a codec "
                              f"({', '.join(filter(None, CODECS))}; none: float32); "
-                             f"{', '.join(f'csg-{name}' for name in SCHEDULES)}; or frontier: "
-                             f"{', '.join(FRONTIER)}",
+                             f"{', '.join(f'csg-{name}' for name in SCHEDULES)}; or "
+                             f"{' or '.join(FRONTIERS)}, all networks that are drawn as one",
                         )  # fmt: skip
     parser.add_argument("--partitions", nargs="+", choices=PARTITIONS,
                         default=["iid", "dirichlet"])  # fmt: skip
     return parser.parse_args()
+
+
+def _arm(text: str) -> str:
+    if text not in ARMS and text not in FRONTIERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no arm; --help says how they are named")
+    return text
 
 
 def _of_run(text: str) -> str:

@@ -142,14 +142,21 @@ _KNOWN = {  # networks above, which have names
     "csg56-16-s12-d36": "csg56-small",
     "csg56-16-s12-d72": "csg56",
 }
-_SIZED_ARMS = {
-    f"{_KNOWN.get(name, name)}-ecsq": values + CODECS["ecsq"]
-    for name, values in _SIZED_DENSE.items()
-} | {
-    f"{_KNOWN.get(name, name)}-clip-ecsq": values + _CLIP + CODECS["ecsq"]
-    for name, values in (_SIZED_DENSE | _SIZED_CSG).items()
+# Networks of a frontier all have the same codec; under ecsq, dense ones are clipped and not, since
+# some of them lose by it, under ecsq-predict all have the training that it was chosen with.
+_SIZED = {_KNOWN.get(name, name): values for name, values in (_SIZED_DENSE | _SIZED_CSG).items()}
+_RECIPE = _CLIP + _MOMENTUM + CODECS["ecsq-predict"]
+_FRONTIERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "ecsq": {
+        f"{_KNOWN.get(name, name)}-ecsq": values + CODECS["ecsq"]
+        for name, values in _SIZED_DENSE.items()
+    }
+    | {f"{name}-clip-ecsq": values + _CLIP + CODECS["ecsq"] for name, values in _SIZED.items()},
+    "ecsq-predict": {
+        f"{name}-clip-momentum-ecsq-predict": values + _RECIPE for name, values in _SIZED.items()
+    },
 }
-FRONTIER = list(_SIZED_ARMS)
+FRONTIERS = {f"frontier-{codec}": list(arms) for codec, arms in _FRONTIERS.items()}
 # arms by name, with their network and their codec
 NAMED = {
     f"{network}-{codec}".rstrip("-"): (network, codec)
@@ -157,4 +164,6 @@ NAMED = {
 }
 ARMS = {
     arm: NETWORKS[network] + (CODECS | SCHEDULES)[codec] for arm, (network, codec) in NAMED.items()
-} | _SIZED_ARMS
+}
+for _arms in _FRONTIERS.values():
+    ARMS |= _arms

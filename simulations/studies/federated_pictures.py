@@ -1,7 +1,7 @@
 """Pictures of the federated study, SVG, from what was kept of its runs."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _KINDS = {
     ("dense", False): "dense",
     ("dense", True): "dense, clipped",
-    ("csg", True): "csg, clipped",
+    ("csg", True): "CSG, clipped",
 }
 _MARKERS = {"resnet20": "o", "resnet32": "s", "resnet56": "^"}
 
@@ -30,8 +30,9 @@ def draw(results: Sequence[Result], path: Path, *, in_words: bool = False) -> No
     names = {r: "; ".join(r.described) if in_words else NAMED[r.arm][0] for r in results}
     networks = list(dict.fromkeys(names.values()))
     lines: dict[str, Line2D] = {}
-    figure, panels = _panels(results, width=6, height=5)
+    figure, panels = _panels(_by(lambda of: of.partition, results), width=6, height=5)
     for axes, shown in panels:
+        axes.set_title(shown[0].partition)
         for result in shown:
             network = names[result]
             number = networks.index(network)
@@ -52,12 +53,14 @@ def draw(results: Sequence[Result], path: Path, *, in_words: bool = False) -> No
 
 
 def draw_frontier(results: Sequence[Result], path: Path) -> None:
-    """Accuracy at the end against payload, one panel for each kind of shards.
+    """Accuracy at the end against payload, one panel for each kind of shards and codec.
 
     A point is a network; a line joins those of a kind that no other of the kind beats in both.
     """
-    figure, panels = _panels(results, width=7, height=5.5)
+    apart = _by(lambda of: (of.partition, of.codec), results)
+    figure, panels = _panels(apart, width=7, height=5.5)
     for axes, shown in panels:
+        axes.set_title(f"{shown[0].partition}, {shown[0].codec}")
         for number, (kind, label) in enumerate(_KINDS.items()):
             own = [result for result in shown if (result.kind, result.clipped) == kind]
             if own:
@@ -73,24 +76,27 @@ def draw_frontier(results: Sequence[Result], path: Path) -> None:
     plots.write(figure, path)
 
 
+def _by(key: Callable[[Result], Hashable], results: Sequence[Result]) -> list[list[Result]]:
+    """The results that have the same key together, in the order in which keys come first."""
+    groups: dict[Hashable, list[Result]] = {}
+    for result in results:
+        groups.setdefault(key(result), []).append(result)
+    return list(groups.values())
+
+
 def _panels(
-    results: Sequence[Result], width: float, height: float
+    groups: Sequence[list[Result]], width: float, height: float
 ) -> tuple["Figure", list[tuple["Axes", list[Result]]]]:
-    """A panel for each kind of shards with what is drawn there, in a square; sizes in inches."""
+    """A panel for each group with what is drawn there, in a square; sizes in inches."""
     from matplotlib.figure import Figure
 
-    by_shards: dict[str, list[Result]] = {}
-    for result in results:
-        by_shards.setdefault(result.partition, []).append(result)
-    columns = math.ceil(math.sqrt(len(by_shards)))
-    rows = -(-len(by_shards) // columns)
+    columns = math.ceil(math.sqrt(len(groups)))
+    rows = -(-len(groups) // columns)
     figure = Figure(figsize=(1 + width * columns, height * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in panels[len(by_shards) :]:
+    for axes in panels[len(groups) :]:
         axes.set_axis_off()
-    for axes, partition in zip(panels, by_shards, strict=False):
-        axes.set_title(partition)
-    return figure, list(zip(panels, by_shards.values(), strict=False))
+    return figure, list(zip(panels, groups, strict=False))
 
 
 def _draw_kind(axes: "Axes", results: Sequence[Result], color: str, label: str) -> None:

@@ -53,7 +53,9 @@ class Result:
     @property
     def codec(self) -> str:
         """Its name in arms, "" of float32."""
-        return NAMED[self.arm][1] if self.arm in NAMED else "ecsq"
+        if self.arm in NAMED:
+            return NAMED[self.arm][1]
+        return max((codec for codec in CODECS if self.arm.endswith(f"-{codec}")), key=len)
 
     @property
     def described(self) -> tuple[str, str]:

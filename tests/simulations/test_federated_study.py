@@ -12,11 +12,11 @@ import pytest
 from federation.recipe_file import read_recipe
 from server.record import RoundRow, RunFolder
 from simulations.estimate import estimate
+from simulations.pages import README
 from simulations.recipe_names import recipe_from
 from simulations.studies import federated, federated_arms
 from simulations.studies.federated_pictures import best, draw_frontier
 from simulations.studies.federated_tables import short_table, table
-from simulations.studies.pages import README
 
 COMPRESSED = "csg56-small-clip-momentum-ecsq-predict"
 
@@ -44,7 +44,8 @@ def test_the_readme_shows_what_was_kept(tmp_path, monkeypatch, capsys):
 
 
 def test_the_frontier_is_of_networks_that_none_of_a_kind_beats_in_both(tmp_path):
-    results = [r for r in federated.kept() if r.arm in federated_arms.FRONTIER]
+    results = federated.on_frontiers(federated.kept())
+    assert {("small", "ecsq"), ("iid", "ecsq-predict")} <= {(r.partition, r.codec) for r in results}
     draw_frontier(results, tmp_path / "frontier.svg")
     drawn = (tmp_path / "frontier.svg").read_text()
     for result in results:
@@ -121,11 +122,9 @@ def test_a_result_of_another_arm_is_not_taken_for_this_one(monkeypatch):
 
 
 def test_the_recipe_of_few_bytes_is_the_arm_that_was_measured():
-    unused = ("model.code_size=36",)  # a dense network has no codes
-    for name, arm, more in (("cifar10-compressed", COMPRESSED, ()),
-                            ("cifar10-compressed-dense", "dense56", unused)):  # fmt: skip
+    for name, arm in (("cifar10-compressed", COMPRESSED), ("cifar10-compressed-dense", "dense56")):
         _, recipe = recipe_from(SimpleNamespace(recipe=name, set=[]))
-        values = [*federated_arms.ARMS[arm], *federated_arms.PARTITIONS["iid"], *more]
+        values = [*federated_arms.ARMS[arm], *federated_arms.PARTITIONS["iid"]]
         assert not federated.differences(recipe.model_dump(), values)
         assert (federated.RESULTS / f"{arm}-iid-seed0.json").exists()
 
@@ -174,24 +173,22 @@ def test_every_arm_is_a_recipe():
         assert other == arm, "the same under two names"
 
 
-def test_frontier_names_what_it_runs(monkeypatch):
+@pytest.mark.parametrize(("frontier", "dense_twice"), [("ecsq", 2), ("ecsq-predict", 1)])
+def test_frontier_names_what_it_runs(frontier, dense_twice, monkeypatch):
     ran = []
     monkeypatch.setattr(federated, "_run", lambda arm, partition, _: ran.append((arm, partition)))
-    arguments = ["--data", "x", "--partitions", "small", "--arms", "csg", "frontier"]
+    arguments = ["--data", "x", "--partitions", "small", "--arms", "csg", f"frontier-{frontier}"]
     monkeypatch.setattr(sys, "argv", ["federated", *arguments])
     monkeypatch.setattr(federated, "fill", lambda *_: None)
     monkeypatch.setattr(federated, "draw", lambda *_, **__: None)
     monkeypatch.setattr(federated, "draw_frontier", lambda *_: None)
     federated.main()
     arms = [arm for arm, partition in ran if partition == "small"]
-    assert len(arms) == len(ran) == len(set(arms)) == 1 + 2 * 12 + 54
-    assert {
-        "csg",
-        "dense-narrow-ecsq",
-        "dense-narrow-clip-ecsq",
-        "csg56-32-s16-d72-clip-ecsq",
-    } < set(arms)
-    recipe = read_recipe(federated.RECIPE, federated_arms.ARMS["csg56-32-s16-d72-clip-ecsq"])
+    assert len(arms) == len(ran) == len(set(arms)) == 1 + dense_twice * 12 + 54
+    clip = "clip" if frontier == "ecsq" else "clip-momentum"
+    deep = f"csg56-32-s16-d72-{clip}-{frontier}"
+    assert {"csg", f"dense-narrow-{clip}-{frontier}", deep} < set(arms)
+    recipe = read_recipe(federated.RECIPE, federated_arms.ARMS[deep])
     assert recipe.train.clip_norm == 1
     model = recipe.model
     assert (model.name, model.width, model.slice_size, model.code_size) == ("resnet56", 2, 16, 72)
