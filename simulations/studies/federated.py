@@ -62,7 +62,7 @@ _SHORT = {  # in the README, by shards
             "dense56-narrow-clip-momentum-ecsq-predict", "dense56-clip-momentum-ecsq-predict",
             "dense56-clip-momentum", "dense56", "csg-wide-clip-momentum-ecsq-predict",
             "dense20-8-clip-momentum-ecsq-predict", "dense-narrow-clip-momentum-ecsq-predict",
-            "csg", "dense"),
+            "dense-clip-momentum-ecsq-predict", "csg", "dense"),
     "iid_long": ("csg56-small-clip-momentum-ecsq-predict", "dense56"),
     "dirichlet": ("csg56-small-clip-momentum-ecsq-predict",
                   "dense56-narrow-clip-momentum-ecsq-predict", "dense56",
