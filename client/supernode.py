@@ -180,8 +180,8 @@ def main() -> None:
         if not FleetClient.turned_away.is_set():
             raise
         _log.error(
-            "the server turns this client away: its key is not registered there, or was revoked, "
-            "or the clocks of the two are apart"
+            "the server turns this client away: its key is not registered there any more, or was "
+            "revoked, or the clocks of the two are apart"
         )
     except Exception:
         _log.exception("the SuperNode failed")

@@ -30,7 +30,7 @@ def replace_file(path: Path, content: bytes, *, private: bool = False) -> None:
 
 
 def replace_files(contents: Mapping[Path, bytes], *, private: bool = False) -> None:
-    """The same for several: none is replaced before all are on the disk."""
+    """The same for several: none is replaced before all are on the disk, then one by one."""
     written: dict[Path, Path] = {}
     try:
         for path, content in contents.items():
@@ -47,7 +47,10 @@ def replace_files(contents: Mapping[Path, bytes], *, private: bool = False) -> N
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(path)) from error
         for path, partial in written.items():
-            os.replace(partial, path)
+            try:
+                os.replace(partial, path)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         for partial in written.values():
             partial.unlink(missing_ok=True)

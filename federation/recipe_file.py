@@ -7,6 +7,7 @@ from datetime import date, time
 from pathlib import Path
 from typing import Any
 
+from csg_core import build, manifest
 from csg_core.codecs import Nothing, codec_named
 from csg_core.spec import OF_GENERATOR
 from federation.recipe import Recipe, RecipeError, recipe_of
@@ -88,7 +89,7 @@ def _unused(recipe: Recipe) -> Iterator[tuple[str, set[str] | None, str]]:
 
 def _ruinous(recipe: Recipe) -> str:
     """What keeps a run from coming to anything; runs of before may have it."""
-    data, wire, travelling = recipe.data, recipe.wire, recipe.train.travelling()
+    data, wire = recipe.data, recipe.wire
     if data.holdout and recipe.train.batch_norm == "average":
         return (
             f"data.holdout {data.holdout:g}: with train.batch_norm=average the server evaluates, "
@@ -106,13 +107,18 @@ def _ruinous(recipe: Recipe) -> str:
                 f"wire.{way} 'none' sends nothing, so that nothing is learned; give it to single "
                 "groups, as 'fp16; norms=none'"
             )
-        if "statistics" in travelling and not codec_named(line).bears_statistics:
+        if not codec_named(line).bears_statistics and _sends_statistics(recipe):
             return (
                 f"wire.{way} {line!r} loses running statistics, or all else beside them; give them "
                 "a codec of their own, as '...; statistics=fp16', or leave them with the clients, "
                 "train.batch_norm=local_statistics"
             )
     return ""
+
+
+def _sends_statistics(recipe: Recipe) -> bool:
+    """Whether the network has running statistics that travel."""
+    return bool(manifest(build(recipe.model), recipe.train.travelling()).count("statistics"))
 
 
 def refuse_elsewhere(recipe: Recipe, origin: str) -> None:

@@ -32,6 +32,7 @@ class Cohort:
         self._trained: dict[int, int] = {}  # nodes by partition, of this round
         self._taken: dict[int, int] = {}  # the last round whose update was taken, by node
         self._sure: set[int] = set()  # nodes that were not asked for another since
+        self._not_last: dict[int, int] = {}  # of those that are asked, where it was not their last
         self._away: set[int] = set()
 
     def sample(self, round_: int, grid: Grid) -> tuple[list[int], list[int]]:
@@ -44,6 +45,10 @@ class Cohort:
         rng = derived_numpy_rng(self._recipe.run.seed, "cohort", round_)
         chosen = rng.choice(len(nodes), size=min(self._recipe.cohort, len(nodes)), replace=False)
         self.asked = [nodes[place] for place in sorted(chosen)]
+        known = [node for node in self.asked if node in self._taken and node not in self._sure]
+        self._not_last = {node: self._taken[node] for node in known}
+        self._sure.difference_update(self.asked)
+        self._taken = dict.fromkeys(self.asked, 0) | self._taken
         self._away = set()
         return self.asked, restarted
 
@@ -129,15 +134,11 @@ class Cohort:
         self._taken[node] = round_
         self._sure.add(node)
 
-    def to_be_told(self, node: int) -> int | None:
-        """The last round whose update of a node was taken, 0: none was, now that it is asked to
-        train; None if that was the last it was asked for.
-
-        What a codec left out of an update is to be sent if the update was taken, and else not.
+    def last_taken(self, node: int) -> int | None:
+        """The last round whose update of a node was taken, 0: none was; None if that was the last
+        that it was asked for, or it is not known.
         """
-        told = None if node in self._sure else self._taken.get(node, 0)
-        self._sure.discard(node)
-        return told
+        return self._not_last.get(node)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What a checkpoint has to hold."""

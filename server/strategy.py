@@ -97,10 +97,7 @@ class CsgStrategy(Strategy):
         self.owed.note(target, self.downlink.held)
         wanted = self.aggregation.configure(server_round, self.downlink.held, grid)
         self.outcome = RoundOutcome(len(nodes))
-        configs = {
-            node: ConfigRecord({**config, **wanted, **self._told(node, server_round)})
-            for node in nodes
-        }
+        configs = {node: ConfigRecord({**config, **wanted, **self._told(node)}) for node in nodes}
         return self._messages(MessageType.TRAIN, server_round, payloads, configs)
 
     def aggregate_train(
@@ -212,10 +209,10 @@ class CsgStrategy(Strategy):
             for node, payload in payloads.items()
         ]
 
-    def _told(self, node: int, round_: int) -> dict[str, int]:
+    def _told(self, node: int) -> dict[str, int]:
         """What a node has to know of the updates it sent, where a codec left something out."""
-        taken = self.cohort.to_be_told(node)
-        if taken is None or round_ == 1 or not self.recipe.wire.feeds_back:
+        taken = self.cohort.last_taken(node)
+        if taken is None or not self.recipe.wire.feeds_back:
             return {}
         return {TAKEN: taken}
 

@@ -67,8 +67,12 @@ class ClientsTogether(Clients):
             )  # fmt: skip
             self._at_once, self._clients = 1, None
             return map(self.answer, group)
-        except Exception:
-            _log.warning("of %d clients at once one raised; they train one by one", len(group))
+        except Exception as error:
+            _log.warning(
+                "of %d clients at once one raised; they train one by one",
+                len(group),
+                exc_info=error,
+            )
             return map(self.answer, group)
         return list(map(self._answer, group, contexts, results))
 

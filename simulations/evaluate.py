@@ -48,6 +48,6 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _images(place: str) -> ImageSet:
-    if Path(place).is_file():
-        return load_parquet(place, classes=None)
-    return load_images(*source_of(place), "test")
+    if place == "digits" or Path(place).is_dir():
+        return load_images(*source_of(place), "test")
+    return load_parquet(place, classes=None)

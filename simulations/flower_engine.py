@@ -6,6 +6,7 @@ set, Ray joins that cluster instead of starting one. With ``run.superlink`` set,
 the run goes to that SuperLink, which shares this file system, and to its SuperNodes.
 """
 
+import logging
 import os
 import secrets
 import shutil
@@ -35,9 +36,9 @@ from simulations.flower_cli import (
 from simulations.flower_run import Followed
 from simulations.processes import marked
 
+_log = logging.getLogger(__name__)
 _START_S = 60.0
 _STOP_S = 10.0
-_AWAY = "Connection to the SuperLink is unavailable"  # as Flower says it
 
 
 def run_flower(recipe: Recipe, on_round: Callable[[RoundRow], None]) -> None:
@@ -154,19 +155,34 @@ def _submit(
         "init-args-log-to-driver=true",
     ]
     simulated = ["--federation-config", " ".join(federation)]
-    place, until = recipe.run.superlink, time.monotonic() + recipe.run.patience
-    while True:
+    if recipe.run.superlink is not None:
+        _wait_for(recipe.run.superlink, recipe.run.patience, folder)
+        simulated = []
+    try:
+        run_id = start_run(scratch / "app", environment, *simulated)
+    except EngineError as error:
+        raise EngineError(f"{error} (log: {folder.log})") from error
+    log.write(f"run {run_id}\n")
+    return run_id
+
+
+def _wait_for(superlink: str, patience: float, folder: RunFolder) -> None:
+    """Until something listens at the address; a run is handed over once."""
+    host, _, port = superlink.rpartition(":")
+    began, reason = time.monotonic(), ""
+    while time.monotonic() - began < patience:
         try:
-            run_id = start_run(scratch / "app", environment, *([] if place else simulated))
-        except EngineError as error:
-            away = place is not None and _AWAY in str(error)
-            if away and time.monotonic() < until:
-                time.sleep(1.0)
-                continue
-            remedy = f"; start the SuperLink {place}, then csg resume {folder.path}" * away
-            raise EngineError(f"{error}{remedy} (log: {folder.log})") from error
-        log.write(f"run {run_id}\n")
-        return run_id
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+            return
+        except OSError as error:
+            if not reason:
+                _log.warning("the SuperLink %s is waited for (%s)", superlink, error)
+            reason = str(error)
+            time.sleep(1.0)
+    raise EngineError(
+        f"the SuperLink {superlink} does not answer within {patience:g} s (run.patience): "
+        f"{reason}; start it, then csg resume {folder.path}"
+    )
 
 
 def _listening(port: int) -> bool:

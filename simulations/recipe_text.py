@@ -8,6 +8,7 @@ from typing import Any, get_args
 import tomli_w
 
 from csg_core import NETWORKS, ModelSpec
+from csg_core.spec import OF_GENERATOR
 from federation.recipe import Recipe
 
 _COMMENT_AT = 36  # column of comments, where the value is shorter
@@ -22,10 +23,16 @@ def commented(recipe: Recipe) -> str:
         meanings = _of_model() if isinstance(held, ModelSpec) else _of_section(held)
         lines.append(f"[{section}]")
         for name, value in values.items():
-            text = f"# {name} = " if value is None else f"{name} = {_toml(value)}"
+            text = f"{name} = " if value is None else f"{name} = {_toml(value)}"
+            if value is None or (isinstance(held, ModelSpec) and _passed_over(held, name)):
+                text = f"# {text}"
             lines.append(f"{text:<{_COMMENT_AT}}  # {meanings[name]}")
         lines.append("")
     return "\n".join(lines)
+
+
+def _passed_over(model: ModelSpec, name: str) -> bool:
+    return model.parametrization != "csg" and name in OF_GENERATOR
 
 
 def _toml(value: Any) -> str:

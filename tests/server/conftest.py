@@ -15,10 +15,11 @@ def made(tiny):
     """Makes strategies of three clients that have sent a model."""
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
 
-    def make(*, wire=None, far=0.0, holdout=0.0, server=None, **settings):
+    def make(*, wire=None, far=0.0, holdout=0.0, server=None, asks=True, **settings):
         """A strategy that has sent a model, the one of the seed or one that is ``far`` from it.
 
-        With ``holdout``, clients keep their running statistics, and evaluate.
+        Unless it ``asks``, it has sent nothing. With ``holdout``, clients keep their running
+        statistics, and evaluate.
         """
         train = {"batch_norm": "local_statistics" if holdout else "average"}
         data = {"clients": 3, "holdout": holdout}
@@ -27,7 +28,8 @@ def made(tiny):
         model, groups = build(recipe.model, seed=0), recipe.train.travelling()
         found = CsgStrategy(recipe, manifest(model, groups), pack(model, groups), **settings)
         first = model_record(found.downlink.held + np.float32(far))
-        found.configure_train(1, first, ConfigRecord(), Nodes())
+        if asks:
+            found.configure_train(1, first, ConfigRecord(), Nodes())
         return found
 
     return make

@@ -5,8 +5,17 @@ import pytest
 from flwr.app import ConfigRecord
 
 from csg_core.payload import header_of
-from federation.messages import EvaluationReport, numbers_in, payload_bytes_in, payload_in, reply
+from federation.messages import (
+    TAKEN,
+    EvaluationReport,
+    numbers_in,
+    payload_bytes_in,
+    payload_in,
+    reply,
+)
 from tests.server.replies import NODES, Nodes, honest, message_of
+
+DELTAS = {"deltas": True, "downlink": "ecsq"}
 
 
 def _trained(strategy, round_=1):
@@ -65,8 +74,45 @@ def test_clients_are_told_of_fedproxs_mu(made):
     assert [numbers_in(sent[node].content) for node in NODES] == 3 * [told]
 
 
+def _told(sent):
+    return {node: numbers_in(message.content).get(TAKEN) for node, message in sent.items()}
+
+
+def test_a_client_is_told_if_its_last_update_was_not_taken(made):
+    """What its codec left out of one that was refused, or got lost, must not be sent."""
+    strategy = made(wire={"uplink": "ecsq"})
+    good = [message_of(node, honest(strategy, n)) for n, node in enumerate(NODES)]
+    arrays, _ = strategy.aggregate_train(1, good)
+    assert _told(_sent(strategy, arrays, 2, Nodes())) == dict.fromkeys(NODES)
+    second = [message_of(node, honest(strategy, n, round_=2)) for n, node in enumerate(NODES)]
+    refused = message_of(12, honest(strategy, 1, 1e6, round_=2))
+    arrays, _ = strategy.aggregate_train(2, [second[0], refused, second[2]])
+    assert _told(_sent(strategy, arrays, 3, Nodes())) == {11: None, 12: 1, 13: None}
+    third = [message_of(node, honest(strategy, n, round_=3)) for n, node in enumerate(NODES)]
+    arrays, _ = strategy.aggregate_train(3, third[:2])  # the last one's is lost
+    assert _told(_sent(strategy, arrays, 4, Nodes((13, 14)))) == {13: 2, 14: None}
+    (late,) = [message_of(13, honest(strategy, 2, round_=4))]
+    arrays, _ = strategy.aggregate_train(4, [late, message_of(14, honest(strategy, 5, round_=4))])
+    told = _told(_sent(strategy, arrays, 5, Nodes((11, 12, 13))))
+    assert told == dict.fromkeys(NODES), "those that were not asked meanwhile need no word"
+
+
+def test_a_resumed_run_tells_what_it_took_and_leaves_unsaid_what_it_does_not_know(made):
+    strategy = made(wire={"uplink": "ecsq"})
+    arrays = _trained(strategy)
+    state, older = strategy.state(), strategy.state()
+    del older["cohort/taken"]
+    for saved, told in ((state, {11: 1, 12: 1, 13: 1}), (older, dict.fromkeys(NODES))):
+        resumed = made(wire={"uplink": "ecsq"}, asks=False)
+        resumed.restore(saved)
+        assert _told(_sent(resumed, arrays, 2, Nodes())) == told
+    exact = made(wire={"uplink": "fp32z"}, asks=False)
+    exact.restore(state)
+    assert _told(_sent(exact, arrays, 2, Nodes())) == dict.fromkeys(NODES)
+
+
 def test_a_node_that_was_restarted_is_sent_a_whole_model(made):
-    strategy = made(wire={"deltas": True})
+    strategy = made(wire=DELTAS)
     kinds = []
     for round_, since in ((2, {}), (3, {12: "again"}), (4, {12: "again"})):
         arrays = _trained(strategy, round_ - 1)
@@ -77,7 +123,7 @@ def test_a_node_that_was_restarted_is_sent_a_whole_model(made):
 
 
 def test_a_node_restarted_after_it_trained_is_sent_a_whole_model_to_evaluate(made):
-    strategy = made(wire={"deltas": True}, holdout=0.1)
+    strategy = made(wire=DELTAS, holdout=0.1)
     grid = Nodes(since={13: "again"})
     messages = strategy.configure_evaluate(1, _trained(strategy), ConfigRecord(), grid)
     fingerprint = strategy.manifest.fingerprint
@@ -86,7 +132,7 @@ def test_a_node_restarted_after_it_trained_is_sent_a_whole_model_to_evaluate(mad
 
 
 def test_who_holds_no_images_out_counts_for_nothing_and_goes_on_as_the_others(made):
-    strategy = made(wire={"deltas": True}, holdout=0.1)
+    strategy = made(wire=DELTAS, holdout=0.1)
     arrays = _trained(strategy)
     strategy.configure_evaluate(1, arrays, ConfigRecord(), Nodes())
     found = [(5, 2.0, 0.5), (0, 0.0, 0.0), (5, 1.0, 0.7)]

@@ -59,7 +59,8 @@ def test_a_superlink_that_is_away_is_waited_for_and_named(tmp_path, tiny_setting
     assert main(["run", "demo", *tiny_settings, *more]) == 1
     assert time.monotonic() - began > 5
     said = capsys.readouterr().err
-    assert f"start the SuperLink 127.0.0.1:9, then csg resume {tmp_path / 'run'}" in said
+    assert "the SuperLink 127.0.0.1:9 does not answer within 5 s (run.patience)" in said
+    assert f"; start it, then csg resume {tmp_path / 'run'}" in said
     assert said.count("\n") == 1
 
 
