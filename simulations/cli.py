@@ -2,9 +2,13 @@
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
+from types import FrameType
 from typing import NoReturn
 
 
@@ -19,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 only if what was asked for was done."""
     name = "csg"
     try:
-        options = _parser().parse_args(arguments)
+        with _interrupted_at_once():
+            parser = _parser()
+        options = parser.parse_args(arguments)
         name = f"csg {options.command}"
         return int(options.execute(options) or 0)
     except ValueError as error:
@@ -37,8 +43,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+@contextmanager
+def _interrupted_at_once() -> Iterator[None]:
+    """End by Ctrl-C while modules are imported, some of which would swallow a KeyboardInterrupt."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        os.write(2, b"csg: interrupted\n")
+        os._exit(130)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _parser() -> argparse.ArgumentParser:
-    # it takes seconds, in which Ctrl-C may come
+    # here, as it takes seconds
     from simulations import compare, estimate, evaluate, export, report, resume, run, train
 
     parser = _Parser(

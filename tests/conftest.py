@@ -5,12 +5,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from flwr.supercore.task_identity import TaskIdentity
 
 from federation.recipe import Recipe, recipe_of
 
+# On a busy machine an example may take long for no reason; tests of time say so themselves.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 # On a busy machine several threads of small operations wait for each other more than they work.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start

@@ -74,7 +74,7 @@ def test_a_chain_that_begins_with_another_model_is_sent_whole_to_who_is_new(delt
     assert np.array_equal(late.values, sender.held.values)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_lost_repeated_and_late_messages_never_part_the_two_ends(data):
     """Acknowledgements get lost, messages come twice or not at all, clients lose their memory."""
@@ -190,7 +190,7 @@ def test_a_receiver_takes_the_longest_delta_there_may_be():
     assert held.digest == sender.held.digest
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(place=st.integers(0, 10**6), change=st.integers(1, 255), cut=st.integers(0, 10**6))
 def test_damaged_messages_are_refused(place, change, cut):
     models = _models(4)

@@ -52,7 +52,7 @@ def test_what_follows_from_the_deltas_before_is_not_written():
     assert len(body) < len(Ecsq().encode(values, PARTS, _rng())) / 5
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6), held=st.integers(0, 3), like=st.floats(-5, 5))
 def test_a_prediction_leaves_no_more_than_there_was(seed, held, like):
     deltas = tuple(_normal(seed + place) for place in range(held))

@@ -47,7 +47,7 @@ def _kinds(payload):
     return kinds
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_nodes_that_answered_hold_what_the_server_believes(data):
     """Whoever is asked, loses what it holds, or is not heard of again."""

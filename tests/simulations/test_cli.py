@@ -187,12 +187,15 @@ def test_an_interrupt_while_a_command_begins_is_one_line(tmp_path):
     """Imports take seconds, that of torch most of them."""
     command = [sys.executable, "-m", "simulations.cli", "run", "demo",
                "--set", f"run.dir={tmp_path / 'run'}"]  # fmt: skip
-    started = subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    wait_until(lambda: b"libtorch" in read(Path(f"/proc/{started.pid}/maps")), "no torch")
-    started.send_signal(signal.SIGINT)
-    _, said = started.communicate(timeout=60)
+    ) as started:
+        try:
+            wait_until(lambda: b"libtorch" in read(Path(f"/proc/{started.pid}/maps")), "no torch")
+            started.send_signal(signal.SIGINT)
+            _, said = started.communicate(timeout=60)
+        finally:
+            started.kill()
     assert (started.returncode, said) == (130, "csg: interrupted\n")
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from csg_core.codecs.spatial import from_frequencies
-from csg_core.entries import Grid, Part
+from csg_core.entries import KernelGrid, Part
 from simulations.studies.transform import bits_and_error, table, ways
 
 _SLICES, _SIZE, _KERNELS = 40, 16, 30  # numbers of codes, of values of a code, kernels of a slice
 _PARTS = (
-    Part("generator", 9 * _KERNELS * _SIZE, Grid((3, 3), _SIZE)),
+    Part("generator", 9 * _KERNELS * _SIZE, KernelGrid((3, 3), _SIZE)),
     Part("codes", 4 * _SIZE),
     Part("codes", (_SLICES - 4) * _SIZE),
 )
@@ -24,7 +24,7 @@ def _round():
     side = np.sqrt([0.86, 0.1, 0.04])
     shares = np.tile(np.outer(side, side).ravel(), _KERNELS)
     kernels = (loud_S1 * rng.standard_normal((_SLICES, 9 * _KERNELS)) * shares).astype(np.float32)
-    rows = [Part("other", kernels.size, Grid((3, 3)))]
+    rows = [Part("other", kernels.size, KernelGrid((3, 3)))]
     gradient_SV = from_frequencies(kernels.ravel(), rows).reshape(kernels.shape)
     first = np.concatenate([generator_VD.ravel(), codes_SD.ravel()])
     update = np.concatenate([
