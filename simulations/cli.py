@@ -51,10 +51,12 @@ def _interrupted_at_once() -> Iterator[None]:
         os.write(2, b"csg: interrupted\n")
         os._exit(130)
 
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    ignored = before is not signal.default_int_handler  # as of what a shell runs in the background
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:

@@ -199,6 +199,19 @@ def test_an_interrupt_while_a_command_begins_is_one_line(tmp_path):
     assert (started.returncode, said) == (130, "csg: interrupted\n")
 
 
+def test_a_command_in_the_background_is_not_interrupted_while_it_begins():
+    """A shell has such commands ignore Ctrl-C, which is for the one in the foreground."""
+    ignoring = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    code = ignoring + "from simulations.cli import main; sys.exit(main(['estimate', 'demo']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) as started:
+        try:
+            wait_until(lambda: b"libtorch" in read(Path(f"/proc/{started.pid}/maps")), "no torch")
+            started.send_signal(signal.SIGINT)
+            assert started.wait(60) == 0
+        finally:
+            started.kill()
+
+
 @pytest.mark.parametrize("arguments", [["fly"], ["resume", "nowhere"]])
 def test_a_command_gives_its_status_to_the_shell(arguments, tmp_path):
     command = [sys.executable, "-m", "simulations.cli", *arguments]
