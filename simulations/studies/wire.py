@@ -83,6 +83,7 @@ ARMS = {
     ),
     "csg s=12 d=72, ecsq steps 3, 4, HTTP/2": _deployed(_lossy("ecsq:step=3,codes=4")),
     "cifar10-compressed, HTTP/2": _deployed([], "cifar10-compressed"),
+    "cifar10-compressed-wide, HTTP/2": _deployed([], "cifar10-compressed-wide"),
 }
 
 

@@ -121,8 +121,12 @@ def test_a_result_of_another_arm_is_not_taken_for_this_one(monkeypatch):
     federated._run("dense", "small", options)
 
 
-def test_the_recipe_of_few_bytes_is_the_arm_that_was_measured():
-    for name, arm in (("cifar10-compressed", COMPRESSED), ("cifar10-compressed-dense", "dense56")):
+def test_recipes_of_few_bytes_are_the_arms_that_were_measured():
+    for name, arm in (
+        ("cifar10-compressed", COMPRESSED),
+        ("cifar10-compressed-dense", "dense56"),
+        ("cifar10-compressed-wide", "csg-wide-clip-momentum-ecsq-predict"),
+    ):
         _, recipe = recipe_from(SimpleNamespace(recipe=name, set=[]))
         values = [*federated_arms.ARMS[arm], *federated_arms.PARTITIONS["iid"]]
         assert not federated.differences(recipe.model_dump(), values)

@@ -13,12 +13,11 @@ from simulations.estimate import estimate
 from simulations.recipe_names import recipe_from, recipe_names
 
 # what a twin has as plain FedAvg has it, beside its network
-_PLAIN = {
-    "cifar10-compressed": {
-        "train.clip_norm", "server.strategy", "server.options",
-        "wire.uplink", "wire.downlink", "wire.deltas", "wire.predict",
-    },
+_COMPRESSED = {
+    "train.clip_norm", "server.strategy", "server.options",
+    "wire.uplink", "wire.downlink", "wire.deltas", "wire.predict",
 }  # fmt: skip
+_PLAIN = {"cifar10-compressed": _COMPRESSED, "cifar10-compressed-wide": _COMPRESSED}
 
 
 def _recipe(name):
