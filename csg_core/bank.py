@@ -2,6 +2,7 @@
 
 import functools
 import weakref
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -45,7 +46,8 @@ class KernelBank:
     call ``forget`` after one.
 
     Only real parameters in eager mode are shared in this way. Under torch.compile and torch.func,
-    and in the replicas of DataParallel, each layer makes its own kernel, without any state.
+    in the replicas of DataParallel, and where parameters are views of a longer tensor, as
+    ``vector_to_parameters`` leaves them, each layer makes its own kernel, without any state.
     """
 
     def __init__(self, generator: SliceGenerator, layout: Layout) -> None:
@@ -80,15 +82,16 @@ class KernelBank:
         if not _are_own(codes, weight):
             return self.make_alone(layer)
         self._made = self._make_all()
-        return self._made.kernels[key]
+        kernel = self._made.kernels.get(key)  # none of a layer that was copied by copy.copy
+        return self.make_alone(layer) if kernel is None else kernel
 
     def make_alone(self, layer: CodedLayer) -> Tensor:
         """The kernel of one layer from its codes alone, without looking at or keeping any state."""
         weight = self.generator.weight
-        with torch.autocast(weight.device.type, enabled=False):
-            slices_SV = layer.codes.to(weight.device) @ weight.t()
+        with _without_autocast(weight.device):
+            slices_SV = layer.codes.to(weight.device, weight.dtype) @ weight.t()
             kernel = kernels_from_slices(slices_SV[None], layer.form)[0]
-        return kernel.to(layer.codes.device)
+        return kernel.to(layer.codes.device, layer.codes.dtype)
 
     def _make_all(self) -> _Made:
         weight = self.generator.weight
@@ -99,7 +102,7 @@ class KernelBank:
         with (
             torch.inference_mode(False),
             torch.set_grad_enabled(differentiable),
-            torch.autocast(weight.device.type, enabled=False),
+            _without_autocast(weight.device),
         ):
             kernels = generate_kernels(weight, codes, [layer.form for layer in layers])
         keys = [id(layer) for layer in layers]
@@ -162,4 +165,16 @@ def _are_own(codes: Tensor, weight: Tensor) -> bool:
         and codes.dtype == weight.dtype
         and not codes.is_inference()
         and not weight.is_inference()
+        and _holds_all(codes)
+        and _holds_all(weight)
     )
+
+
+def _holds_all(tensor: Tensor) -> bool:
+    """Whether it is no view of a longer tensor, through which it could be changed unseen."""
+    return tensor.untyped_storage().nbytes() <= tensor.nbytes
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """As kernels are made; torch knows no autocast of meta tensors."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

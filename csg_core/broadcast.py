@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from csg_core.codecs import Codec, CodecError, Float16, Parts, Predicted, without_generator
-from csg_core.codecs.base import FLOAT16_MAX, Values
+from csg_core.codecs.base import FLOAT16_MAX, Values, require_finite
 from csg_core.codecs.predicted import TAPS
 from csg_core.payload import (
     HEADER_BYTES,
@@ -93,8 +93,8 @@ class Channel:
 
     def codec_for(self, delta: Values) -> Codec:
         """What a delta is written with: a generator that does not change is left out."""
-        of_values = np.repeat([part.group == "generator" for part in self.parts],
-                              [part.size for part in self.parts])  # fmt: skip
+        of_generator = np.array([part.group == "generator" for part in self.parts], bool)
+        of_values = np.repeat(of_generator, np.array([part.size for part in self.parts], int))
         return self.codecs[0 if delta[of_values].any() else 1]
 
     @property
@@ -218,6 +218,7 @@ def rounded(values: Values) -> Values:
     """Values as a chain of deltas holds them, float16; raises CodecError if one is beyond that."""
     with np.errstate(over="ignore"):
         rounded: Values = values.astype(np.float16).astype(np.float32)
+    require_finite(values, "float16")
     if not np.isfinite(rounded).all():
         largest = float(np.abs(values).max())
         raise CodecError(

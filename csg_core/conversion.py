@@ -10,7 +10,7 @@ from torch import nn
 
 from csg_core.bank import KernelBank
 from csg_core.convolution import GeneratedConv2d
-from csg_core.generator import SliceGenerator, paper_std
+from csg_core.generator import SliceGenerator, check_seed, paper_std
 from csg_core.layout import Layout, check_layout
 from csg_core.modules import count_trainable, generated, has_hooks, swap_modules
 from csg_core.start import STARTS, Start, check_finite, draw_codes, fit_to_kernels
@@ -80,7 +80,9 @@ def generate_filters(
     Args:
         model: any CNN. The generator becomes the child ``generator`` of the first generated
             convolution, whatever the modules around it do with their children, so it stands once
-            in ``state_dict()`` and ``parameters()``.
+            in ``state_dict()`` and ``parameters()``. So what is done with the parameters of that
+            stage, as freezing it or taking it out of the model, is done with the generator of the
+            whole network: keep ``csg_core.generators(model)`` out of it.
         generator: the shared generator; None makes the paper's (s = 12, D = 72, 3 x 3), learned,
             to go with ``start``. One of another device or dtype is copied; one that another model
             uses is shared with it, and ``dense`` changes it for both.
@@ -96,13 +98,17 @@ def generate_filters(
 
     Raises:
         ValueError: if a named convolution cannot be generated, none is left to generate, the
-            generator makes filters of this model already, or kernels to fit are not finite.
+            generator makes filters of this model already, kernels to fit are not finite, or W is
+            zero or not finite, or the seed is out of range.
     """
     check_layout(layout)
+    check_seed(seed)
     if start not in STARTS:
         raise ValueError(f"start {start!r} is unknown; use one of {', '.join(STARTS)}")
     if generator is None:
         generator = SliceGenerator(std=paper_std(72) if start == "paper" else None)
+    elif not isinstance(generator, SliceGenerator):
+        raise ValueError(f"generator {generator!r} is none; give a SliceGenerator")
     elif any(module is generator for module in model.modules()):
         raise ValueError("this generator makes filters of the model already; pass another one")
     taken, left = _choose(model, generator.kernel_size, select)
@@ -137,15 +143,19 @@ def _choose(
     model: nn.Module, kernel_size: int, select: Selection | None
 ) -> tuple[list[tuple[str, nn.Conv2d]], tuple[Left, ...]]:
     convs = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
-    wants = _wanted({name for name, _ in convs}, select)
+    wants = _wanted(model, select)
     named = select is not None and not callable(select)
-    tied = _tied(model)
+    tied, listed = _tied(model), _listed(model)
     taken: list[tuple[str, nn.Conv2d]] = []
     left: list[Left] = []
     for name, conv in convs:
         obstacle = _obstacle(name, conv, kernel_size)
         if obstacle is None and id(conv.weight) in tied:
             obstacle = "shares its weight with another module"
+        if obstacle is None and (place := listed.get(id(conv))):
+            obstacle = (
+                f"is also in {place}, where it would stay; use nn.ModuleList or nn.ModuleDict"
+            )
         if wants is not None and not wants(name, conv):
             left.append(Left(name, "not selected"))
         elif obstacle is not None and named:
@@ -172,23 +182,40 @@ def _choose(
     return taken, tuple(left)
 
 
-def _wanted(names: set[str], select: Selection | None) -> Callable[[str, nn.Conv2d], bool] | None:
+def _wanted(model: nn.Module, select: Selection | None) -> Callable[[str, nn.Conv2d], bool] | None:
     if select is None or callable(select):
         return select
+    # a convolution that stands in several places has as many names
+    named = {
+        n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, nn.Conv2d)
+    }
     chosen = {select} if isinstance(select, str) else set(select)
     if others := [name for name in chosen if not isinstance(name, str)]:
         raise ValueError(f"select holds a {type(others[0]).__name__}; give names, or a function")
-    for name in sorted(chosen - names):
-        near = difflib.get_close_matches(name, sorted(names), n=1)
+    for name in sorted(chosen - named.keys()):
+        near = difflib.get_close_matches(name, sorted(named), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"the model has no convolution {name!r}{hint}")
-    return lambda name, _: name in chosen
+    taken = {id(named[name]) for name in chosen}
+    return lambda _, conv: id(conv) in taken
 
 
 def _tied(model: nn.Module) -> set[int]:
     """Ids of the parameters that more than one module holds."""
     held = [id(p) for module in model.modules() for p in module._parameters.values()]
     return {key for key, count in collections.Counter(held).items() if count > 1}
+
+
+def _listed(model: nn.Module) -> dict[int, str]:
+    """Where modules hold convolutions in plain lists, tuples and dicts, by the convolution's id."""
+    found: dict[int, str] = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            held = value.values() if isinstance(value, dict) else value
+            if isinstance(value, list | tuple | dict) and not name.startswith("_"):
+                place = f"the {type(value).__name__} {path}{'.' if path else ''}{name}"
+                found |= {id(item): place for item in held if isinstance(item, nn.Conv2d)}
+    return found
 
 
 def _obstacle(name: str, conv: nn.Conv2d, kernel_size: int) -> str | None:
@@ -202,8 +229,12 @@ def _obstacle(name: str, conv: nn.Conv2d, kernel_size: int) -> str | None:
     if tuple(conv.kernel_size) != (kernel_size, kernel_size):
         height, width = conv.kernel_size
         return f"is {height} x {width}; the generator makes {kernel_size} x {kernel_size}"
-    if has_hooks(conv):
+    if has_hooks(conv) or has_hooks(conv.weight):
         return "has hooks, which would be lost; remove them first"
+    if "forward" in vars(conv):
+        return "has a forward of its own, which would be lost"
+    if not conv.weight.is_floating_point():
+        return f"has a weight of {conv.weight.dtype}; codes are real numbers"
     if name == "":
         return "is the model itself; wrap it in a module first"
     return None

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from csg_core.convolution import GeneratedConv2d
 from csg_core.entries import GROUPS, NO_GRID, Entry, Group, KernelGrid, Manifest
 from csg_core.generator import SliceGenerator
-from csg_core.modules import generated, generators, unwrap
+from csg_core.modules import generated, generators, require_generators, unwrap
 
 _KERNEL_DIMS = 4  # [out, in, height, width]
 _LARGEST_KERNEL = 16  # on a side
@@ -206,20 +206,14 @@ def _device_of(tensors: Sequence[Tensor]) -> torch.device:
 
 def _ordered(model: nn.Module, groups: Collection[Group]) -> list[_Place]:
     """Every tensor to exchange, in the order of a manifest."""
-    unknown = [groups] if isinstance(groups, str) else [g for g in groups if g not in GROUPS]
+    wanted = [*groups]  # an iterator is read once
+    unknown = [groups] if isinstance(groups, str) else [g for g in wanted if g not in GROUPS]
     if unknown:
         raise ValueError(f"groups {unknown}: give a list of {', '.join(GROUPS)}")
     model = unwrap(model)
-    there = {id(generator) for generator in generators(model).values()}
-    for name, layer in generated(model).items():
-        if id(layer.bank.generator) not in there:
-            raise ValueError(
-                f"the generator of {name} is no module of the model, as when the first generated "
-                "convolution, whose child it is, was taken out: layer = "
-                f"model.get_submodule({name!r}); layer.generator = layer.bank.generator"
-            )
+    require_generators(model)
     found = list(_walk(model))
-    return [p for wanted in GROUPS if wanted in groups for p in found if p[0].group == wanted]
+    return [p for group in GROUPS if group in wanted for p in found if p[0].group == group]
 
 
 def _walk(model: nn.Module) -> Iterator[_Place]:
@@ -231,13 +225,23 @@ def _walk(model: nn.Module) -> Iterator[_Place]:
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
-                group = "head" if module is head else _group(module, name)
-                grid = _grid(module, parameter)
+                owner, kind = _parametrized(model, path) or (module, name)
+                group = "head" if owner is head else _group(owner, kind)
+                grid = _grid(owner, parameter)
                 yield Entry(prefix + name, group, tuple(parameter.shape), grid), module, name
         if isinstance(module, _NORMS):
             for name, buffer in module.named_buffers(recurse=False):
                 if buffer.is_floating_point():
                     yield Entry(prefix + name, "statistics", tuple(buffer.shape)), module, name
+
+
+def _parametrized(model: nn.Module, path: str) -> tuple[nn.Module, str] | None:
+    """The module and the tensor that a parametrization makes, if the module at ``path`` is one's.
+
+    ``weight_norm`` of a module's ``weight`` trains tensors of its ``parametrizations.weight``.
+    """
+    owner, found, rest = f".{path}.".rpartition(".parametrizations.")
+    return (model.get_submodule(owner.removeprefix(".")), rest.split(".")[0]) if found else None
 
 
 def _group(module: nn.Module, name: str) -> Group:
@@ -250,7 +254,9 @@ def _group(module: nn.Module, name: str) -> Group:
 
 def _grid(module: nn.Module, parameter: Tensor) -> KernelGrid:
     if isinstance(module, SliceGenerator):
-        return KernelGrid((module.kernel_size, module.kernel_size), module.code_size)
+        matrix = tuple(parameter.shape) == (module.slice_values, module.code_size)
+        sides = (module.kernel_size, module.kernel_size)
+        return KernelGrid(sides, module.code_size) if matrix else NO_GRID
     if parameter.dim() != _KERNEL_DIMS or max(parameter.shape[2:]) > _LARGEST_KERNEL:
         return NO_GRID
     _, _, height, width = parameter.shape

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from csg_core.folding import fold
-from csg_core.modules import unwrap
+from csg_core.modules import require_generators, unwrap
 from csg_core.spec import ModelSpec, restore
 
 _SPEC_KEY = "csg_core.spec"
@@ -29,9 +29,21 @@ def to_safetensors(
 
     ``spec``, if given, is stored in the metadata, so that ``from_safetensors`` can rebuild it.
     ``extra`` tensors go along under names of their own; ``extra_in`` finds them again.
+
+    Raises:
+        ValueError: if a generator is no longer a module of the model, so that the file would lack
+            it, or the state holds something else than tensors.
     """
-    tensors = unwrap(model).state_dict().items()
-    state = {name: t.detach().cpu().clone().contiguous() for name, t in tensors}
+    model = unwrap(model)
+    require_generators(model)
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            kind = type(tensor).__name__
+            raise ValueError(
+                f"{name} is a {kind}, for which safetensors has no place; leave it out"
+            )
+        state[name] = tensor.detach().cpu().clone().contiguous()
     for name, tensor in (extra or {}).items():
         state[_EXTRA + name] = tensor.detach().cpu().clone().contiguous()
     metadata = {"format": "pt", _DIGEST_KEY: _digest(state)}
@@ -44,6 +56,10 @@ def from_safetensors(
     state: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> tuple[ModelSpec, nn.Module]:
     """The description and the model that ``to_safetensors`` wrote with a spec.
+
+    Args:
+        state: the tensors, as ``safetensors.torch.load_file`` gives them.
+        metadata: that of the file, as ``safetensors.safe_open(..., "pt").metadata()`` gives it.
 
     Raises:
         ValueError: if there is no usable spec, the tensors are not those of its model, or they are
@@ -68,21 +84,30 @@ def extra_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(_EXTRA): t for n, t in state.items() if n.startswith(_EXTRA)}
 
 
-def to_onnx(model: nn.Module, *, image_size: tuple[int, int] = (32, 32)) -> bytes:
+def to_onnx(
+    model: nn.Module, *, image_size: tuple[int, int] = (32, 32), channels: int = 3
+) -> bytes:
     """The folded model in evaluation mode as an ONNX graph.
 
-    Input ``images``, float32 [batch, 3, height, width], normalised; output ``logits``
+    Input ``images``, float32 [batch, channels, height, width], normalised; output ``logits``
     [batch, classes]. The batch size is free.
 
     Raises:
+        ValueError: if the model takes no such images.
         ModuleNotFoundError: if the extra ``onnx`` is not installed.
     """
     folded = fold(model).eval().float().cpu()
+    images = torch.zeros(2, channels, *image_size)
+    try:
+        folded(images)
+    except RuntimeError as error:
+        shape = f"{channels} channels and {image_size[0]} x {image_size[1]} pixels"
+        raise ValueError(f"the model takes no images of {shape} ({error}); give others") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of torch's own code
         program = torch.onnx.export(
             folded,
-            (torch.zeros(2, 3, *image_size),),
+            (images,),
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),

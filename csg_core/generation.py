@@ -48,12 +48,16 @@ class _GenerateKernels(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if [tensor._version for tensor in (ctx.weight, *ctx.codes)] != ctx.versions:
+        needs_weight, _, *needs_codes = ctx.needs_input_grad
+        came = [grad is not None for grad in grads]
+        read = [any(needs and some for needs, some in zip(needs_codes, came, strict=True)),
+                *(needs_weight and some for some in came)]  # fmt: skip
+        versions = [tensor._version for tensor in (ctx.weight, *ctx.codes)]
+        if any(r and a != b for r, a, b in zip(read, ctx.versions, versions, strict=True)):
             raise RuntimeError(
                 "the generator or codes were changed in place between forward and backward; "
                 "run backward before the optimiser step"
             )
-        needs_weight, _, *needs_codes = ctx.needs_input_grad
         order, parts = [], []
         for group in ctx.groups:
             used = [place for place in group if grads[place] is not None]
@@ -61,7 +65,7 @@ class _GenerateKernels(torch.autograd.Function):
                 kernels = [grad for place in used if (grad := grads[place]) is not None]
                 slices_LSV = slices_from_kernels(kernels, ctx.forms[group[0]])
                 order += used
-                parts.append(slices_LSV.flatten(0, 1))
+                parts.append(slices_LSV.reshape(-1, slices_LSV.shape[-1]))  # flatten has no vmap
         result: list[Tensor | None] = [None] * (2 + len(ctx.codes))
         if not order:
             return tuple(result)

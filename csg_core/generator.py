@@ -80,9 +80,7 @@ class SliceGenerator(nn.Module):
             raise ValueError(
                 f"generator {kind!r} is unknown; use one of {', '.join(GENERATOR_KINDS)}"
             )
-        _require_whole("seed", seed)
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed {seed} is out of range; use 0 to 2**63 - 1")
+        check_seed(seed)
         if std is not None and not _is_deviation(std):
             raise ValueError(f"std {std} is no standard deviation; use a positive number")
         seed = int(seed)  # of numpy, as the sizes may be
@@ -135,6 +133,8 @@ class SliceGenerator(nn.Module):
         )
 
     def _take(self, weight: Tensor) -> None:
+        if not isinstance(weight, Tensor):
+            raise ValueError(f"generator weight is a {type(weight).__name__}; give a tensor")
         expected = (self.slice_values, self.code_size)
         if tuple(weight.shape) != expected:
             raise ValueError(
@@ -194,6 +194,13 @@ def _is_deviation(std: float) -> bool:
     """Whether it is one as a float32, in which W is drawn."""
     most = float(np.finfo(np.float32).max) / 2  # draws go to the square root of three
     return float(np.finfo(np.float32).tiny) <= std <= most
+
+
+def check_seed(seed: object) -> None:
+    """Raise ValueError unless it is a seed, a whole number of 0 to 2**63 - 1."""
+    _require_whole("seed", seed)
+    if not 0 <= seed < 2**63:  # type: ignore[operator]
+        raise ValueError(f"seed {seed} is out of range; use 0 to 2**63 - 1")
 
 
 def _require_whole(name: str, value: object) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -36,14 +36,25 @@ def generated(model: nn.Module) -> dict[str, GeneratedConv2d]:
     return {name: m for name, m in model.named_modules() if isinstance(m, GeneratedConv2d)}
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether something of a user's is called before or after it, forward or backward."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
+def require_generators(model: nn.Module) -> None:
+    """Raise ValueError unless the generators of all generated convolutions are modules of it."""
+    there = {id(generator) for generator in generators(model).values()}
+    for name, layer in generated(model).items():
+        if id(layer.bank.generator) not in there:
+            raise ValueError(
+                f"the generator of {name} is no module of the model, as when the first generated "
+                "convolution, whose child it is, was taken out: layer = "
+                f"model.get_submodule({name!r}); layer.generator = layer.bank.generator"
+            )
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+          "_post_accumulate_grad_hooks")  # fmt: skip
+
+
+def has_hooks(hooked: nn.Module | Tensor) -> bool:
+    """Whether something of a user's is called when a module runs or a gradient is computed."""
+    return any(getattr(hooked, name, None) for name in _HOOKS)
 
 
 def refresh(model: nn.Module) -> None:

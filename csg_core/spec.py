@@ -40,6 +40,10 @@ OF_GENERATOR = (
 )  # fmt: skip
 
 
+# what networks that share a generator agree on
+SHAPE_OF_GENERATOR = ("slice_size", "code_size", "kernel_size", "layout")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """One of the named networks, dense or with generated filters.

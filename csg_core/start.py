@@ -39,10 +39,19 @@ def draw_codes(
     start: Literal["fan_in", "paper"],
     seed: int,
 ) -> None:
-    """Draw every layer's codes in place, from ``seed`` and the order of the layers."""
+    """Draw every layer's codes in place, from ``seed`` and the order of the layers.
+
+    Raises:
+        ValueError: if the generator's weight is zero everywhere, or not finite.
+    """
     rng = torch.Generator()
     rng.manual_seed(int(np.random.SeedSequence((seed, 1)).generate_state(1, np.uint64)[0]))
     root_mean_square = float(generator.weight.detach().double().pow(2).mean().sqrt())
+    if not 0 < root_mean_square < math.inf:
+        raise ValueError(
+            f"the generator's weight has a root mean square of {root_mean_square:g}; give it "
+            "finite values, not all of them zero"
+        )
     with torch.no_grad():
         for layer in layers:
             drawn = torch.randn(layer.codes.shape, generator=rng, device="cpu")
@@ -65,24 +74,21 @@ def fit_to_kernels(
     free. With a frozen or binary generator only the codes are fitted.
 
     Returns:
-        For each layer the relative error |K - W c| / |K| over its kernel.
+        For each layer the relative error |K - K'| / |K| of the kernel that it makes now.
     """
-
     pairs = list(zip(layers, kernels, strict=True))
     cut = [slices_from_kernels([kernel.double()], layer.form)[0] for layer, kernel in pairs]
     used = [slices_from_kernels([torch.ones_like(k)], layer.form)[0] for layer, k in pairs]
     slices_SV, used_SV = torch.cat(cut), torch.cat(used).bool()
     weight_VD, codes_SD = _factorise(slices_SV, used_SV, generator)
-    errors, counts = [], [len(c) for c in cut]
+    errors = []
     with torch.no_grad():
         if generator.kind == "learned":
             generator.weight.copy_(weight_VD)
-        for layer, codes, wanted, mask in zip(
-            layers, codes_SD.split(counts), cut, used, strict=True
-        ):
+        for (layer, kernel), codes in zip(pairs, codes_SD.split([*map(len, cut)]), strict=True):
             layer.codes.copy_(codes)
-            missed = (codes @ weight_VD.t() - wanted) * mask
-            errors.append(float(missed.norm() / wanted.norm().clamp_min(1e-30)))
+            wanted, made = kernel.double(), layer.bank.make_alone(layer).double()
+            errors.append(float((made - wanted).norm() / wanted.norm().clamp_min(1e-30)))
     return errors
 
 

@@ -1,6 +1,5 @@
 """The folder of a deployment's keys, and which clients its SuperLink lets in: see keys.py."""
 
-import fcntl
 import json
 import os
 import re
@@ -14,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import certificates
+
+from federation.files import replace_file
+from federation.locks import take_lock
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _INSIDE = ["server", "localhost", "127.0.0.1"]  # as the proxy and the server's own side call it
@@ -47,7 +49,7 @@ class KeyFolder:
             return
         try:
             until = time.monotonic() + _PATIENCE_S
-            while not _lock(folder):
+            while not take_lock(folder):
                 if time.monotonic() > until:
                     raise KeysError(f"{self.path}: another keys command is at it; wait for its end")
                 time.sleep(0.1)
@@ -111,8 +113,8 @@ class KeyFolder:
             for place, names in (("server", _INSIDE), ("proxy", proxy))
         }
         for place, signed in made.items():
-            _replace(self.path / place / "tls.key", signed.key, 0o600)
-            _replace(self.path / place / "tls.crt", signed.certificate, 0o644)
+            replace_file(self.path / place / "tls.key", signed.key, private=True)
+            replace_file(self.path / place / "tls.crt", signed.certificate)
 
     def ends(self) -> datetime:
         """When the first of the certificates of server and proxy ends.
@@ -227,9 +229,7 @@ class KeyFolder:
         return known[name]
 
     def _remember(self, known: dict[str, dict[str, Any]]) -> None:
-        partial = self._known.with_suffix(".tmp")
-        partial.write_text(json.dumps(known, indent=1) + "\n")
-        os.replace(partial, self._known)
+        replace_file(self._known, json.dumps(known, indent=1).encode() + b"\n")
 
     def _unnoted(self, place: Path, held: set[int]) -> int:
         """The partition of a client's folder which the record does not have."""
@@ -269,7 +269,7 @@ class KeyFolder:
 
     def _ask(self, superlink: str, arguments: list[str]) -> dict[str, Any]:
         # here, because it takes seconds
-        from simulations.flower_cli import (
+        from server.flower_cli import (
             CONNECTION,
             EngineError,
             connect,
@@ -291,25 +291,10 @@ class KeyFolder:
         return answer
 
 
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _check_days(days: int, authority: certificates.Certified) -> None:
     end = certificates.end_of(authority.certificate)
     if datetime.now(UTC) + timedelta(days=days) > end:
         raise KeysError(f"--days {days}: the authority ends on {end:%Y-%m-%d}; give fewer")
-
-
-def _replace(path: Path, content: bytes, mode: int) -> None:
-    partial = path.with_suffix(".new")
-    partial.unlink(missing_ok=True)
-    _write(partial, content, mode)
-    os.replace(partial, path)
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:

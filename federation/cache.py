@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from federation.files import drop_partial
+
 _VERSION = 1
 _ARRAYS = ("images", "labels")
 _STALE_S = 3600
@@ -79,14 +81,11 @@ def _read(entry: Path, described: list[list[object]]) -> Arrays | None:
 
 def _write(entry: Path, described: list[list[object]], arrays: Arrays) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
-    # what writers that were killed have left
-    for left in (*entry.parent.glob(".partial-*"), *entry.parent.glob(".shards-*.tmp")):
+    drop_partial(entry.parent, older_than=_STALE_S)
+    for left in entry.parent.glob(".partial-*"):  # of writers that were killed
         with suppress(OSError):  # another writer's, renamed in between
             if time.time() - left.stat().st_mtime > _STALE_S:
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-                else:  # of shards
-                    left.unlink()
+                shutil.rmtree(left, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=entry.parent))
     try:
         for name, array in zip(_ARRAYS, arrays, strict=True):

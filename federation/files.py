@@ -2,8 +2,12 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+
+_PARTIAL = ".tmp"  # what names of files end with while they are written
 
 
 def check_writable(path: Path) -> None:
@@ -30,13 +34,16 @@ def replace_file(path: Path, content: bytes, *, private: bool = False) -> None:
 
 
 def replace_files(contents: Mapping[Path, bytes], *, private: bool = False) -> None:
-    """The same for several: none is replaced before all are on the disk, then one by one."""
+    """Write several files as ``replace_file`` does one.
+
+    None is replaced before all are on the disk; then they are, one by one.
+    """
     written: dict[Path, Path] = {}
     try:
         for path, content in contents.items():
             try:
                 handle, temporary = tempfile.mkstemp(
-                    dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+                    dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL
                 )
                 written[path] = Path(temporary)
                 with os.fdopen(handle, "wb") as file:
@@ -55,3 +62,11 @@ def replace_files(contents: Mapping[Path, bytes], *, private: bool = False) -> N
         for partial in written.values():
             partial.unlink(missing_ok=True)
         raise
+
+
+def drop_partial(folder: Path, *, older_than: float = 0.0) -> None:
+    """Remove what ``replace_files`` left where its process was killed, at least so many s ago."""
+    for left in folder.glob(f".*{_PARTIAL}"):
+        with suppress(OSError):  # renamed in between, by a process that goes on
+            if time.time() - left.stat().st_mtime >= older_than:
+                left.unlink()

@@ -121,7 +121,7 @@ class Aggregation:
         for name, array in self.state().items():
             array[:still] = before.get(name, 0)
         assert arrays is not None
-        head = np.asarray(arrays[_KEY].numpy(), np.float32)
+        head = model_in(arrays)
         if not isinstance(self._flower, _OPTIMIZERS):
             return head
         tail = current + _mean(kept, current.size)
@@ -159,7 +159,7 @@ class Aggregation:
     def _record(self, values: Values) -> ArrayRecord:
         if isinstance(self._flower, _OPTIMIZERS):
             values = values[: self._trained]
-        return ArrayRecord({_KEY: Array(np.ascontiguousarray(values))})
+        return model_record(np.ascontiguousarray(values))
 
     def _reply(self, values: Values, examples: int) -> Message:
         metrics = MetricRecord({"num-examples": examples})
@@ -203,3 +203,13 @@ def _flower_strategy(name: str, options: dict[str, float]) -> FedAvg:
         raise ValueError(f"server.options for {name}: {error}") from error
     strategy.fraction_train = 0.0  # it aggregates; nodes are sampled here
     return strategy
+
+
+def model_record(values: Values) -> ArrayRecord:
+    """A packed model as Flower's strategies pass it on."""
+    return ArrayRecord({_KEY: Array(values)})
+
+
+def model_in(arrays: ArrayRecord) -> Values:
+    """The packed model of ``model_record``."""
+    return np.asarray(arrays[_KEY].numpy(), np.float32)

@@ -4,7 +4,6 @@
 ``checkpoints/*.safetensors``.
 """
 
-import fcntl
 import json
 import os
 import time
@@ -13,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NotRequired, TextIO
+from typing import Any, NotRequired
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # as pydantic needs it up to Python 3.11
 
-from federation.files import replace_file
+from federation.files import drop_partial, replace_file
+from federation.locks import take_lock
 from federation.recipe import Recipe, RecipeError, recipe_of
 
 
@@ -130,22 +130,21 @@ class RunFolder:
             raise RunFolderError(f"{self.path}: cannot be written ({error.strerror})") from error
         with file:
             until = time.monotonic() + patience
-            while not _lock(file):
+            while not take_lock(file):
                 if time.monotonic() > until:
                     raise RunFolderError(
                         f"{self.path}: another process is running it; wait for it, or stop it"
                     )
                 time.sleep(0.5)
             for folder in (self.path, self.checkpoints):
-                for left in folder.glob(".*.tmp"):  # of a process that was killed
-                    left.unlink(missing_ok=True)
+                drop_partial(folder)
             yield
 
     def held(self) -> bool:
         """Whether a process runs this run now."""
         try:
             with (self.path / ".lock").open() as file:
-                return not _lock(file)
+                return not take_lock(file)
         except OSError:
             return False
 
@@ -246,14 +245,6 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Say how the run ended."""
         replace_file(self.path / "summary.json", json.dumps(summary, indent=1).encode())
-
-
-def _lock(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _line(row: RoundRow) -> str:

@@ -20,12 +20,13 @@ from csg_core.images import ImageSet
 from federation.devices import device_of, precision_of
 from federation.interface import Interface
 from federation.recipe import Recipe, RecipeError
+from server.aggregation import model_in, model_record
 from server.checkpoints import CheckpointError, read_with_extra, write_checkpoint
 from server.record import RoundRow, RunFolder
 from server.signals import undisturbed
 from server.start import started
 from server.state import ServerState, load_state, save_state
-from server.strategy import CsgStrategy, model_in, model_record
+from server.strategy import CsgStrategy
 from server.summary import Best, best_of
 from server.wire import crossed, server_interface
 

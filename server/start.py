@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from csg_core import ModelSpec, build, generators, manifest, pack
 from csg_core.codecs.base import FLOAT16_MAX, Values
+from csg_core.spec import SHAPE_OF_GENERATOR
 from federation.recipe import Recipe
 from server.checkpoints import CheckpointError, read_checkpoint
-
-_GENERATOR = ("slice_size", "code_size", "kernel_size", "layout")
 
 
 def started(recipe: Recipe) -> Values | None:
@@ -52,7 +51,7 @@ def _first(recipe: Recipe, spec: ModelSpec, model: nn.Module) -> nn.Module:
     weight = generator_weight(model)
     if weight is None:
         raise ValueError(f"is {_said(spec)}, without a generator; take one with generated filters")
-    _agree(ours, spec, _GENERATOR)
+    _agree(ours, spec, SHAPE_OF_GENERATOR)
     return build(ours, seed=recipe.run.seed, generator_weight=weight)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from flwr.app import (
-    Array,
     ArrayRecord,
     ConfigRecord,
     Message,
@@ -29,7 +28,7 @@ from federation.messages import (
     instruction,
 )
 from federation.recipe import Recipe
-from server.aggregation import Aggregation, AggregationError
+from server.aggregation import Aggregation, AggregationError, model_in, model_record
 from server.cohort import Cohort
 from server.downlink import Downlink
 from server.outcome import RoundOutcome, RunError
@@ -37,7 +36,6 @@ from server.owed import Owed
 from server.replies import Replies
 
 _log = logging.getLogger(__name__)
-_KEY = "model"
 
 
 class CsgStrategy(Strategy):
@@ -123,7 +121,7 @@ class CsgStrategy(Strategy):
         reports = list(self.outcome.reports.values())
         weights = [report.examples for report in reports]
         loss = float(np.average([report.train_loss for report in reports], weights=weights))
-        return model_record(new), MetricRecord({"train-loss": loss, "clients": len(reports)})
+        return model_record(new), MetricRecord({"train-loss": loss})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -261,13 +259,3 @@ def _sends_plain(recipe: Recipe) -> bool:
     return not wire.deltas and all(
         codec_named(line) == Float32() for line in (wire.uplink, wire.downlink)
     )
-
-
-def model_record(values: Values) -> ArrayRecord:
-    """A packed model as Flower's strategies pass it on."""
-    return ArrayRecord({_KEY: Array(values)})
-
-
-def model_in(arrays: ArrayRecord) -> Values:
-    """The packed model of ``model_record``."""
-    return np.asarray(arrays[_KEY].numpy(), np.float32)

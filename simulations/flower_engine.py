@@ -8,7 +8,6 @@ the run goes to that SuperLink, which shares this file system, and to its SuperN
 
 import logging
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -23,9 +22,7 @@ from typing import Any
 from federation.code import CODE, code_identity
 from federation.messages import RECIPE, STARTED
 from federation.recipe import Recipe
-from server.outcome import RunError
-from server.record import RoundRow, RunFolder
-from simulations.flower_cli import (
+from server.flower_cli import (
     EngineError,
     connect,
     environment_of,
@@ -33,8 +30,10 @@ from simulations.flower_cli import (
     start_run,
     write_app,
 )
+from server.outcome import RunError
+from server.record import RoundRow, RunFolder
 from simulations.flower_run import Followed
-from simulations.processes import marked
+from simulations.processes import free_port, marked
 
 _log = logging.getLogger(__name__)
 _START_S = 60.0
@@ -189,17 +188,3 @@ def _listening(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.2)
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_port() -> int:
-    """A port of this machine on which nothing listens now, and that no connection is given.
-
-    Raises:
-        RunError: if none of a hundred is free.
-    """
-    for _ in range(100):
-        port = 20_000 + secrets.randbelow(12_000)  # by default Linux gives those from 32,768 on
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise RunError("no port from 20,000 to 31,999 of 127.0.0.1 can be listened at; free some")

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable
 
 from federation.recipe import Recipe
+from server.flower_cli import CONNECTION, EngineError, flwr, run_of
 from server.outcome import RunError
 from server.record import RoundRow, RunFolder
-from simulations.flower_cli import CONNECTION, EngineError, flwr, run_of
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 0.5

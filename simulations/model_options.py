@@ -5,7 +5,7 @@ import argparse
 from csg_core import NETWORKS, ModelSpec
 from csg_core.generator import GENERATOR_KINDS
 from csg_core.layout import LAYOUTS
-from csg_core.spec import parametrizations
+from csg_core.spec import OF_GENERATOR, parametrizations
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,18 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def spec_from(options: argparse.Namespace, *, classes: int | None = None) -> ModelSpec:
-    """The model that the options describe."""
+    """The model that the options describe.
+
+    Raises:
+        ValueError: if they cannot be, or one of them is of generated filters and there are none.
+    """
+    usual = ModelSpec()
+    for name in OF_GENERATOR if options.parametrization != "csg" else ():
+        if (value := getattr(options, name)) != getattr(usual, name):
+            raise ValueError(
+                f"{name} {value} is of generated filters, and the parametrization is "
+                f"{options.parametrization}; leave it out"
+            )
     return ModelSpec(
         name=options.network,
         parametrization=options.parametrization,

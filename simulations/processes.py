@@ -1,8 +1,13 @@
 """Processes of this machine, their memory and what they listen on, out of Linux's /proc."""
 
+import secrets
+import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+
+from server.outcome import RunError
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
@@ -44,6 +49,20 @@ def listens(pid: int, port: int) -> bool:
     lines = read(Path(f"/proc/{pid}/net/tcp")).splitlines()[1:]
     rows: list[list[bytes]] = [line.split() for line in lines]
     return any(row[1].endswith(b":%04X" % port) and row[3] == b"0A" for row in rows)
+
+
+def free_port() -> int:
+    """A port of this machine on which nothing listens now, and that no connection is given.
+
+    Raises:
+        RunError: if none of a hundred is free.
+    """
+    for _ in range(100):
+        port = 20_000 + secrets.randbelow(12_000)  # by default Linux gives those from 32,768 on
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RunError("no port from 20,000 to 31,999 of 127.0.0.1 can be listened at; free some")
 
 
 def read(path: Path) -> bytes:

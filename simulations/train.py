@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
@@ -19,7 +20,7 @@ from csg_core import (
 from csg_core.evaluation import Precision
 from csg_core.images import ImageSet
 from csg_core.networks import usual_classes
-from csg_core.spec import generator_of
+from csg_core.spec import SHAPE_OF_GENERATOR, generator_of
 from federation.data_sets import source_of
 from federation.devices import device_named
 from federation.files import check_writable
@@ -128,8 +129,7 @@ def first_model(options: argparse.Namespace, *, classes: int) -> tuple[ModelSpec
         weight = generator_weight(donor)
         if weight is None:
             raise ValueError(f"{options.generator_from}: is {donor_spec.kind}, without a generator")
-        sizes = {"slice_size", "code_size", "kernel_size", "layout"}
-        spec = _agree(spec, donor_spec, sizes, options.generator_from)
+        spec = _settled(spec, donor_spec, SHAPE_OF_GENERATOR, options.generator_from)
     if options.fit_to is None:
         return spec, build(spec, seed=options.seed, generator_weight=weight)
     dense, model = read_checkpoint(options.fit_to)
@@ -137,7 +137,7 @@ def first_model(options: argparse.Namespace, *, classes: int) -> tuple[ModelSpec
         raise ValueError(f"{options.fit_to}: its filters are generated already; give a dense one")
     if spec.parametrization != "csg":
         raise ValueError(f"{options.fit_to}: fits generated filters only; leave out {spec.kind}")
-    spec = _agree(spec, dense, {"name", "width"}, options.fit_to)
+    spec = _settled(spec, dense, ("name", "width"), options.fit_to)
     outputs = dense.classes or usual_classes(dense.name)
     if outputs != classes:
         raise ValueError(f"{options.fit_to}: tells {outputs} classes apart, the data has {classes}")
@@ -146,13 +146,13 @@ def first_model(options: argparse.Namespace, *, classes: int) -> tuple[ModelSpec
     return spec, model
 
 
-def _agree(spec: ModelSpec, given: ModelSpec, keys: set[str], path: Path) -> ModelSpec:
+def _settled(spec: ModelSpec, given: ModelSpec, keys: Sequence[str], path: Path) -> ModelSpec:
     """``spec`` with what a checkpoint settles; an option is refused that says otherwise.
 
     One that is as by default is taken for not given.
     """
     usual = ModelSpec()
-    for key in sorted(keys):
+    for key in keys:
         asked, found = getattr(spec, key), getattr(given, key)
         if asked not in (found, getattr(usual, key)):
             raise ValueError(f"{key} {asked}: {path} has {found}; leave it out")

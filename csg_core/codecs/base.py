@@ -1,5 +1,6 @@
 """What a codec is: flat float32 arrays to bytes and back, the same class for either direction."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import fields
 from typing import ClassVar, get_type_hints
@@ -39,7 +40,7 @@ class Codec(ABC):
         """The bytes of an array, float32 [sum of the parts]; ``rng`` is for stochastic rounding.
 
         Raises:
-            CodecError: if the codec cannot hold a value.
+            CodecError: if the array is not of that size, or the codec cannot hold a value.
         """
 
     @abstractmethod
@@ -87,6 +88,10 @@ def declared(codec: Codec) -> None:
     for setting in fields(codec):  # type: ignore[arg-type]
         kind, value = kinds[setting.name], getattr(codec, setting.name)
         if kind in (int, float, bool):
+            if not isinstance(value, int | float | np.number | np.bool_) or not math.isfinite(
+                value
+            ):
+                raise ValueError(f"{setting.name}={value!r}: give a number")
             if kind is not float and value != kind(value):
                 wanted = "a whole number" if kind is int else "true or false"
                 raise ValueError(f"{setting.name}={value:g}: give {wanted}")
@@ -109,6 +114,12 @@ def unframed(rest: memoryview, name: str) -> tuple[memoryview, memoryview]:
 def total(parts: Parts) -> int:
     """Number of values of all parts."""
     return sum(part.size for part in parts)
+
+
+def require_size(values: Values, parts: Parts, name: str) -> None:
+    """Raise CodecError unless there is a value for each place of the parts."""
+    if values.shape != (total(parts),):
+        raise CodecError(f"{name} is given values {values.shape}; the tensors take {total(parts)}")
 
 
 def require_finite(values: Values, name: str) -> None:

@@ -12,6 +12,7 @@ from csg_core.codecs.base import (
     declared,
     require_finite,
     require_length,
+    require_size,
     total,
 )
 from csg_core.entries import Parts
@@ -63,6 +64,7 @@ class Uniform(Codec):
         return self.bits == _MOST_BITS and self.block <= _SMALL_BLOCK
 
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:
+        require_size(values, parts, self.name)
         require_finite(values, self.name)
         blocks_BN = self._blocks(values, total(parts))
         seed = rng.bytes(_SEED) if self.rotate else b""

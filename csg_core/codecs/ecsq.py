@@ -23,6 +23,7 @@ from csg_core.codecs.base import (
     declared,
     require_finite,
     require_length,
+    require_size,
     total,
 )
 from csg_core.codecs.levels import MODEL_BYTES, MOST, Levels, model_of
@@ -72,6 +73,7 @@ class Ecsq(Codec):
                 raise ValueError(f"{setting.name}={value:g}: {wanted}")
 
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:  # noqa: ARG002
+        require_size(values, parts, self.name)
         used = self._used(parts)
         if not used:
             return b""

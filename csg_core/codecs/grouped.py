@@ -5,7 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_core.codecs.base import FRAME_BYTES, Codec, CodecError, Values, framed, total, unframed
+from csg_core.codecs.base import (
+    FRAME_BYTES,
+    Codec,
+    CodecError,
+    Values,
+    framed,
+    require_size,
+    total,
+    unframed,
+)
 from csg_core.entries import GROUPS, Group, Parts
 
 
@@ -34,6 +43,7 @@ class Grouped(Codec):
                 raise ValueError(f"group {group!r} has two codecs; give one")
 
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:
+        require_size(values, parts, self.name)
         body = []
         for codec, chosen, rows in self._shares(parts):
             body.append(framed(codec.encode(np.ascontiguousarray(values[rows]), chosen, rng)))

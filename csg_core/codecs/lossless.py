@@ -17,6 +17,7 @@ from csg_core.codecs.base import (
     Values,
     framed,
     require_finite,
+    require_size,
     total,
     unframed,
 )
@@ -42,6 +43,7 @@ class Float32Lossless(Codec):
     exact = True
 
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:  # noqa: ARG002
+        require_size(values, parts, self.name)
         require_finite(values, self.name)
         words = values.astype("<f4").view("<u4")
         turned = (words << np.uint32(1)) | (words >> np.uint32(31))
@@ -60,6 +62,7 @@ class Float32Lossless(Codec):
             raise CodecError(f"{len(rest):,} bytes of {self.name} are left over")
         words = turned.view("<u4")[:, 0]
         values: Values = ((words >> np.uint32(1)) | (words << np.uint32(31))).view("<f4")
+        require_size(values, parts, self.name)
         require_finite(values, self.name)
         return values.astype(np.float32, copy=False)
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from csg_core.codecs.base import Codec, CodecError, Values, require_length, total
+from csg_core.codecs.base import Codec, CodecError, Values, require_length, require_size, total
 from csg_core.entries import Group, Parts
 
 
@@ -15,6 +15,7 @@ class _Plain(Codec):
     dtype: ClassVar[np.dtype[np.floating]]
 
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:  # noqa: ARG002
+        require_size(values, parts, self.name)
         with np.errstate(over="ignore"):
             written = values.astype(self.dtype, copy=False)
         if not np.isfinite(written).all():
@@ -61,6 +62,7 @@ class Nothing(Codec):
         return False
 
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:  # noqa: ARG002
+        require_size(values, parts, self.name)
         return b""
 
     def decode(self, body: bytes | memoryview, parts: Parts) -> Values:

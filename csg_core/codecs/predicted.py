@@ -13,7 +13,7 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from csg_core.codecs.base import Codec, CodecError, Values, require_finite, total
+from csg_core.codecs.base import Codec, CodecError, Values, require_finite, require_size, total
 from csg_core.entries import Parts
 
 TAPS = 2  # deltas that a prediction is made of, at most
@@ -40,6 +40,7 @@ class Predicted(Codec):
     name = "predicted"
 
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:
+        require_size(values, parts, self.name)
         with np.errstate(over="ignore", invalid="ignore"):  # refused in the next line
             factors = self._factors(values, parts)
             differences = values - self._prediction(factors, parts)

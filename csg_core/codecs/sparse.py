@@ -12,6 +12,7 @@ from csg_core.codecs.base import (
     declared,
     require_finite,
     require_length,
+    require_size,
     total,
 )
 from csg_core.codecs.entropy import code
@@ -33,6 +34,7 @@ class Ternary(Codec):
     name = "ternary"
 
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:  # noqa: ARG002
+        require_size(values, parts, self.name)
         require_finite(values, self.name)
         sizes = [part.size for part in parts if part.size]
         starts = np.cumsum([0, *sizes])[:-1]
@@ -89,6 +91,7 @@ class TopK(Codec):
             raise ValueError(f"fraction={self.fraction:g}: give a number above 0, up to 1, as 0.01")
 
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:  # noqa: ARG002
+        require_size(values, parts, self.name)
         require_finite(values, self.name)
         count = self._count(parts)
         if not count:

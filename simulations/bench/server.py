@@ -27,12 +27,12 @@ from csg_core.codecs import codec_named
 from csg_core.payload import encode
 from federation.messages import TrainReport, reply
 from federation.recipe import recipe_of
-from server.strategy import CsgStrategy, model_record
+from server.aggregation import model_record
+from server.flower_cli import environment_of, script
+from server.strategy import CsgStrategy
 from simulations.clients import Clients
-from simulations.flower_cli import environment_of, script
-from simulations.flower_engine import free_port
 from simulations.local_engine import LocalGrid
-from simulations.processes import listens, pss, wait_until
+from simulations.processes import free_port, listens, pss, wait_until
 
 T = TypeVar("T")
 NEEDS_IMAGES = False

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server.flower_cli import connect, environment_of, flwr, script
 from server.outcome import RunError
-from simulations.flower_cli import connect, environment_of, flwr, script
 from simulations.processes import listens, pss, read, sessions, wait_until
 from simulations.recipe_names import set_options
 from simulations.studies.network import Network

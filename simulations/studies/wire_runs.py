@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from server.flower_cli import run_of, start_run, write_app
 from server.outcome import RunError
 from server.record import RunFolder
-from simulations.flower_cli import run_of, start_run, write_app
 from simulations.recipe_names import set_options
 from simulations.studies.deployment import Deployment
 

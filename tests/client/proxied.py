@@ -23,8 +23,7 @@ from flwr.proto.message_pb2 import (
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 
 from client.supernode import FleetClient
-from simulations.flower_engine import free_port
-from simulations.processes import listens, wait_until
+from simulations.processes import free_port, listens, wait_until
 from simulations.studies.deployment import proxy_settings
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")

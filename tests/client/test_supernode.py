@@ -22,8 +22,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from client import supernode
 from client.supernode import FleetClient
-from simulations.flower_engine import free_port
-from simulations.processes import wait_until
+from simulations.processes import free_port, wait_until
 from tests.client.proxied import an_object, needs_nginx
 
 

@@ -136,6 +136,15 @@ def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def test_a_vector_that_parameters_are_views_of_is_seen_to_change():
+    model = build(SPEC).eval()
+    vector = nn.utils.parameters_to_vector(model.parameters()).detach()
+    for _ in range(3):
+        vector += torch.randn_like(vector)
+        nn.utils.vector_to_parameters(vector, model.parameters())
+        _assert_fresh(model)
+
+
 def test_unfreezing_after_a_forward_pass_is_seen():
     model = build(SPEC)
     layer = model.layer2[0].conv1
@@ -155,6 +164,17 @@ def test_a_change_between_forward_and_backward_is_an_error(changed):
         model.get_parameter(changed).add_(1)
     with pytest.raises(RuntimeError, match="changed in place between forward and backward"):
         loss.backward()
+
+
+def test_branches_that_step_by_themselves_share_a_generator_that_does_not_train():
+    model = build(ModelSpec(slice_size=8, code_size=16, generator="frozen"))
+    first, second = (generated(model)[name] for name in ("layer1.0.conv1", "layer2.0.conv1"))
+    losses = [layer.weight.square().sum() for layer in (first, second)]
+    losses[0].backward()
+    with torch.no_grad():
+        first.codes.add_(1)
+    losses[1].backward()
+    assert second.codes.grad.any()
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
@@ -320,3 +340,29 @@ def test_a_layer_whose_codes_are_computed_does_not_disturb_the_others():
     for _ in range(2):
         _step(model, opt)
     _assert_fresh(model)
+
+
+def test_parts_of_a_model_may_be_of_another_type():
+    model = build(SPEC)
+    model.layer3.double()
+    middle = model.layer2(model.layer1(torch.randn(2, 16, 8, 8)))
+    model.layer3(middle.double()).sum().backward()
+    layer = model.layer3[0].conv1
+    assert layer.weight.dtype == layer.codes.grad.dtype == torch.float64
+    assert model.layer1[0].conv1.generator.weight.grad.dtype == torch.float32
+
+
+def test_gradients_of_several_outputs_at_once():
+    model = build(SPEC)
+    out, weight = model(torch.randn(1, 3, 16, 16))[0, :3], model.layer1[0].conv1.generator.weight
+    batched = torch.autograd.grad(out, weight, torch.eye(3), True, is_grads_batched=True)[0]
+    one_by_one = [torch.autograd.grad(value, weight, retain_graph=True)[0] for value in out]
+    torch.testing.assert_close(batched, torch.stack(one_by_one))
+
+
+def test_shapes_without_values_and_shallow_copies():
+    model = build(SPEC)
+    layer = model.layer1[0].conv1
+    torch.testing.assert_close(copy.copy(layer).weight, layer.weight)
+    model.to("meta")
+    assert model(torch.randn(2, 3, 16, 16, device="meta")).shape == (2, 10)

@@ -234,3 +234,15 @@ def test_a_model_beyond_float16_is_named():
     sender = Sender(channel, np.zeros(SIZE, np.float32))
     with pytest.raises(ValueError, match=r"value of 1e\+06, beyond float16; .*deltas=false"):
         sender.advance(np.full(SIZE, 1e6, np.float32), 1, _rng())
+
+
+def test_a_model_with_nan_is_named_and_one_without_tensors_is_sent():
+    sender = Sender(_channel("fp32"), np.zeros(SIZE, np.float32))
+    with pytest.raises(ValueError, match="holds no NaN or infinity"):
+        sender.advance(np.full(SIZE, np.nan, np.float32), 1, _rng())
+    nothing = np.zeros(0, np.float32)
+    channel = Channel("ab" * 16, (), codec_named("ecsq"), deltas=True)
+    sender = Sender(channel, nothing)
+    sender.advance(nothing, 1, _rng())
+    held = channel.receive(sender.message(0), 1, channel.first(nothing))
+    assert held.version == 1

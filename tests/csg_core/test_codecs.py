@@ -369,6 +369,20 @@ def test_symbols_cost_little_more_than_their_entropy():
     assert entropy_bits(symbols) <= sent < 1.005 * entropy_bits(symbols)
 
 
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("more", [-1, 1])
+def test_values_that_are_not_the_tensors_are_refused(line, more):
+    values = np.zeros(total(PARTS) + more, np.float32)
+    with pytest.raises(CodecError, match="is given values"):
+        codec_named(line).encode(values, PARTS, _rng())
+
+
+@pytest.mark.parametrize("bits", ["8", math.inf])
+def test_settings_that_are_no_numbers_are_refused(bits):
+    with pytest.raises(ValueError, match=f"bits={bits!r}: give a number"):
+        Uniform(bits=bits)
+
+
 @pytest.mark.parametrize("line", LINES[:-1])
 def test_nan_is_named(line):
     values = np.full(total(PARTS), np.nan, np.float32)

@@ -31,6 +31,12 @@ def _small() -> nn.Module:
     )
 
 
+def _zeroed() -> SliceGenerator:
+    generator = SliceGenerator(4, 6)
+    nn.init.zeros_(generator.weight)
+    return generator
+
+
 # torch says so once a process, of a copy of its own for kernels of even size
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @settings(deadline=None, max_examples=60)
@@ -132,12 +138,23 @@ def test_what_cannot_be_replaced_faithfully_is_left():
     model.tied.weight = model.twin.weight
     model.frozen = nn.Conv2d(4, 4, 3).requires_grad_(False)
     model.wide = nn.Conv2d(4, 4, (3, 5))
+    model.masked = nn.Conv2d(4, 4, 3)
+    model.masked.weight.register_hook(lambda gradient: 0 * gradient)
+    model.patched = nn.Conv2d(4, 4, 3)
+    model.patched.forward = lambda x: x
+    model.complex = nn.Conv2d(4, 4, 3, dtype=torch.complex64)
+    model.block = nn.Sequential(nn.Conv2d(4, 4, 3))
+    model.block.order = [model.block[0]]
     report = generate_filters(model, SliceGenerator(4, 6))
     assert [done.name for done in report.replaced] == ["plain"]
     reasons = {left.name: left.reason for left in report.left}
     assert "is a Scaled" in reasons["subclass"]
     assert "is a ParametrizedConv2d" in reasons["normed"]
     assert "has hooks" in reasons["hooked"]
+    assert "has hooks" in reasons["masked"]
+    assert "has a forward of its own" in reasons["patched"]
+    assert "has a weight of torch.complex64" in reasons["complex"]
+    assert "is also in the list block.order, where it would stay" in reasons["block.0"]
     assert reasons["tied"] == reasons["twin"] == "shares its weight with another module"
     assert reasons["frozen"] == "is frozen"
     assert reasons["wide"] == "is 3 x 5; the generator makes 3 x 3"
@@ -152,15 +169,27 @@ def test_what_cannot_be_replaced_faithfully_is_left():
         ({"select": ["4"]}, "convolution 4 cannot be generated: is 1 x 1"),
         ({"layout": "spiral"}, "layout 'spiral' is unknown; use one of block, flat"),
         ({"start": "cold"}, "start 'cold' is unknown; use one of fan_in, paper, dense"),
+        ({"seed": -1}, "seed -1 is out of range; use 0 to 2"),
+        ({"seed": None}, "seed None cannot be; use a whole number"),
+        ({"generator": 72}, "generator 72 is none; give a SliceGenerator"),
+        ({"generator": _zeroed()}, "weight has a root mean square of 0; give it finite values"),
     ],
 )
 def test_a_wrong_request_is_refused_in_one_line_and_changes_nothing(arguments, message):
     model = _small()
     before = [type(m) for m in model.modules()]
     with pytest.raises(ValueError, match=message) as caught:
-        generate_filters(model, SliceGenerator(4, 6), **arguments)
+        generate_filters(model, **{"generator": SliceGenerator(4, 6), **arguments})
     assert "\n" not in str(caught.value)
     assert [type(m) for m in model.modules()] == before
+
+
+def test_a_convolution_in_two_places_goes_by_either_name():
+    model = nn.Module()
+    model.first = model.second = nn.Conv2d(4, 4, 3)
+    generate_filters(model, SliceGenerator(4, 6), select=["second"])
+    assert model.first is model.second
+    assert list(generated(model)) == ["first"]
 
 
 def test_a_network_that_is_generated_already_is_told_so():

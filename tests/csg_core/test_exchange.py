@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from csg_core import build, exchanged, manifest, pack, split, unpack, unwrap
+from csg_core import build, exchanged, manifest, pack, split, to_safetensors, unpack, unwrap
 from csg_core.entries import GROUPS, KernelGrid
 from csg_core.exchange import Exchanged, finite_rows, stacked
 from csg_core.modules import generators
@@ -232,11 +232,32 @@ def test_a_generator_that_left_with_its_layer_is_missed_and_can_be_brought_back(
     model = build(ModelSpec(width=0.25))
     first = model.layer1[0].conv1
     model.layer1[0].conv1 = nn.Conv2d(4, 4, 3, padding=1, bias=False)
-    for using in (manifest, pack):
+    for using in (manifest, pack, to_safetensors):
         with pytest.raises(ValueError, match="is no module of the model") as caught:
             using(model)
     exec(str(caught.value).partition(": ")[2], {"model": model})
     assert manifest(model).count("generator") == first.generator.weight.numel()
+
+
+def test_groups_may_come_one_by_one():
+    model = build(ModelSpec(width=0.25))
+    assert pack(model, (group for group in ["head", "codes"])).size > 0
+
+
+def test_what_makes_a_tensor_travels_with_its_group():
+    model = build(ModelSpec(width=0.25))
+    before = manifest(model)
+    nn.utils.parametrizations.weight_norm(model.fc)
+    nn.utils.parametrizations.weight_norm(model.layer1[0].conv1, "codes")
+    nn.utils.parametrizations.orthogonal(model.layer1[0].conv1.generator, "weight")
+    after = manifest(model)
+    assert after.count("generator") == before.count("generator")
+    assert after.count("other") == before.count("other")
+    assert [e.name for e in after.entries if e.group == "head"] == [
+        "fc.bias", "fc.parametrizations.weight.original0", "fc.parametrizations.weight.original1",
+    ]  # fmt: skip
+    alone = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    assert {entry.group for entry in manifest(alone).entries} == {"head"}
 
 
 @pytest.mark.parametrize("groups", [["norm"], "norms"])

@@ -69,6 +69,27 @@ def test_onnx_agrees_with_the_model_at_any_batch_size():
         np.testing.assert_allclose(logits, model(x).detach().numpy(), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_onnx_takes_images_of_other_channels():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    content = to_onnx(model, image_size=(9, 7), channels=1)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    x = torch.randn(3, 1, 9, 7)
+    (logits,) = session.run(["logits"], {"images": x.numpy()})
+    np.testing.assert_allclose(logits, model(x).detach().numpy(), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="takes no images of 3 channels and 32 x 32 pixels"):
+        to_onnx(model)
+
+
+def test_what_is_no_tensor_is_named():
+    class Noted(nn.Linear):
+        def get_extra_state(self):
+            return {"note": 1}
+
+    with pytest.raises(ValueError, match="_extra_state is a dict, for which safetensors has no"):
+        to_safetensors(Noted(2, 2))
+
+
 class _Twice(nn.Conv2d):
     """A convolution with a forward of its own."""
 

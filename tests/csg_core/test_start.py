@@ -117,6 +117,15 @@ def test_fewer_slices_than_the_code_size_still_train_every_direction():
     assert torch.linalg.matrix_rank(weight) == 6
 
 
+def test_the_error_is_that_of_the_models_own_precision():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3)).bfloat16()
+    kernel = model[0].weight.detach().double()
+    report = generate_filters(model, SliceGenerator(4, 100), start="dense")
+    missed = (model[0].weight.double() - kernel).norm() / kernel.norm()
+    assert report.replaced[0].error == pytest.approx(float(missed))
+    assert 1e-4 < report.replaced[0].error < 1e-2
+
+
 def test_kernels_that_are_not_finite_cannot_be_fitted():
     model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
     with torch.no_grad():

@@ -16,9 +16,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from simulations.flower_cli import script
-from simulations.flower_engine import free_port
-from simulations.processes import listens, wait_until
+from server.flower_cli import script
+from simulations.processes import free_port, listens, wait_until
 
 KEYS = Path(__file__).parents[2] / "docker" / "keys.py"
 

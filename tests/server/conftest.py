@@ -6,7 +6,8 @@ from flwr.app import ConfigRecord
 from flwr.supercore.task_identity import TaskIdentity
 
 from csg_core import build, manifest, pack
-from server.strategy import CsgStrategy, model_record
+from server.aggregation import model_record
+from server.strategy import CsgStrategy
 from tests.server.replies import Nodes
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+import server.strategy  # noqa: F401  (imports Flower's task identity)
 from server.aggregation import STRATEGIES, Aggregation, Update
-from server.strategy import model_record  # noqa: F401  (imports Flower's task identity)
 from simulations.local_engine import LocalGrid
 
 SIZE, TRAINED = 12, 8

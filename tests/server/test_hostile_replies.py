@@ -10,7 +10,7 @@ from flwr.common.constant import ErrorCode
 
 from csg_core.payload import Passed
 from federation.messages import payload_bytes_in, payload_in
-from server.strategy import model_record
+from server.aggregation import model_record
 from tests.server.replies import NODES, Nodes, honest, message_of, reply_of
 
 

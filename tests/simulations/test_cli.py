@@ -159,6 +159,7 @@ def test_a_fitted_network_is_read_back_as_it_was_trained(tmp_path, capsys, gener
         (["train", "--device", "abacus"], "device 'abacus' cannot be used here"),
         (["train", "--fit-to", "nowhere"], "nowhere: no such file"),
         (["train", "--generator-from", "a", "--parametrization", "dense"], "has no use for a gen"),
+        (["train", "--slice-size", "16", "--parametrization", "dense"], "slice_size 16 is of gene"),
         (["train", "--device", "meta"], "device 'meta' cannot be used here"),
         (["train", "--width", "inf"], "width inf cannot be; use a number up to 16"),
         (["train", "--seed", "-1"], "seed -1 is out of range; use 0 to 2**63 - 1"),

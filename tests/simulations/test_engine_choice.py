@@ -6,8 +6,8 @@ import time
 import pytest
 
 from federation.recipe import RecipeError
+from server import flower_cli
 from server.record import RunFolder
-from simulations import flower_cli
 from simulations.cli import main
 from simulations.run import check_engine, deployed
 

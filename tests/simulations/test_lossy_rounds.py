@@ -7,10 +7,10 @@ import torch
 from client.job import Job
 from client.local import LocalClient
 from csg_core import build, manifest, pack
-from server.aggregation import Aggregation
+from server.aggregation import Aggregation, model_in, model_record
 from server.record import RunFolder
 from server.state import load_state
-from server.strategy import CsgStrategy, model_in, model_record
+from server.strategy import CsgStrategy
 from simulations.estimate import estimate
 from simulations.local_engine import run_local
 

@@ -11,10 +11,10 @@ import pytest
 
 from client.job import TrainingError
 from federation.code import CodeError
+from server.flower_cli import EngineError
 from server.outcome import RunError
 from simulations import command
 from simulations.bench import tasks
-from simulations.flower_cli import EngineError
 from simulations.studies import any_cnn, central, deployment, soak, wire
 from simulations.studies.network import Network
 from simulations.studies.wire_runs import MeasureError
