@@ -81,7 +81,7 @@ def _read(entry: Path, described: list[list[object]]) -> Arrays | None:
 
 def _write(entry: Path, described: list[list[object]], arrays: Arrays) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
-    drop_partial(entry.parent, older_than=_STALE_S)
+    drop_partial(entry.parent, "shards-*", older_than=_STALE_S)
     for left in entry.parent.glob(".partial-*"):  # of writers that were killed
         with suppress(OSError):  # another writer's, renamed in between
             if time.time() - left.stat().st_mtime > _STALE_S:

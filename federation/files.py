@@ -64,9 +64,15 @@ def replace_files(contents: Mapping[Path, bytes], *, private: bool = False) -> N
         raise
 
 
-def drop_partial(folder: Path, *, older_than: float = 0.0) -> None:
-    """Remove what ``replace_files`` left where its process was killed, at least so many s ago."""
-    for left in folder.glob(f".*{_PARTIAL}"):
+def drop_partial(folder: Path, name: str, *, older_than: float = 0.0) -> None:
+    """Remove what ``replace_files`` left of files of a name, where its process was killed.
+
+    Args:
+        folder: where they are.
+        name: a file's, or a pattern of such.
+        older_than: of these only what is so old, seconds.
+    """
+    for left in folder.glob(f".{name}.*{_PARTIAL}"):
         with suppress(OSError):  # renamed in between, by a process that goes on
             if time.time() - left.stat().st_mtime >= older_than:
                 left.unlink()

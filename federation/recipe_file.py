@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from datetime import date, time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from csg_core import build, manifest
 from csg_core.codecs import Nothing, codec_named
@@ -82,6 +82,9 @@ def _unused(recipe: Recipe) -> Iterator[tuple[str, set[str] | None, str]]:
         for key in ("train.generator_lr", "wire.generator_every", "wire.generator_until"):
             why = "is for a learned generator, and there is none; leave it out"
             yield key, {"model.parametrization", "model.generator"}, why
+    if model.parametrization == "csg" and model.generator == "learned":
+        why = "is for model.generator=frozen or binary; run.seed draws a learned one"
+        yield "model.generator_seed", {"model.generator"}, f"{why}; leave it out"
     for name in OF_GENERATOR if model.parametrization != "csg" else ():
         why = f"is of generated filters, and model.parametrization is {model.parametrization}"
         yield f"model.{name}", None, f"{why}; leave it out"
@@ -146,6 +149,13 @@ def refuse_elsewhere(recipe: Recipe, origin: str) -> None:
         )
 
 
+def _is_text(section: str, name: str) -> bool:
+    """Whether a key of a recipe is a string, or one of several kinds of values."""
+    field = Recipe.model_fields.get(section)
+    keys = getattr(field and field.annotation, "model_fields", {})
+    return name in keys and str in (keys[name].annotation, *get_args(keys[name].annotation))
+
+
 def _put(content: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
     section, dot, name = key.strip().partition(".")
@@ -155,8 +165,8 @@ def _put(content: dict[str, Any], setting: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()  # a bare word is a string
-    if isinstance(value, date | time):  # as run.dir=2026-01-31
-        value = text.strip()
+    if not isinstance(value, str) and (isinstance(value, date | time) or _is_text(section, name)):
+        value = text.strip()  # as run.dir=2026-01-31, or run.dir=0.10
     table = content.setdefault(section, {})
     *tables, last = name.split(".")
     place = section

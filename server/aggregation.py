@@ -1,6 +1,7 @@
 """Updates made one: a streaming weighted mean, or one of Flower's strategies on decoded arrays."""
 
 import inspect
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,6 +84,13 @@ class Aggregation:
                 f"server.options.{_MALICIOUS} = {malicious}: {name} takes at most "
                 f"{most} of a cohort of {cohort}"
             )
+        if cohort is not None and isinstance(self._flower, FedTrimmedAvg):
+            cut = self._flower.beta  # of each end, rounded down
+            if not int(cut * cohort):
+                raise ValueError(
+                    f"server.options.beta = {cut:g}: {name} cuts none of a cohort of {cohort}; "
+                    f"give {math.ceil(1e4 / cohort) / 1e4:g} or more, below 0.5"
+                )
         self._trained = trained
 
     def configure(self, round_: int, current: Values, grid: Grid) -> ConfigRecord:

@@ -14,7 +14,7 @@ from federation.devices import device_of
 from federation.messages import RECIPE
 from federation.recipe import Recipe, RecipeError
 from federation.sources import load_images
-from server.logs import logged
+from server.logs import LogFile, logged
 from server.outcome import RunError
 from server.record import RoundRow, RunFolder
 from server.rounds import Rounds
@@ -131,7 +131,7 @@ def _logged(recipe: Recipe) -> AbstractContextManager[None]:
     if recipe.run.dir is None:
         return nullcontext()
     log = RunFolder(Path(recipe.run.dir)).log
-    return logged(logging.FileHandler(log, delay=True), "server")
+    return logged(LogFile(log, delay=True), "server")
 
 
 def _log_row(row: RoundRow) -> None:

@@ -2,11 +2,18 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+
+class LogFile(logging.FileHandler):
+    """A file of log lines, without those that cannot be written, as on a full disk."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Pass over a line that cannot be written: who writes a run says so."""
 
 
 @contextmanager
-def logged(handler: logging.FileHandler, name: str | None = None) -> Iterator[None]:
+def logged(handler: LogFile, name: str | None = None) -> Iterator[None]:
     """What a logger takes from INFO on goes to a file, which is closed at the end.
 
     Without a ``name``, it is the root logger.
@@ -21,4 +28,5 @@ def logged(handler: logging.FileHandler, name: str | None = None) -> Iterator[No
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-        handler.close()
+        with suppress(OSError):  # a full disk, which what writes the run tells of
+            handler.close()

@@ -109,6 +109,12 @@ class RunFolder:
                 f"{self.path}: holds a run already; csg resume {self.path} continues it, "
                 "--set run.dir=... names another folder"
             )
+        for left in (self.path / "rounds.jsonl", *self.checkpoints.glob("*.safetensors")):
+            if left.exists():
+                raise RunFolderError(
+                    f"{left}: is of another run, whose config.toml is gone; bring that back, or "
+                    "name another folder, --set run.dir=..."
+                )
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             content = json.dumps({**environment, "spread": spread}, indent=1)
@@ -136,8 +142,9 @@ class RunFolder:
                         f"{self.path}: another process is running it; wait for it, or stop it"
                     )
                 time.sleep(0.5)
-            for folder in (self.path, self.checkpoints):
-                drop_partial(folder)
+            for name in _FILES:
+                drop_partial(self.path, name)
+            drop_partial(self.checkpoints, "*.safetensors")
             yield
 
     def held(self) -> bool:
@@ -245,6 +252,9 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Say how the run ended."""
         replace_file(self.path / "summary.json", json.dumps(summary, indent=1).encode())
+
+
+_FILES = ("config.toml", "environment.json", "rounds.jsonl", "summary.json", "report.html")
 
 
 def _line(row: RoundRow) -> str:

@@ -70,7 +70,11 @@ def client_app(name: str) -> ClientApp:
     except (Exception, SystemExit) as error:  # whatever a module does when it is imported
         own = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
         missing = own or isinstance(error, AttributeError) or not attribute
-        remedy = "give module:name" if missing else "mend that module"
+        remedy = (
+            f"give module:name, and call csg from the folder that holds {module}.py"
+            if missing
+            else "mend that module"
+        )
         raise RecipeError(
             f"run.client_app {name!r} cannot be imported ({type(error).__name__}: {error}); "
             f"{remedy}"

@@ -59,22 +59,29 @@ def run(options: argparse.Namespace) -> None:
         print(f"  {name:<18} {len(content):>11,} bytes")
 
 
+_STAYED = {"local": "Norms", "local_statistics": "Running statistics"}  # by train.batch_norm
+
+
 def card(run: RunData, checkpoint: Path, row: RoundRow) -> str:
     """The model card of a checkpoint, made in the row's round, Markdown."""
     recipe = run.recipe
-    images, whose = sum(map(sum, run.environment["spread"])), str(recipe.data.name)
+    shared, whose = sum(map(sum, run.environment["spread"])), str(recipe.data.name)
+    images = round((1 - recipe.data.holdout) * shared)
     if recipe.run.superlink:  # where clients may have pictures of their own
         trained = {of["partition"]: of["examples"] for r in run.rows for of in r.contributions}
         images, whose = sum(trained.values()), f"{whose} or pictures of the clients' own"
+    count = f"{images:,}" if images else "an unknown number of"
     facts: dict[str, Any] = {
         "Network": f"{recipe.model.name}, generated filters folded into ordinary ones"
         if recipe.model.parametrization == "csg"
         else f"{recipe.model.name}, {recipe.model.kind}",
-        "Data": f"{whose}, {images:,} training images, {recipe.data.partition} over "
+        "Data": f"{whose}, {count} training images, {recipe.data.partition} over "
         f"{recipe.data.clients:,} clients" + (f", from {recipe.data.dir}" * bool(recipe.data.dir)),
         "Rounds": f"{row.round} of {recipe.train.rounds}, {recipe.cohort:,} clients a round, "
         f"{recipe.train.local_epochs} local epochs",
-        "Test accuracy": "not evaluated"
+        "Accuracy on clients' held-out images, with their own norms or statistics"
+        if recipe.train.batch_norm != "average"
+        else "Test accuracy": "not evaluated"
         if row.test_accuracy is None
         else f"{100 * row.test_accuracy:.2f} %",
         "Payload exchanged until then": f"{run.megabytes_until(row.round):.2f} MB, all clients, "
@@ -85,8 +92,8 @@ def card(run: RunData, checkpoint: Path, row: RoundRow) -> str:
     }
     lines = [f"# {recipe.model.name} trained federatedly on {recipe.data.name}", ""]
     lines += [f"- **{what}**: {fact}" for what, fact in facts.items()]
-    if recipe.train.batch_norm != "average":
-        lines.append("- **Norms** stayed with the clients; those in here are the first ones.")
+    if stayed := _STAYED.get(recipe.train.batch_norm):
+        lines.append(f"- **{stayed}** stayed with the clients; those in here are the first ones.")
     pixels = DATA_SETS[recipe.data.name]
     lines += [
         "",

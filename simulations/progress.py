@@ -10,7 +10,7 @@ from typing import TextIO
 
 from csg_core import build, manifest
 from federation.recipe import Recipe
-from server.logs import logged
+from server.logs import LogFile, logged
 from server.record import RoundRow, RunFolder, RunFolderError
 
 _LOGGERS = ("flwr", "ray")
@@ -116,7 +116,7 @@ class Progress:
 def log_to(path: Path) -> Iterator[None]:
     """All logging of this package, Flower and Ray goes to a file and not to the terminal."""
     try:
-        handler = logging.FileHandler(path)
+        handler = LogFile(path)
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be written ({error.strerror})") from error
     before = {name: list(logging.getLogger(name).handlers) for name in _LOGGERS}

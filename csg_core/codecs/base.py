@@ -88,11 +88,9 @@ def declared(codec: Codec) -> None:
     for setting in fields(codec):  # type: ignore[arg-type]
         kind, value = kinds[setting.name], getattr(codec, setting.name)
         if kind in (int, float, bool):
-            if not isinstance(value, int | float | np.number | np.bool_) or not math.isfinite(
-                value
-            ):
+            if not isinstance(value, int | float | np.number | np.bool_):
                 raise ValueError(f"{setting.name}={value!r}: give a number")
-            if kind is not float and value != kind(value):
+            if kind is not float and (not math.isfinite(value) or value != kind(value)):
                 wanted = "a whole number" if kind is int else "true or false"
                 raise ValueError(f"{setting.name}={value:g}: give {wanted}")
             object.__setattr__(codec, setting.name, kind(value))

@@ -377,9 +377,9 @@ def test_values_that_are_not_the_tensors_are_refused(line, more):
         codec_named(line).encode(values, PARTS, _rng())
 
 
-@pytest.mark.parametrize("bits", ["8", math.inf])
-def test_settings_that_are_no_numbers_are_refused(bits):
-    with pytest.raises(ValueError, match=f"bits={bits!r}: give a number"):
+@pytest.mark.parametrize(("bits", "wanted"), [("8", "a number"), (math.inf, "a whole number")])
+def test_settings_that_are_no_numbers_are_refused(bits, wanted):
+    with pytest.raises(ValueError, match=f"bits={bits!r:.3}: give {wanted}"):
         Uniform(bits=bits)
 
 

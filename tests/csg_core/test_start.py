@@ -121,7 +121,7 @@ def test_the_error_is_that_of_the_models_own_precision():
     model = nn.Sequential(nn.Conv2d(4, 4, 3)).bfloat16()
     kernel = model[0].weight.detach().double()
     report = generate_filters(model, SliceGenerator(4, 100), start="dense")
-    missed = (model[0].weight.double() - kernel).norm() / kernel.norm()
+    missed = (model[0].weight.detach().double() - kernel).norm() / kernel.norm()
     assert report.replaced[0].error == pytest.approx(float(missed))
     assert 1e-4 < report.replaced[0].error < 1e-2
 

@@ -108,6 +108,16 @@ def test_images_of_a_deployment_are_as_told_by_its_clients(tmp_path, tiny):
     assert "digits or pictures of the clients' own, 88 training images" in text
 
 
+@pytest.mark.parametrize(("kept", "stayed"), [("local", "Norms"), ("local_statistics", "Running")])
+def test_a_card_says_what_stayed_with_the_clients(tmp_path, tiny, kept, stayed):
+    folder = _run(tmp_path, tiny, train={"batch_norm": kept}, data={"holdout": 0.25})
+    run = read_run(folder.path)
+    text = card(run, folder.checkpoints / "best.safetensors", run.rows[-1])
+    assert f"- **{stayed}" in text
+    assert "- **Accuracy on clients' held-out images" in text
+    assert f"{round(0.75 * sum(map(sum, run.environment['spread'])))} training images" in text
+
+
 @pytest.fixture(scope="module")
 def browser():
     if BROWSER is None or DRIVER is None:

@@ -163,6 +163,23 @@ def test_what_a_setting_makes_useless_of_a_file_has_its_default(tmp_path, settin
         read_recipe(path, [*settings, wrong])
 
 
+def test_names_that_look_like_numbers_stay_as_they_are(tmp_path):
+    (path := tmp_path / "r.toml").write_text("")
+    for name in ("0.10", "2024_01", "1e5", "2026-01-31", "true"):
+        assert read_recipe(path, [f"run.dir={name}"]).run.dir == name
+    assert read_recipe(path, ["run.dir='0.10'"]).run.dir == "0.10"
+
+
+def test_a_learned_generator_has_no_seed_of_its_own(tmp_path):
+    (path := tmp_path / "r.toml").write_text("")
+    with pytest.raises(
+        RecipeError, match="generator_seed .*run.seed draws a learned one; leave it"
+    ):
+        read_recipe(path, ["model.generator_seed=3"])
+    frozen = read_recipe(path, ["model.generator_seed=3", "model.generator=frozen"])
+    assert frozen.model.generator_seed == 3
+
+
 def test_a_byte_order_mark_is_none_of_the_file(tmp_path):
     path = tmp_path / "r.toml"
     path.write_bytes(b"\xef\xbb\xbf[train]\nrounds = 3\n")

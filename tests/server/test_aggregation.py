@@ -118,6 +118,13 @@ def test_options_that_cannot_be_are_named():
         Aggregation("fedyogi", {"eta_l": 0.1}, trained=1)
     with pytest.raises(ValueError, match=r"is FedAvg without server.options.proximal_mu; set it"):
         Aggregation("fedprox", {}, trained=1)
+    with pytest.raises(
+        ValueError, match=r"beta = 0\.2: fedtrimmedavg cuts none of a cohort of 4; gi"
+    ):
+        Aggregation("fedtrimmedavg", {}, trained=1, cohort=4)
+    for cohort in (3, 4, 7):
+        beta = float(f"{1e-4 + 1 / cohort:.4f}")
+        assert Aggregation("fedtrimmedavg", {"beta": beta}, trained=1, cohort=cohort)
     with pytest.raises(ValueError, match=r"num_malicious_nodes = 1.5: give a whole number, as 1"):
         Aggregation("krum", {"num_malicious_nodes": 1.5}, trained=1)
     with pytest.raises(ValueError, match=r"num_malicious_nodes = 4: krum takes at most 3 of a co"):

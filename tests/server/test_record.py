@@ -1,6 +1,7 @@
 """A run's files: written whole, read back, and damage noticed."""
 
 import errno
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from csg_core import build, pack, unpack
 from federation.messages import TrainReport
 from server import record
 from server.checkpoints import CheckpointError, read_checkpoint
+from server.logs import LogFile, logged
 from server.record import Contribution, RoundRow, RunFolder, RunFolderError
 from server.state import ServerState, checkpoint_path, checkpoint_paths, load_state, save_state
 from server.summary import best_of, summary_of
@@ -41,6 +43,20 @@ def test_a_run_begins_once(folder, tiny):
     assert folder.environment()["spread"] == [[1, 2], [3, 4]]
     with pytest.raises(RunFolderError, match="holds a run already; csg resume"):
         folder.create(tiny(), {}, [])
+
+
+@pytest.mark.parametrize("left", ["rounds.jsonl", "checkpoints/round-000001.safetensors"])
+def test_a_run_does_not_begin_in_what_another_left(folder, tiny, left):
+    (folder.path / "config.toml").unlink()
+    (folder.path / left).write_text("")
+    with pytest.raises(RunFolderError, match=f"{left}: is of another run"):
+        folder.create(tiny(), {}, [])
+
+
+def test_a_log_on_a_full_disk_is_silent(capsys):
+    with logged(LogFile("/dev/full"), "csg-test"):
+        logging.getLogger("csg-test").info("nobody can read this")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_rows_come_back_and_a_torn_last_one_is_left_out(folder):
@@ -106,10 +122,11 @@ def test_a_process_that_is_about_to_end_is_waited_for(folder):
 
 
 def test_what_killed_processes_left_is_swept_away(folder):
-    for place in (folder.path, folder.checkpoints):
-        (place / ".summary.json.ab12.tmp").write_text("half")
+    (folder.path / ".summary.json.ab12.tmp").write_text("half")
+    (folder.checkpoints / ".round-000002.safetensors.ab12.tmp").write_text("half")
+    (mine := folder.path / ".notes.tmp").write_text("a user's")
     with folder.locked():
-        assert not list(folder.path.rglob("*.tmp"))
+        assert list(folder.path.rglob("*.tmp")) == [mine]
 
 
 @pytest.mark.parametrize("line", ['{"round": "x"}', "[1]", None], ids=str)
