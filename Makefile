@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test fault-test deploy-test lint bench fuzz clean
+.PHONY: setup demo test quick fault-test deploy-test lint bench fuzz clean
 
 setup: $(READY)
 
@@ -24,8 +24,13 @@ demo: $(READY)
 	$(BIN)/csg compare runs/make-demo/csg runs/make-demo/dense --to 0.8 0.9 0.95 \
 	  --picture runs/make-demo/compare.svg
 
+SIDE_BY_SIDE = --numprocesses auto --maxprocesses 4 --dist loadfile
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations 20
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --durations 20
+
+# pytest's last -m counts, so that it says all that is left out.
+quick: $(READY)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not containers and not deployment"
 
 # Parts of a deployed run are killed, cut off and restarted: root, iproute2, ethtool and nginx are needed.
 # These tests wait more than they work, so that two run at once; 25 minutes on two cores.

@@ -173,7 +173,7 @@ def test_names_that_look_like_numbers_stay_as_they_are(tmp_path):
 def test_a_learned_generator_has_no_seed_of_its_own(tmp_path):
     (path := tmp_path / "r.toml").write_text("")
     with pytest.raises(
-        RecipeError, match="generator_seed .*run.seed draws a learned one; leave it"
+        RecipeError, match=r"generator_seed .*run\.seed draws a learned one; leave it"
     ):
         read_recipe(path, ["model.generator_seed=3"])
     frozen = read_recipe(path, ["model.generator_seed=3", "model.generator=frozen"])

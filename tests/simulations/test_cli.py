@@ -186,10 +186,11 @@ def test_mistakes_get_one_line_and_status_2(arguments, message, tmp_path, monkey
 
 def test_an_interrupt_while_a_command_begins_is_one_line(tmp_path):
     """Imports take seconds, that of torch most of them."""
-    command = [sys.executable, "-m", "simulations.cli", "run", "demo",
-               "--set", f"run.dir={tmp_path / 'run'}"]  # fmt: skip
+    heard = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    arguments = ["run", "demo", "--set", f"run.dir={tmp_path / 'run'}"]
+    code = f"{heard}from simulations.cli import main; sys.exit(main({arguments}))"
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as started:
         try:
             wait_until(lambda: b"libtorch" in read(Path(f"/proc/{started.pid}/maps")), "no torch")
