@@ -1,4 +1,4 @@
-"""Processes of this machine, their memory and what they listen on, out of Linux's /proc."""
+"""Processes of this machine, their memory and what they listen on (by /proc), and a free port."""
 
 import secrets
 import socket
