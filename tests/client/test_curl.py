@@ -86,6 +86,7 @@ def test_a_connection_that_has_served_its_time_is_followed_by_another(proxied):
     assert 6 <= len({number for number, *_ in proxied.requests()}) <= 12
 
 
+@pytest.mark.slow
 @needs_nginx
 @changed(keepalive_time="1s")
 def test_so_is_one_that_has_lived_long(proxied):
@@ -118,6 +119,7 @@ def test_a_server_of_http_1_is_spoken_to(proxied):
     assert {protocol for _, protocol, _, _ in proxied.requests()} == {"HTTP/1.1"}
 
 
+@pytest.mark.slow
 @needs_nginx
 def test_a_connection_outlasts_the_pause_between_heartbeats(proxied):
     with proxied.client() as client:
@@ -178,6 +180,7 @@ def test_large_answers_come_at_once(proxied, monkeypatch):
             assert time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 @needs_nginx
 def test_a_server_that_says_nothing_is_waited_for_as_long_as_flower_does(proxied):
     proxied.free.clear()

@@ -311,6 +311,7 @@ def test_a_parameter_that_the_network_does_not_use_stays_as_it_is(tiny):
     assert sum(not torch.equal(after[name], before[name]) for name in before) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS[:4], ids=lambda model: "-".join(map(str, model.values())))
 @pytest.mark.parametrize("device", DEVICES)
 def test_copies_come_to_the_same_in_later_rounds(tiny, exact, device, model):

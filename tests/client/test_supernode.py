@@ -147,6 +147,7 @@ def test_a_supernode_that_cannot_begin_ends(tmp_path):
     assert "the SuperNode has ended; start it again" in said
 
 
+@pytest.mark.slow
 @needs_nginx
 def test_a_supernode_that_is_turned_away_says_so_and_fails(proxied, tmp_path):
     """With status 0, a restart policy of failures would leave it, and nobody would see why."""

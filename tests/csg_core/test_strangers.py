@@ -192,6 +192,7 @@ print(memory("VmHWM") - before, 4 * about.size + largest)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_the_process_too():
     """What the range coder, which is Rust, allocates is seen here only."""

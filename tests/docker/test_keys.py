@@ -174,6 +174,7 @@ def superlink(made):
         process.wait()
 
 
+@pytest.mark.slow
 def test_what_the_superlink_did_and_was_not_noted_is_made_up_for(made, superlink):
     """As when its answer comes too late, or the disk is full."""
 
@@ -257,6 +258,7 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(tmp_path, arguments, reason)
     assert not (tmp_path / "keys").exists()
 
 
+@pytest.mark.slow
 def test_a_superlink_that_is_away_is_named(made):
     done = keys(made, "register", "--superlink", "127.0.0.1:9")
     assert done.returncode == 2

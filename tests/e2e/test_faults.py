@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 from server.record import RunFolder
 
-# A ClientApp whose client 1 does what $FAULT says; the others are the real thing.
+pytestmark = pytest.mark.slow
+
+# A ClientApp whose clients 1, 2, ... do what $FAULTS says; the others are the real thing.
 FAULTY = """
 import os
 import time
@@ -31,21 +33,26 @@ from csg_core.payload import Label, encode
 app, real = ClientApp(), make_app()
 
 
+def fault_of(context):
+    faults = ["none", *os.environ["FAULTS"].split(",")]
+    partition = context.node_config["partition-id"]
+    return faults[partition] if partition < len(faults) else "none"
+
+
 @app.evaluate()
 def evaluate(message, context):
-    if context.node_config["partition-id"] == 1:
-        if os.environ["FAULT"] == "hang in evaluation":
-            time.sleep(3600)
+    fault = fault_of(context)
+    if fault == "hang in evaluation":
+        time.sleep(3600)
+    if fault in ("raise in evaluation", "raise in both"):
         raise OSError("the camera is gone")
     return real(message, context)
 
 
 @app.train()
 def train(message, context):
-    if context.node_config["partition-id"] != 1:
-        return real(message, context)
-    fault = os.environ["FAULT"]
-    if fault.endswith("in evaluation"):
+    fault = fault_of(context)
+    if fault in ("none", "raise in evaluation", "hang in evaluation"):
         return real(message, context)
     if fault in ("raise", "raise in both"):
         raise OSError("the camera is gone")
@@ -158,56 +165,58 @@ def demo(tmp_path, tiny_settings):
     return ["run", "demo", *tiny_settings, "--set", "run.dir=run"]
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("raise", "client 1 failed: raised OSError: the camera is gone"),
-        ("hang", "client 1 failed: did not answer within 3 s"),
-        ("nan", "client 1 failed: payload holds NaN or infinity"),
-        ("architecture", "client 1 failed: payload of another model"),
-        ("noise", "client 1 failed: payload of 10,000,000 bytes; this round takes"),
-        ("examples", "client 1 failed: num-examples 1438 is absurd; 1 to 1,437 are taken"),
-        ("partition", "client 1 failed: claims partition 0; it has 1"),
-        ("nothing", "client 1 failed: message without bytes 'payload'"),
-        ("extra", "client 1 failed: message without the one record 'message' (records: ['mess"),
-        ("interface", "client 1 failed: interface-sent -1 cannot be"),
-    ],
-)
-def test_a_faulty_client_is_named_and_the_round_goes_on(demo, tmp_path, fault, message):
+# What a client does, and what is said of it.
+FAULTS = {
+    "raise": "raised OSError: the camera is gone",
+    "nan": "payload holds NaN or infinity",
+    "architecture": "payload of another model",
+    "noise": "payload of 10,000,000 bytes; this round takes",
+    "examples": "num-examples 1438 is absurd; 1 to 1,437 are taken",
+    "partition": "claims partition 0; it has 6",
+    "nothing": "message without bytes 'payload'",
+    "extra": "message without the one record 'message' (records: ['message', 'more'])",
+    "interface": "interface-sent -1 cannot be",
+    "hang": "did not answer within 3 s",
+}
+FAULTS_IN_EVALUATION = {
+    "raise in evaluation": "evaluation: raised OSError: the camera is gone",
+    "raise in both": "raised OSError: the camera is gone; evaluation: raised OSError: the",
+    "hang in evaluation": "evaluation: did not answer within 4 s",
+}
+
+
+def test_faulty_clients_are_named_and_the_round_goes_on(demo, tmp_path):
     settings = ["--set", "run.client_app=faulty:app", "--set", "train.rounds=1",
+                "--set", "data.clients=13", "--set", "server.min_clients=3",
                 "--set", "server.round_timeout=3"]  # fmt: skip
-    done = _csg(*demo, *settings, cwd=tmp_path, FAULT=fault)
+    done = _csg(*demo, *settings, cwd=tmp_path, FAULTS=",".join(FAULTS))
     assert done.returncode == 0, done.stderr
-    assert message in done.stdout
     (row,) = RunFolder(tmp_path / "run").rows()
-    assert (row.clients, row.failures) == (3, 1)
-    assert list(row.failed) == ["client 1"]
+    assert (row.clients, row.failures) == (3, len(FAULTS))
+    for client, message in enumerate(FAULTS.values(), start=1):
+        assert message in row.failed[f"client {client}"]
+        if client <= 3:
+            assert f"client {client} failed: {message}" in done.stdout
+    assert "and 7 more" in done.stdout
     assert row.test_accuracy is not None
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("hang in evaluation", "evaluation: did not answer within 4 s"),
-        ("raise in evaluation", "evaluation: raised OSError: the camera is gone"),
-        ("raise in both", "raised OSError: the camera is gone; evaluation: raised OSError: the"),
-    ],
-)
-def test_a_client_that_fails_in_evaluation_is_named(demo, tmp_path, fault, message):
+def test_clients_that_fail_in_evaluation_are_named(demo, tmp_path):
     values = ["run.client_app=faulty:app", "train.rounds=1", "server.round_timeout=4",
-              "train.batch_norm=local", "data.holdout=0.1"]  # fmt: skip
+              "data.clients=6", "train.batch_norm=local", "data.holdout=0.1"]  # fmt: skip
     settings = [part for value in values for part in ("--set", value)]
-    done = _csg(*demo, *settings, cwd=tmp_path, FAULT=fault)
+    done = _csg(*demo, *settings, cwd=tmp_path, FAULTS=",".join(FAULTS_IN_EVALUATION))
     assert done.returncode == 0, done.stderr
     (row,) = RunFolder(tmp_path / "run").rows()
-    assert row.failures == 1
-    assert message in row.failed["client 1"]
+    assert row.failures == len(FAULTS_IN_EVALUATION)
+    for client, message in enumerate(FAULTS_IN_EVALUATION.values(), start=1):
+        assert message in row.failed[f"client {client}"]
     assert row.test_accuracy is not None
 
 
 def test_a_missed_quorum_stops_the_run_with_its_reasons(demo, tmp_path):
     settings = ["--set", "run.client_app=faulty:app", "--set", "server.min_clients=4"]
-    done = _csg(*demo, *settings, cwd=tmp_path, FAULT="raise")
+    done = _csg(*demo, *settings, cwd=tmp_path, FAULTS="raise")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert (
@@ -268,7 +277,6 @@ def _momentum(folder):
     return ["run", "demo", *(part for value in values for part in ("--set", value))]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_killed_at_any_stage_ends_as_if_it_had_not_been(stage, whole, tmp_path):
     place, count = STAGES[stage]

@@ -20,6 +20,7 @@ def _identity_of(folder: Path) -> str:
     ).stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_change_of_a_source_makes_it_other_code(tmp_path):
     for package in ("csg_core", "federation"):
         ignored = shutil.ignore_patterns("__pycache__")

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 # In a process of its own: an audit hook cannot be taken away again.
 _WATCHED = """
 import io, os, pickle, sys
@@ -63,6 +65,7 @@ assert seen == ["pickle.find_class", "os.mkdir"], seen
 """
 
 
+@pytest.mark.slow
 def test_bytes_of_strangers_are_never_unpickled(tmp_path):
     made = tmp_path / "made-by-the-pickle"
     done = subprocess.run(

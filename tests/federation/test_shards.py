@@ -58,6 +58,7 @@ def test_the_seed_decides():
     assert not np.array_equal(first[0], shard_rows(config, LABELS, 2)[0])
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same_shards(tmp_path):
     code = (
         "import numpy as np; from federation.sections import DataConfig;"

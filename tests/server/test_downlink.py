@@ -47,6 +47,7 @@ def _kinds(payload):
     return kinds
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(data=st.data())
 def test_nodes_that_answered_hold_what_the_server_believes(data):

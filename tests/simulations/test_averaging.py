@@ -60,6 +60,7 @@ def test_exact_slices_stand_where_the_generators_would(study):
     assert pack(model).size == study.first.size
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_way_it_is_averaged_in_and_the_table_says_so(tiny):
     recipe = tiny(train={"rounds": 4})
     rows = {way: run(recipe, way, every=2) for way in WAYS}

@@ -42,6 +42,7 @@ def test_a_step_of_generated_filters_costs_little_more_than_a_dense_one(monkeypa
     assert "| resnet20 fp32 |" in steps.tables([row])["steps"]
 
 
+@pytest.mark.slow
 def test_the_engine_costs_little_more_than_a_loop_without_federation(tiny, tmp_path):
     by_hand, by_engine = [], []
     for turn in range(4):
@@ -55,6 +56,7 @@ def test_the_engine_costs_little_more_than_a_loop_without_federation(tiny, tmp_p
     assert 0.3 < ratio < 1.8  # near 1 where clients have more to do
 
 
+@pytest.mark.slow
 def test_the_loop_does_the_work_of_the_recipe(tiny):
     data = {"images": 1437, "clients": 2}
     rounds = list(
@@ -104,6 +106,7 @@ def test_a_command_is_measured_with_all_its_processes():
     assert done.peak_bytes > 60_000_000
 
 
+@pytest.mark.slow
 def test_a_command_is_ended_at_its_limit_with_what_it_began():
     child = "import time; time.sleep(600)"
     script = (

@@ -53,6 +53,7 @@ def test_a_command_starts_without_flowers_superlink():
     assert done.stdout == "[] True\n", "it takes half as long again to start"
 
 
+@pytest.mark.slow
 def test_estimate_prints_the_papers_table(capsys):
     assert main(["estimate", "--table"]) == 0
     table = capsys.readouterr().out
@@ -214,6 +215,7 @@ def test_a_command_in_the_background_is_not_interrupted_while_it_begins():
             started.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["fly"], ["resume", "nowhere"]])
 def test_a_command_gives_its_status_to_the_shell(arguments, tmp_path):
     command = [sys.executable, "-m", "simulations.cli", *arguments]
@@ -236,6 +238,7 @@ def test_training_that_diverges_says_so(capsys):
     assert "lower lr 1e+20" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_keeps_the_one_before(tmp_path):
     """A limit on file size stands for a full disk; the write itself is real."""
     path, spec = tmp_path / "a.safetensors", ModelSpec(width=0.25)
@@ -251,6 +254,7 @@ def test_a_checkpoint_that_cannot_be_written_keeps_the_one_before(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_reading_is_no_error():
     command = (
         f"{sys.executable} -m simulations.cli estimate --table | head -1; exit ${{PIPESTATUS[0]}}"

@@ -51,6 +51,7 @@ def test_a_command_of_flowers_that_is_not_there_is_named(monkeypatch, tmp_path):
     assert str(caught.value) == wanted
 
 
+@pytest.mark.slow
 def test_a_superlink_that_is_away_is_waited_for_and_named(tmp_path, tiny_settings, capsys):
     settings = ["run.engine=flower", "run.superlink=127.0.0.1:9", "run.patience=5",
                 "run.interface=none", f"run.dir={tmp_path / 'run'}"]  # fmt: skip

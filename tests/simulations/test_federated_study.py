@@ -21,6 +21,7 @@ from simulations.studies.federated_tables import short_table, table
 COMPRESSED = "csg56-small-clip-momentum-ecsq-predict"
 
 
+@pytest.mark.slow
 def test_the_readme_shows_what_was_kept(tmp_path, monkeypatch, capsys):
     readme, page, results = (tmp_path / name for name in ("README.md", "results.md", "federated"))
     shutil.copy(README, readme)

@@ -33,6 +33,7 @@ def _grid(recipe, app=None, *, in_process=False):
     return LocalGrid(recipe, clients, in_process=in_process)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(tiny, run):
     (one, first), (two, again) = run(tiny(), "one"), run(tiny(), "two")
     assert np.array_equal(first.values, again.values)
@@ -109,6 +110,7 @@ def test_a_loss_that_is_no_number_is_none_in_the_record(tiny, run, monkeypatch):
     assert all(row["test_accuracy"] is not None for row in rows)
 
 
+@pytest.mark.slow
 def test_evaluation_and_checkpoints_come_as_often_as_asked(tiny, run):
     recipe = tiny(train={"rounds": 5}, run={"eval_every": 2, "checkpoint_every": 3})
     folder, _ = run(recipe)
@@ -118,6 +120,7 @@ def test_evaluation_and_checkpoints_come_as_often_as_asked(tiny, run):
     assert names == ["best.safetensors", "round-000003.safetensors", "round-000005.safetensors"]
 
 
+@pytest.mark.slow
 def test_cohorts_are_drawn_anew_each_round_and_by_seed(tiny, run):
     def cohorts(seed, name):
         recipe = tiny(data={"clients": 8}, train={"clients_per_round": 3, "rounds": 4},
@@ -143,6 +146,7 @@ def test_clients_evaluate_where_norms_stay_with_them(tiny, run):
     assert last.payload_bytes_up == 4 * (56 + 4 * size)
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_what_was_estimated(tiny, run):
     for name, sections in {
         "whole": {},
@@ -155,6 +159,7 @@ def test_what_was_measured_is_what_was_estimated(tiny, run):
         assert summary["ratio_to_dense"] == pytest.approx(expected["ratio_to_dense"], rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["ecsq", "ecsq:step=1", "ecsq:step=3,codes=4", "ecsq:dct=false"])
 def test_lossy_updates_take_about_what_was_estimated(tiny, run, line):
     """A quarter off at most: with error feedback, updates are less smooth than without."""
@@ -219,6 +224,7 @@ def test_pushed_messages_are_answered_when_pulled(tiny):
     assert np.isfinite(model_in(arrays)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_process", [False, True], ids=["bytes", "arrays"])
 def test_memory_of_an_update_is_enough_whatever_the_cohort(tiny, in_process):
     """Replies are made when they are asked for: no two are held at once."""

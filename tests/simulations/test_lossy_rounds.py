@@ -14,6 +14,8 @@ from server.strategy import CsgStrategy
 from simulations.estimate import estimate
 from simulations.local_engine import run_local
 
+pytestmark = pytest.mark.slow
+
 LOSSY = {"uplink": "ecsq:step=1; statistics=fp16", "downlink": "ecsq:step=1; statistics=fp16",
          "deltas": True}  # fmt: skip
 
@@ -73,9 +75,9 @@ def test_what_was_left_out_of_an_update_that_was_refused_is_not_sent(tiny, run, 
     assert np.abs(state.values[:trained]).max() < 10
 
 
-@pytest.mark.parametrize("predict", [False, True])
 @pytest.mark.parametrize(
-    "server", [{}, {"strategy": "fedavgm", "options": {"server_momentum": 0.9}}]
+    ("server", "predict"),
+    [({}, False), ({"strategy": "fedavgm", "options": {"server_momentum": 0.9}}, True)],
 )
 def test_the_generator_trains_and_travels_when_the_schedule_says(
     tiny, run, server, predict, monkeypatch

@@ -60,6 +60,7 @@ def passed(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sections",
     [
@@ -88,6 +89,7 @@ def test_rounds_are_to_the_last_bit_those_of_bytes(tiny, run, passed, sections):
         }
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_where_it_was_by_bytes_or_by_arrays(tiny, run, monkeypatch):
     """And a client that fails is left out of one as of the other."""
     fit = LocalClient.fit

@@ -12,6 +12,7 @@ from server.state import load_state
 from simulations.local_engine import run_local
 
 
+@pytest.mark.slow
 def test_a_run_without_its_checkpoints_begins_anew(tiny, run, tmp_path):
     folder, state = run(tiny())
     for path in folder.checkpoints.glob("round-*"):
@@ -30,6 +31,7 @@ def test_a_checkpoint_without_its_rows_is_not_resumed(tiny, run):
     assert folder.summary()["outcome"].startswith("stopped: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["write_checkpoint", "save_state", "Rounds._promote"])
 def test_the_best_model_is_there_whenever_a_run_breaks_off(tiny, tmp_path, monkeypatch, stage):
     """Also if rounds are not as good when they are run again, as with clients elsewhere."""
@@ -63,6 +65,7 @@ def test_the_best_model_is_there_whenever_a_run_breaks_off(tiny, tmp_path, monke
     assert best == folder.summary()["best_round"] == (3 if owner else 1)
 
 
+@pytest.mark.slow
 def test_a_best_model_that_is_lost_with_the_newest_checkpoint_is_told(
     tiny, tmp_path, monkeypatch, caplog
 ):
@@ -95,6 +98,7 @@ def test_a_damaged_next_best_model_does_not_take_the_place_of_the_best(tiny, run
     assert not following.exists()
 
 
+@pytest.mark.slow
 def test_the_card_is_of_the_round_that_made_the_file(tiny, run, capsys):
     from server.checkpoints import read_with_extra
     from simulations.cli import main
