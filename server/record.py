@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -117,9 +118,11 @@ class RunFolder:
                 )
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            content = json.dumps({**environment, "spread": spread}, indent=1)
+            config = recipe.to_toml().encode()
+            sealed = {**environment, _CONFIG_SHA256: sha256(config).hexdigest()}
+            content = json.dumps({**sealed, "spread": spread}, indent=1)
             replace_file(self.path / "environment.json", content.encode())
-            replace_file(self.path / "config.toml", recipe.to_toml().encode())
+            replace_file(self.path / "config.toml", config)
         except OSError as error:
             raise RunFolderError(f"{self.path}: cannot be written ({error.strerror})") from error
 
@@ -167,15 +170,27 @@ class RunFolder:
         """
         path = self.path / "config.toml"
         try:
-            return recipe_of(tomllib.loads(path.read_text()), str(path))
+            content = path.read_text()
+            if not content.strip():
+                raise RunFolderError(f"{path}: is empty; bring back the run's recipe")
+            return recipe_of(tomllib.loads(content), str(path))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RunFolderError(
                 f"{self.path}: holds no run (no config.toml); name a run's folder"
             ) from error
         except (OSError, ValueError) as error:
-            if isinstance(error, RecipeError):
+            if isinstance(error, RecipeError | RunFolderError):
                 raise
             raise RunFolderError(f"{path}: cannot be read ({error})") from error
+
+    def recipe_changed(self) -> bool:
+        """Whether ``config.toml`` is another than the run began with, as far as can be told."""
+        began = self.environment().get(_CONFIG_SHA256)
+        try:
+            found = sha256((self.path / "config.toml").read_bytes()).hexdigest()
+        except OSError:
+            return False
+        return began is not None and began != found
 
     def environment(self) -> dict[str, Any]:
         """What the run ran on, with the images by client and class, ``spread``; all may be lost."""
@@ -254,6 +269,7 @@ class RunFolder:
         replace_file(self.path / "summary.json", json.dumps(summary, indent=1).encode())
 
 
+_CONFIG_SHA256 = "config.toml sha256"
 _FILES = ("config.toml", "environment.json", "rounds.jsonl", "summary.json", "report.html")
 
 

@@ -1,6 +1,7 @@
 """Go on with a run that was stopped, from its newest whole checkpoint."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from server.record import RunFolder, RunFolderError
@@ -18,9 +19,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     folder = RunFolder(options.run.absolute())
     recipe = folder.recipe()
-    if folder.summary().get("outcome") == "completed":
-        raise RunFolderError(f"{options.run}: is complete; csg report shows it")
+    rounds = recipe.train.rounds
+    if folder.summary().get("outcome") == "completed" and len(folder.rows()) >= rounds:
+        raise RunFolderError(
+            f"{options.run}: its {rounds} rounds are complete and csg report shows them; more "
+            "rounds are trained if config.toml asks for them (train.rounds)"
+        )
     check_engine(recipe)
+    if folder.recipe_changed():
+        print(
+            f"csg resume: {options.run}/config.toml was changed since the run began; what follows "
+            "is of the recipe as it is now",
+            file=sys.stderr,
+        )
     section = recipe.run.model_copy(update={"dir": str(folder.path)})
     return follow(
         recipe.model_copy(update={"run": section}), folder, "resume", as_json=options.json

@@ -307,7 +307,7 @@ def test_the_killed_run_had_state_of_every_kind_to_lose(whole):
 def test_a_complete_run_is_not_resumed(whole):
     done = _csg("resume", whole.path, cwd=whole.path)
     assert done.returncode == 2
-    assert "is complete; csg report shows it" in done.stderr
+    assert "its 3 rounds are complete and csg report shows them" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

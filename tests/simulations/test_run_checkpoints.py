@@ -9,6 +9,7 @@ from server import rounds
 from server.checkpoints import CheckpointError
 from server.record import RunFolder
 from server.state import load_state
+from simulations.cli import main
 from simulations.local_engine import run_local
 
 
@@ -29,6 +30,26 @@ def test_a_checkpoint_without_its_rows_is_not_resumed(tiny, run):
     with pytest.raises(CheckpointError, match="does not hold rounds 1 to 2"):
         run_local(folder.recipe(), lambda _row: None)
     assert folder.summary()["outcome"].startswith("stopped: ")
+
+
+@pytest.mark.slow
+def test_more_rounds_are_trained_if_asked_for_and_that_the_recipe_changed_is_told(
+    tiny, run, capsys
+):
+    folder, _ = run(tiny())
+    (folder.path / "summary.json").unlink()
+    assert main(["resume", str(folder.path)]) == 0
+    assert "config.toml" not in capsys.readouterr().err
+    config = folder.path / "config.toml"
+    assert main(["resume", str(folder.path)]) == 2
+    assert "its 2 rounds are complete" in capsys.readouterr().err
+    config.write_text(config.read_text().replace("rounds = 2", "rounds = 3"))
+    assert main(["resume", str(folder.path)]) == 0
+    assert f"{config} was changed since the run began" in capsys.readouterr().err
+    assert [row.round for row in folder.rows()] == [1, 2, 3]
+    config.write_text("\n")
+    assert main(["resume", str(folder.path)]) == 2
+    assert f"{config}: is empty; bring back the run's recipe" in capsys.readouterr().err
 
 
 @pytest.mark.slow
