@@ -185,7 +185,7 @@ class RunFolder:
 
     def recipe_changed(self) -> bool:
         """Whether ``config.toml`` is another than the run began with, as far as can be told."""
-        began = self.environment().get(_CONFIG_SHA256)
+        began = _json(self.path / "environment.json").get(_CONFIG_SHA256)
         try:
             found = sha256((self.path / "config.toml").read_bytes()).hexdigest()
         except OSError:
@@ -195,6 +195,7 @@ class RunFolder:
     def environment(self) -> dict[str, Any]:
         """What the run ran on, with the images by client and class, ``spread``; all may be lost."""
         found = _json(self.path / "environment.json")
+        found.pop(_CONFIG_SHA256, None)
         try:
             spread = _SPREAD.validate_python(found.get("spread", []), strict=True)
         except ValidationError:

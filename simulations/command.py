@@ -8,8 +8,13 @@ from client.job import TrainingError
 from federation.code import CodeError
 from server.outcome import RunError
 
+
+class StudyError(RuntimeError):
+    """A study or benchmark that cannot go on; the message says why, and what to do."""
+
+
 # the project's own, with what Python says of values and files; other errors are bugs
-_SAID = (ValueError, OSError, RunError, TrainingError, CodeError)
+_SAID = (ValueError, OSError, RunError, TrainingError, CodeError, StudyError)
 
 
 def parser(module: str, description: str | None) -> argparse.ArgumentParser:

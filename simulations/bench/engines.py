@@ -7,7 +7,6 @@ evaluates; memory is the largest sum of proportional set sizes of all processes 
 
 import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from simulations.bench.measured import measured
+from simulations.command import StudyError
 from simulations.recipe_names import set_options
 
 NEEDS_IMAGES = True
@@ -120,7 +120,7 @@ def _measure(arm: str, recipe: Sequence[str]) -> dict[str, float]:
             command = ["-m", "simulations.cli", "run", *recipe, *more]
         done = measured(command, environment=_ONE_THREAD if arm == _ONE_CORE else None)
         if done.status:
-            sys.exit(f"engines: the arm {arm} failed")
+            raise StudyError(f"the arm {arm} failed")
         rows = done.output if arm == _LOOP else (folder / "rounds.jsonl").read_text()
         seconds = [json.loads(line)["seconds"] for line in rows.splitlines()]
         rounds = statistics.median(seconds[1:-1] or seconds)

@@ -5,7 +5,6 @@ round, since the last one evaluates; ``else`` is what is not training.
 """
 
 import statistics
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from server.record import RunFolder
 from simulations import plots
 from simulations.bench.measured import measured
 from simulations.bench.part import RESULTS
+from simulations.command import StudyError
 from simulations.recipe_names import set_options
 
 NEEDS_IMAGES = True
@@ -56,7 +56,7 @@ def run(settings: Sequence[str]) -> Row:
         values = (*settings, *_RUN, f"run.dir={folder}")
         done = measured(["-m", "simulations.cli", "run", "cifar10-resnet20", *set_options(values)])
         if done.status:
-            sys.exit(f"growth: {' '.join(settings)} failed")
+            raise StudyError(f"{' '.join(settings)} failed")
         rows = RunFolder(folder).rows()[1:-1]
     return {
         "seconds": statistics.median(row.seconds for row in rows),

@@ -29,7 +29,7 @@ from server.record import RoundRow, RunFolder
 from simulations import command
 from simulations.bench.measured import measured
 from simulations.bench.part import RESULTS, SPEED, batch, training_step
-from simulations.command import several
+from simulations.command import StudyError, several
 from simulations.machine import device_name, machine
 from simulations.pages import fill, keep_json
 from simulations.recipe_names import recipe_from, set_options
@@ -81,7 +81,7 @@ def _run(task: str, settings: Sequence[str]) -> tuple[float, list[RoundRow]]:
         pairs = set_options((*settings, f"run.dir={folder}"))
         done = measured(["-m", "simulations.cli", "run", task, *pairs])
         if done.status:
-            sys.exit(f"tasks: {task} failed")
+            raise StudyError(f"{task} failed")
         return done.seconds, RunFolder(folder).rows()
 
 
@@ -135,7 +135,7 @@ def main() -> None:
             print(f"{task}: {kept[task]}", file=sys.stderr)
             keep_json(FILE, {"tasks": kept})
     if not kept:
-        sys.exit("tasks: no results yet; name the images with --data")
+        raise StudyError("no results yet; name the images with --data")
     found = table({task: kept[task] for task in (*TASKS, *kept) if task in kept})
     print(found)
     fill({"tasks": found}, SPEED)

@@ -42,7 +42,7 @@ from federation.recipe import Recipe, recipe_of
 from federation.sources import load_images
 from server.downlink import Downlink
 from simulations import command
-from simulations.command import positive
+from simulations.command import StudyError, positive
 from simulations.machine import environment
 from simulations.pages import DOCS, fill, keep_json
 
@@ -249,7 +249,7 @@ def main() -> None:
             path = RESULTS / f"{name}-{way}.json"
             if path.exists():
                 if json.loads(path.read_text())["recipe"] != kept:
-                    sys.exit(f"averaging: {path} is of other settings; remove it to run these")
+                    raise StudyError(f"{path} is of other settings; remove it to run these")
                 continue
             on = environment(recipe)
             rows = run(recipe, way, options.every)
@@ -259,7 +259,7 @@ def main() -> None:
             keep_json(path, content)
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     if not results:
-        sys.exit("averaging: no results yet; name the images with --data")
+        raise StudyError("no results yet; name the images with --data")
     found = {"averaging": table(results), "averaging-where": where(results)}
     print("\n\n".join(found.values()))
     fill(found, PAGE)

@@ -11,7 +11,6 @@ are made from the files. Example:
 import argparse
 import json
 import statistics
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from csg_core import ModelSpec, build, count_trainable
 from csg_core.evaluation import Precision
 from simulations import command, plots
 from simulations.central import Settings, train_centrally
-from simulations.command import positive
+from simulations.command import StudyError, positive
 from simulations.machine import machine
 from simulations.pages import keep_json
 from simulations.train import load_data
@@ -75,7 +74,7 @@ def main() -> None:
                 keep_json(path, result)
     results = list(_kept().values())
     if not results:
-        sys.exit("central: no results yet; name the images with --data")
+        raise StudyError("no results yet; name the images with --data")
     _refuse_others(results[0]["settings"]["epochs"])
     print(table(results))
     draw(results, RESULTS / "accuracy.svg")
@@ -94,7 +93,7 @@ def _refuse_others(epochs: int) -> None:
     """Refuse what was kept of other settings: it goes into no table with runs of these."""
     for path, result in _kept().items():
         if result["settings"] != asdict(_settings(result["arm"], result["seed"], epochs)):
-            sys.exit(f"central: {path} is of other settings than --epochs {epochs}; remove it")
+            raise StudyError(f"{path} is of other settings than --epochs {epochs}; remove it")
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -17,7 +17,6 @@ files. Example:
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -30,6 +29,7 @@ from federation.recipe_file import read_recipe
 from server.record import RunFolder
 from simulations import command
 from simulations.cli import main as csg
+from simulations.command import StudyError
 from simulations.curves import RunData, read_run
 from simulations.pages import DOCS, README, fill, keep_json
 from simulations.recipe_names import set_options
@@ -84,7 +84,7 @@ def main() -> None:
             _run(arm, partition, options)
     results = kept()
     if not results:
-        sys.exit("federated: no results yet; name the images with --data")
+        raise StudyError("no results yet; name the images with --data")
     sized = on_frontiers(results)
     shards = {result.partition for result in sized}
     named = [result for result in results if result.arm in NAMED]
@@ -148,13 +148,13 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
     done = RunFolder(folder).summary().get("outcome") == "completed"
     arguments = ["resume", str(folder)] if again else ["run", str(RECIPE), *set_options(values)]
     if not done and csg(arguments):
-        sys.exit(f"federated: {path.stem} did not end well; see {folder}")
+        raise StudyError(f"{path.stem} did not end well; see {folder}")
     keep(read_run(folder), path, options.copy)
 
 
 def _refuse_another_arm(place: Path, kept: dict[str, Any], values: Sequence[str]) -> None:
     if others := differences(kept, values):
-        sys.exit(f"federated: {place} is of another arm ({others}); delete it to run this one")
+        raise StudyError(f"{place} is of another arm ({others}); delete it to run this one")
 
 
 def differences(kept: dict[str, Any], values: Sequence[str]) -> str:

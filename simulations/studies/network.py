@@ -6,8 +6,8 @@ Needs root, iproute2 and ethtool.
 import itertools
 import os
 import subprocess
-import sys
 
+from simulations.command import StudyError
 from simulations.studies.slow_link import Link, Relay, open_tap
 
 _numbers = itertools.count()
@@ -121,4 +121,6 @@ def _run(*command: str) -> None:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
-        sys.exit(f"network: {' '.join(command)}: {reason.strip()} (it needs root and iproute2)")
+        raise StudyError(
+            f"{' '.join(command)}: {reason.strip()} (it needs root and iproute2)"
+        ) from error

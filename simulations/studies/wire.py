@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from server.outcome import RunError
 from simulations import command
-from simulations.command import several
+from simulations.command import StudyError, several
 from simulations.machine import machine
 from simulations.pages import fill, keep_json
 from simulations.studies import trace
@@ -130,7 +130,7 @@ def _traced(network: Network, out: Path) -> Iterator[None]:
     with subprocess.Popen([*inside, *command], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         if process.stdout.readline() != "ready\n":
-            sys.exit("wire: the packets of client-0 cannot be read (it needs root)")
+            raise StudyError("the packets of client-0 cannot be read (it needs root)")
         try:
             yield
         finally:
@@ -153,17 +153,17 @@ def main() -> None:
             about = {"rounds": rounds, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
             content["results"][name] = {"arm": asdict(ARMS[name]), **about, **found}
         except MeasureError as error:
-            sys.exit(f"wire: {name}: {error}")
+            raise StudyError(f"{name}: {error}") from error
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
         keep_json(path, content)
     kept = content["results"]
     if not kept:
-        sys.exit(f"wire: {path} holds no results yet; leave --arms out to measure")
+        raise StudyError(f"{path} holds no results yet; leave --arms out to measure")
     ordered = {name: kept[name] for name in ARMS if name in kept}
     for name, result in ordered.items():
         if result.get("arm") != asdict(ARMS[name]):
-            sys.exit(
-                f"wire: {path} has {name!r} of other settings; measure it with --arms {name!r}"
+            raise StudyError(
+                f"{path} has {name!r} of other settings; measure it with --arms {name!r}"
             )
     found = tables({**content, "results": ordered}, link=link is not None)
     print("\n\n".join(found.values()))

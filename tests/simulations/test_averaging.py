@@ -9,6 +9,7 @@ import pytest
 from csg_core import build, generated, manifest, pack, unpack
 from server.record import RunFolder
 from server.state import load_state
+from simulations.command import StudyError
 from simulations.local_engine import run_local
 from simulations.studies import averaging
 from simulations.studies.averaging import WAYS, Averages, Study, factors, run, table
@@ -83,7 +84,7 @@ def test_the_command_keeps_what_it_ran_and_fills_the_page(tmp_path, monkeypatch,
     monkeypatch.setattr(averaging, "PAGE", page)
     monkeypatch.setattr(averaging, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(sys, "argv", ["averaging"])
-    with pytest.raises(SystemExit, match="no results yet; name the images with --data"):
+    with pytest.raises(StudyError, match="no results yet; name the images with --data"):
         averaging.main()
     command = ["averaging", "--data", "digits", "--images", "40", "--rounds", "3", "--every", "2",
                "--shards", "iid", "--ways", "kernels"]  # fmt: skip
@@ -99,7 +100,7 @@ def test_the_command_keeps_what_it_ran_and_fills_the_page(tmp_path, monkeypatch,
     averaging.main()  # kept, and not run again
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys, "argv", [*command, "--batch-size", "16"])
-    with pytest.raises(SystemExit, match="is of other settings; remove it to run these"):
+    with pytest.raises(StudyError, match="is of other settings; remove it to run these"):
         averaging.main()
     for option in ("--every", "--rounds", "--images"):
         monkeypatch.setattr(sys, "argv", [*command, option, "0"])

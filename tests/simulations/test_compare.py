@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.record import RoundRow, RunFolder, RunFolderError
-from simulations import command, machine, plots
+from simulations import machine, plots
 from simulations.cli import main
 from simulations.curves import read_run, read_runs
 from simulations.progress import megabytes
@@ -169,15 +169,6 @@ def test_the_commit_of_another_repository_is_not_this_packages(tmp_path, monkeyp
     assert machine._commit() is None
     subprocess.run(["git", "-C", tmp_path, "add", "machine.py"], check=True)
     assert machine._commit().endswith("-dirty")
-
-
-def test_what_a_study_cannot_do_is_said_in_one_line():
-    def failing():
-        raise FileNotFoundError(2, "No such file or directory", "there.json")
-
-    with pytest.raises(SystemExit) as ended:
-        command.run(failing)
-    assert ended.value.code == "test_compare: [Errno 2] No such file or directory: 'there.json'"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 from federation.recipe_file import read_recipe
 from server.record import RoundRow, RunFolder
+from simulations.command import StudyError
 from simulations.estimate import estimate
 from simulations.pages import README
 from simulations.recipe_names import recipe_from
@@ -77,7 +78,7 @@ def test_a_run_of_another_arm_is_neither_kept_nor_gone_on_with(tiny, tmp_path, m
     options = SimpleNamespace(runs=tmp_path, seed=7, data="x", set=[], copy="a copy")
     for outcome in ("stopped", "completed"):
         folder.write_summary({"outcome": outcome})
-        with pytest.raises(SystemExit, match=r"csg-small-seed7 is of another arm .*clip_norm=2"):
+        with pytest.raises(StudyError, match=r"csg-small-seed7 is of another arm .*clip_norm=2"):
             federated._run("csg", "small", options)
     assert not (tmp_path / "results").exists()
 
@@ -111,13 +112,13 @@ def test_a_result_of_another_arm_is_not_taken_for_this_one(monkeypatch):
     monkeypatch.setitem(federated_arms.ARMS, "csg-clip", ("train.clip_norm=2", "train.lr=0.1"))
     monkeypatch.setattr(federated, "csg", lambda _arguments: pytest.fail("it was run"))
     options = SimpleNamespace(runs=federated.RESULTS, seed=0, data="x", set=[], copy="a copy")
-    with pytest.raises(SystemExit, match=r"lr=0\.05, now 0\.1, train\.clip_norm=1\.0, now 2\.0"):
+    with pytest.raises(StudyError, match=r"lr=0\.05, now 0\.1, train\.clip_norm=1\.0, now 2\.0"):
         federated._run("csg-clip", "small", options)
     monkeypatch.setitem(federated_arms.ARMS, "csg-clip", ())
-    with pytest.raises(SystemExit, match=r"of another arm \(train\.clip_norm=1\.0, now None\)"):
+    with pytest.raises(StudyError, match=r"of another arm \(train\.clip_norm=1\.0, now None\)"):
         federated._run("csg-clip", "small", options)
     monkeypatch.setitem(federated_arms.ARMS, "csg", ("train.clip_norm=1",))
-    with pytest.raises(SystemExit, match=r"of another arm \(train\.clip_norm=None, now 1\.0\)"):
+    with pytest.raises(StudyError, match=r"of another arm \(train\.clip_norm=None, now 1\.0\)"):
         federated._run("csg", "small", options)
     federated._run("dense", "small", options)
 
@@ -255,5 +256,5 @@ def test_kernels_codecs_and_training_are_named_for_a_reader():
 def test_without_results_it_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(federated, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["federated"])
-    with pytest.raises(SystemExit, match="no results yet; name the images with --data"):
+    with pytest.raises(StudyError, match="no results yet; name the images with --data"):
         federated.main()

@@ -15,6 +15,7 @@ from server.flower_cli import EngineError
 from server.outcome import RunError
 from simulations import command
 from simulations.bench import tasks
+from simulations.command import StudyError
 from simulations.studies import any_cnn, central, deployment, soak, wire
 from simulations.studies.network import Network
 from simulations.studies.wire_runs import MeasureError
@@ -37,7 +38,7 @@ def test_the_central_study_writes_results_table_and_picture(tmp_path, monkeypatc
     assert "| csg-fan_in-fp32 | 115,426 | 1 |" in first
     assert " ± " not in first, "of one seed there is no deviation"
     monkeypatch.setattr(sys, "argv", [*run, "--epochs", "2"])
-    with pytest.raises(SystemExit, match="is of other settings than --epochs 2; remove it"):
+    with pytest.raises(StudyError, match="is of other settings than --epochs 2; remove it"):
         central.main()
     monkeypatch.setattr(sys, "argv", ["study"])  # from the files alone, nothing trained again
     central.main()
@@ -68,20 +69,20 @@ def test_the_central_study_trains_nothing_beside_results_of_other_settings(tmp_p
     wanted = "dense-seed0.json is of other settings than --epochs 1; remove it"
     run = ["study", "--data", "digits", "--epochs", "1", "--seeds", "1", "--arms", "csg-paper"]
     monkeypatch.setattr(sys, "argv", run)
-    with pytest.raises(SystemExit, match=wanted):
+    with pytest.raises(StudyError, match=wanted):
         central.main()
     first = {**kept, "arm": "csg-paper", "epochs": kept["epochs"][:1],
              "settings": {**kept["settings"], "epochs": 1}}  # fmt: skip
     (tmp_path / "csg-paper-seed0.json").write_text(json.dumps(first))
     monkeypatch.setattr(sys, "argv", ["study"])
-    with pytest.raises(SystemExit, match=wanted):
+    with pytest.raises(StudyError, match=wanted):
         central.main()
 
 
 def test_the_central_study_without_results_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(central, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["study"])
-    with pytest.raises(SystemExit, match="no results yet; name the images with --data"):
+    with pytest.raises(StudyError, match="no results yet; name the images with --data"):
         central.main()
 
 
@@ -95,7 +96,17 @@ def test_the_any_cnn_study_prints_a_report(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "error", [RunError, EngineError, MeasureError, TrainingError, CodeError, ValueError, OSError]
+    "error",
+    [
+        RunError,
+        EngineError,
+        MeasureError,
+        TrainingError,
+        CodeError,
+        StudyError,
+        ValueError,
+        OSError,
+    ],
 )
 def test_what_a_study_cannot_do_is_one_line(error):
     def failing():
