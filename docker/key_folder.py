@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import certificates
+from superlink import KeyInUseError, SuperLink
 
 from federation.files import replace_file
 from federation.locks import take_lock
@@ -20,7 +21,6 @@ from federation.locks import take_lock
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _INSIDE = ["server", "localhost", "127.0.0.1"]  # as the proxy and the server's own side call it
 _AUTHORITY_DAYS = 3650
-_IN_USE = "key already in use"  # as Flower says it
 _PATIENCE_S = 90.0  # with another command; the SuperLink is waited for 60 s
 
 
@@ -162,24 +162,24 @@ class KeyFolder:
         noted here, as the answer was lost, has the one node id that is no other client's.
 
         Raises:
-            KeysError: if there is no such client, it was revoked, or the SuperLink refuses.
+            KeysError: if there is no such client, or it was revoked.
+            SuperLinkError: if the SuperLink cannot be reached, or refuses.
         """
         known = self.clients()
         for name in names:
             if self._client(known, name)["revoked"]:
                 raise KeysError(f"client {name!r} was revoked; keys add makes a new one")
-        nodes = self._nodes(superlink)
+        asked = self._superlink(superlink)
+        nodes = asked.nodes()
         wanted = names or [
             name for name, of in known.items() if not of["revoked"] and of["node"] not in nodes
         ]
         for name in wanted:
-            public = str(self.path / "clients" / name / "key.pub")
-            arguments = ["supernode", "register", public, "--name", name]
             try:
-                node = str(self._ask(superlink, arguments)["node-id"])
-            except KeysError as error:
+                node = asked.register(self.path / "clients" / name / "key.pub", name)
+            except KeyInUseError:
                 others = nodes - {of["node"] for of in known.values()}
-                if _IN_USE not in str(error) or len(others) != 1:
+                if len(others) != 1:
                     raise
                 (node,) = others
             known[name]["node"] = node
@@ -192,11 +192,13 @@ class KeyFolder:
         It is noted first, so that whatever comes in between can be revoked again.
 
         Raises:
-            KeysError: if there is no such client, it is not let in, or the SuperLink refuses.
+            KeysError: if there is no such client, or it is not let in.
+            SuperLinkError: if the SuperLink cannot be reached, or refuses.
         """
         known = self.clients()
         client = self._client(known, name)
-        let_in = client["node"] is not None and client["node"] in self._nodes(superlink)
+        asked = self._superlink(superlink)
+        let_in = client["node"] is not None and client["node"] in asked.nodes()
         if not let_in and (client["revoked"] or client["node"] is None):
             raise KeysError(f"client {name!r} is not registered; there is nothing to revoke")
         known[name] = {**client, "revoked": True}
@@ -206,7 +208,7 @@ class KeyFolder:
             (self.path / "revoked").mkdir(mode=0o700, exist_ok=True)
             place.rename(self.path / "revoked" / name)
         if let_in:
-            self._ask(superlink, ["supernode", "unregister", client["node"]])
+            asked.unregister(client["node"])
 
     def clients(self) -> dict[str, dict[str, Any]]:
         """What is known of the clients, by name.
@@ -243,13 +245,11 @@ class KeyFolder:
             )
         return partition
 
+    def _superlink(self, address: str) -> SuperLink:
+        return SuperLink(address, self.path / "server" / "ca.crt")
+
     def _authority(self) -> certificates.Certified:
         return certificates.Certified(self._of_authority("ca.key"), self._of_authority("ca.crt"))
-
-    def _nodes(self, superlink: str) -> set[str]:
-        """Ids of the nodes that the SuperLink lets in."""
-        listed = self._ask(superlink, ["supernode", "list"])["nodes"]
-        return {node["node-id"] for node in listed if node["status"] != "unregistered"}
 
     def _of_authority(self, name: str) -> bytes:
         folder = self.path / "authority"
@@ -266,29 +266,6 @@ class KeyFolder:
             return path.read_bytes()
         except FileNotFoundError as error:
             raise KeysError(f"{path}: is not there; keys make --host NAME makes it") from error
-
-    def _ask(self, superlink: str, arguments: list[str]) -> dict[str, Any]:
-        # here, because it takes seconds
-        from server.flower_cli import (
-            CONNECTION,
-            EngineError,
-            connect,
-            environment_of,
-            flwr,
-            reason_in,
-        )
-
-        with tempfile.TemporaryDirectory() as place:
-            scratch = Path(place)
-            (scratch / "flwr").mkdir()
-            connect(scratch, superlink, str((self.path / "server" / "ca.crt").absolute()))
-            try:
-                answer = flwr([*arguments[:3], CONNECTION, *arguments[3:]], environment_of(scratch))
-            except EngineError as error:
-                raise KeysError(f"SuperLink {superlink}: {error}") from error
-        if not answer.get("success"):
-            raise KeysError(f"SuperLink {superlink}: {reason_in(answer)}")
-        return answer
 
 
 def _check_days(days: int, authority: certificates.Certified) -> None:

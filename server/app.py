@@ -16,8 +16,9 @@ from federation.recipe import Recipe, RecipeError
 from federation.sources import load_images
 from server.logs import LogFile, logged
 from server.outcome import RunError
-from server.record import RoundRow, RunFolder
+from server.record import RunFolder
 from server.rounds import Rounds
+from server.rows import RoundRow
 from server.signals import terminate_as_interrupt, undisturbed
 from server.start import started
 from server.strategy import CsgStrategy

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import cast
 
 from federation.messages import TrainReport
-from server.record import Contribution
+from server.rows import Contribution
 from server.wire import ClientBytes
 
 _log = logging.getLogger(__name__)

@@ -10,84 +10,22 @@ import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # as pydantic needs it up to Python 3.11
 
 from federation.files import drop_partial, replace_file
 from federation.locks import take_lock
 from federation.recipe import Recipe, RecipeError, recipe_of
+from server.rows import RoundRow, line_of, read_row
 
 
 class RunFolderError(ValueError):
     """A run's folder that cannot be used; the message names it and the remedy."""
 
 
-class Contribution(TypedDict):
-    """What a client reports of its training in a round, and its bytes: see ``TrainReport`` and
-    ``server.wire.ClientBytes``.
-    """
-
-    partition: int
-    examples: int
-    train_loss: NotRequired[float]
-    loss_before: float
-    loss_after: float
-    seconds: float
-    payload_bytes_up: NotRequired[int]
-    payload_bytes_down: NotRequired[int]
-    wire_bytes_up: NotRequired[int | None]
-    wire_bytes_down: NotRequired[int | None]
-    interface: NotRequired[str | None]
-    interface_shared: NotRequired[bool | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundRow:
-    """A line of ``rounds.jsonl``. Bytes are sums over the round's clients, accuracies fractions.
-
-    Attributes:
-        round: from 1 on.
-        clients: good updates, ``failures`` those that came to nothing.
-        train_loss: mean over the clients by examples, nats.
-        test_loss, test_accuracy: of the averaged model on the test images, or, where norms stay
-            with the clients, on the images that those hold out; None in rounds without evaluation,
-            and of a loss that is no number.
-        payload_bytes_up, payload_bytes_down: of payloads, header included.
-        wire_bytes_up, wire_bytes_down: all that the server's interface received and sent since the
-            row before, whoever caused it; None where not measured.
-        interface: of the server, None where not measured.
-        interface_shared: whether traffic of others than the server may be in these figures.
-        seconds: from the first message to the evaluation, without record and checkpoint.
-        contributions: by client.
-        failed: by client, the reason.
-        models, updates: payloads that the server sent, and that came back.
-    """
-
-    round: int
-    clients: int
-    failures: int
-    train_loss: float
-    test_loss: float | None
-    test_accuracy: float | None
-    payload_bytes_up: int
-    payload_bytes_down: int
-    wire_bytes_up: int | None = None
-    wire_bytes_down: int | None = None
-    interface: str | None = None
-    interface_shared: bool | None = None
-    seconds: float
-    contributions: list[Contribution] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    models: int = 0
-    updates: int = 0
-
-
-_ROW = TypeAdapter(RoundRow)
 _SPREAD = TypeAdapter(list[list[int]])
 
 
@@ -225,11 +163,9 @@ class RunFolder:
             if not line.endswith("\n"):
                 break
             try:
-                rows.append(_ROW.validate_json(line, strict=True))
-            except ValidationError as error:
-                raise RunFolderError(
-                    f"{path}: line {number} is damaged ({_first(error)})"
-                ) from error
+                rows.append(read_row(line))
+            except ValueError as error:
+                raise RunFolderError(f"{path}: line {number} is damaged ({error})") from error
         return rows
 
     def version(self) -> tuple[int, int, int]:
@@ -243,7 +179,7 @@ class RunFolder:
     def append(self, row: RoundRow) -> None:
         """Add a line, on the disk when this returns."""
         with (self.path / "rounds.jsonl").open("a") as file:
-            file.write(_line(row))
+            file.write(line_of(row))
             file.flush()
             os.fsync(file.fileno())
 
@@ -254,7 +190,7 @@ class RunFolder:
             RunFolderError: if a line before the last is damaged, or the file cannot be written.
         """
         rows = [row for row in self.rows() if row.round <= last]
-        content = "".join(map(_line, rows))
+        content = "".join(map(line_of, rows))
         path = self.path / "rounds.jsonl"
         try:
             replace_file(path, content.encode())
@@ -274,20 +210,9 @@ _CONFIG_SHA256 = "config.toml sha256"
 _FILES = ("config.toml", "environment.json", "rounds.jsonl", "summary.json", "report.html")
 
 
-def _line(row: RoundRow) -> str:
-    # asdict would copy what every client reported
-    return json.dumps({field.name: getattr(row, field.name) for field in fields(row)}) + "\n"
-
-
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _first(error: ValidationError) -> str:
-    found = error.errors()[0]
-    place = ".".join(str(part) for part in found["loc"])
-    return f"{place}: {found['msg']}" if place else found["msg"]

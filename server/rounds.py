@@ -22,7 +22,8 @@ from federation.interface import Interface
 from federation.recipe import Recipe, RecipeError
 from server.aggregation import model_in, model_record
 from server.checkpoints import CheckpointError, read_with_extra, write_checkpoint
-from server.record import RoundRow, RunFolder
+from server.record import RunFolder
+from server.rows import RoundRow
 from server.signals import undisturbed
 from server.start import started
 from server.state import ServerState, load_state, save_state

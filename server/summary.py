@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from server.record import RoundRow
+from server.rows import RoundRow
 
 
 @dataclass(frozen=True, slots=True)

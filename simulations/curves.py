@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from federation.recipe import Recipe
-from server.record import RoundRow, RunFolder, RunFolderError
+from server.record import RunFolder, RunFolderError
+from server.rows import RoundRow
 
 _log = logging.getLogger(__name__)
 

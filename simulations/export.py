@@ -13,7 +13,8 @@ from csg_core import build, fold, to_onnx, to_safetensors
 from federation.data_sets import DATA_SETS
 from federation.files import check_writable, replace_files
 from server.checkpoints import read_with_extra
-from server.record import RoundRow, RunFolderError
+from server.record import RunFolderError
+from server.rows import RoundRow
 from server.state import checkpoint_paths
 from simulations.curves import RunData, read_run
 

@@ -31,7 +31,8 @@ from server.flower_cli import (
     write_app,
 )
 from server.outcome import RunError
-from server.record import RoundRow, RunFolder
+from server.record import RunFolder
+from server.rows import RoundRow
 from simulations.flower_run import Followed
 from simulations.processes import free_port, marked
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from federation.recipe import Recipe
 from server.flower_cli import CONNECTION, EngineError, flwr, run_of
 from server.outcome import RunError
-from server.record import RoundRow, RunFolder
+from server.record import RunFolder
+from server.rows import RoundRow
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 0.5

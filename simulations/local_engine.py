@@ -19,7 +19,7 @@ from federation.messages import RECIPE
 from federation.recipe import Recipe
 from federation.sections import CLIENT_APP
 from server.app import serve
-from server.record import RoundRow
+from server.rows import RoundRow
 from simulations.clients import RUN_ID, Clients, Task, Workers, client_app, take_part
 from simulations.clients_together import ClientsTogether, at_once
 

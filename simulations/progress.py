@@ -11,7 +11,8 @@ from typing import TextIO
 from csg_core import build, manifest
 from federation.recipe import Recipe
 from server.logs import LogFile, logged
-from server.record import RoundRow, RunFolder, RunFolderError
+from server.record import RunFolder, RunFolderError
+from server.rows import RoundRow
 
 _LOGGERS = ("flwr", "ray")
 

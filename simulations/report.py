@@ -8,7 +8,8 @@ from statistics import fmean
 from typing import Any, Literal
 
 from federation.files import check_writable, replace_file
-from server.record import Contribution, RunFolder
+from server.record import RunFolder
+from server.rows import Contribution
 from simulations import plots
 from simulations.curves import RunData, read_runs, table
 from simulations.wire_bytes import wire_rows

@@ -25,7 +25,8 @@ import torch
 from csg_core import build
 from federation.devices import device_of, precision_of
 from federation.recipe import Recipe
-from server.record import RoundRow, RunFolder
+from server.record import RunFolder
+from server.rows import RoundRow
 from simulations import command
 from simulations.bench.measured import measured
 from simulations.bench.part import RESULTS, SPEED, batch, training_step

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import pytest
 
-from server.record import RoundRow, RunFolder
+from server.record import RunFolder
+from server.rows import RoundRow
 from server.state import load_state
 from simulations.studies.deployment import Deployment
 

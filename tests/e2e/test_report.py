@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from server.record import RoundRow, RunFolder
+from server.record import RunFolder
+from server.rows import RoundRow
 from server.summary import summary_of
 from simulations.curves import read_run
 from simulations.export import card

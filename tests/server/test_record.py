@@ -15,7 +15,8 @@ from federation.messages import TrainReport
 from server import record
 from server.checkpoints import CheckpointError, read_checkpoint
 from server.logs import LogFile, logged
-from server.record import Contribution, RoundRow, RunFolder, RunFolderError
+from server.record import RunFolder, RunFolderError
+from server.rows import Contribution, RoundRow
 from server.state import ServerState, checkpoint_path, checkpoint_paths, load_state, save_state
 from server.summary import best_of, summary_of
 from server.wire import ClientBytes

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server.record import RoundRow, RunFolder, RunFolderError
+from server.record import RunFolder, RunFolderError
+from server.rows import RoundRow
 from simulations import machine, plots
 from simulations.cli import main
 from simulations.curves import read_run, read_runs

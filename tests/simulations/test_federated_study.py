@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from federation.recipe_file import read_recipe
-from server.record import RoundRow, RunFolder
+from server.record import RunFolder
+from server.rows import RoundRow
 from simulations.command import StudyError
 from simulations.estimate import estimate
 from simulations.pages import README
