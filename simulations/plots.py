@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart by colour-blind readers and on light and dark grounds
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 _DASHES = ("-", "--", "-.", ":")
-_INK = {"light": "#222222", "dark": "#dddddd"}
+_INK = "#222222"
 _SIZE = (4.4, 3.0)
 FORMATS = (".svg", ".png", ".pdf")
 _DATES = {"svg": ["Date"], "pdf": ["CreationDate"]}  # would make equal pictures differ
@@ -24,12 +24,12 @@ _DATES = {"svg": ["Date"], "pdf": ["CreationDate"]}  # would make equal pictures
 Draw = Callable[["Axes"], None]
 
 
-def svg(draw: Draw, theme: str) -> str:
-    """A picture as an ``svg`` element on a transparent ground, for ``light`` or ``dark``."""
-    with _figure(theme) as figure:
+def svg(draw: Draw) -> str:
+    """A picture as an ``svg`` element on a transparent ground, its writing in the page's colour."""
+    with _figure() as figure:
         draw(figure.add_subplot())
         text = _content(figure, "svg", transparent=True).decode()
-    return text[text.index("<svg") :]
+    return text[text.index("<svg") :].replace(_INK, "currentColor")
 
 
 def save(draw: Draw, path: Path) -> None:
@@ -42,7 +42,7 @@ def save(draw: Draw, path: Path) -> None:
     if path.suffix not in FORMATS:
         raise ValueError(f"{path}: give a name that ends in {', '.join(FORMATS)}")
     try:
-        with _figure("light") as figure:
+        with _figure() as figure:
             figure.set_size_inches(7, 4.2)
             draw(figure.add_subplot())
             write(figure, path, dpi=150)
@@ -135,13 +135,12 @@ def spread(counts: list[list[int]]) -> Draw:
 
 
 @contextmanager
-def _figure(theme: str) -> Iterator["Figure"]:
+def _figure() -> Iterator["Figure"]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    ink = _INK[theme]
     keys = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    looks: Any = dict.fromkeys(keys, ink)
+    looks: Any = dict.fromkeys(keys, _INK)
     looks |= {"font.size": 9, "legend.framealpha": 0.0}
     with mpl.rc_context(looks):
         yield Figure(figsize=_SIZE, layout="constrained")

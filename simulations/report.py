@@ -57,10 +57,7 @@ def page(runs: list[RunData]) -> str:
     try:
         import jinja2
 
-        pictures = [
-            {"title": title, "light": plots.svg(draw, "light"), "dark": plots.svg(draw, "dark")}
-            for title, draw in _pictures(runs)
-        ]
+        pictures = [{"title": title, "svg": plots.svg(draw)} for title, draw in _pictures(runs)]
     except ModuleNotFoundError as error:
         raise ValueError(f"a report needs {error.name}; install the extra csg-fl[plots]") from error
     environment = jinja2.Environment(

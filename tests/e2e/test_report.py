@@ -178,6 +178,7 @@ def test_it_is_readable_on_a_phone_and_a_desk_light_and_dark(
         ".map(e => e.getBoundingClientRect().height))"
     )
     assert tallest < 40, "numbers stay on one line"
+    assert _ink(browser) == run("return getComputedStyle(document.body).color")
     assert min(widths) > 300, "pictures shrink until their writing is too small"
     picture = _screenshot(browser, tmp_path / f"{scheme}-{width}.png")
     corner = sum(picture.getpixel((2, 2)))
@@ -194,8 +195,13 @@ def test_it_prints_in_ink_on_white_even_from_a_dark_screen(browser, page):
     feature = {"name": "prefers-color-scheme", "value": "dark"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": [feature]})
     ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
-    shown = browser.execute_script(
-        "return [...document.querySelectorAll('.dark svg')]"
-        ".filter(e => e.getBoundingClientRect().height > 0).length"
+    assert (ground, _ink(browser)) == ("rgb(255, 255, 255)", "rgb(0, 0, 0)")
+
+
+def _ink(browser):
+    """Of what is written in pictures."""
+    (ink,) = browser.execute_script(
+        "return [...new Set([...document.querySelectorAll('figure svg g[id^=text_] > g')]"
+        ".map(e => getComputedStyle(e).fill))]"
     )
-    assert (ground, shown) == ("rgb(255, 255, 255)", 0)
+    return ink
