@@ -39,6 +39,7 @@ def summary_of(rows: list[RoundRow], outcome: str, twin: tuple[int, int]) -> dic
         "outcome": outcome,
         "rounds": len(rows),
         "accuracy": evaluated[-1].test_accuracy if evaluated else None,
+        "accuracy_round": evaluated[-1].round if evaluated else None,
         "best_accuracy": best.accuracy if best else None,
         "best_round": best.round if best else None,
         "payload_bytes_up": up,

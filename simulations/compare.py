@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from simulations import plots
-from simulations.curves import read_runs, table
+from simulations.curves import last_accuracy, percent, read_runs, table
 
 HELP = "a table and a picture of several runs"
 EXAMPLE = "csg compare runs/demo-* --to 0.9 0.95 --picture compare.svg"
@@ -60,8 +60,8 @@ def markdown(rows: list[dict[str, Any]], targets: list[float]) -> str:
         "| --- | --: | --: | --: | --: |" + " --: |" * len(targets) + " --: | --- |",
     ]
     for row in rows:
-        cells = [row["run"], str(row["rounds"]), _percent(row["accuracy"])]
-        cells += [_percent(row["best_accuracy"]), _megabytes(row["megabytes"])]
+        cells = [row["run"], str(row["rounds"]), last_accuracy(row)]
+        cells += [percent(row["best_accuracy"]), _megabytes(row["megabytes"])]
         for reached in row["reached"]:
             there = reached["rounds"] is not None
             cells.append(f"{_megabytes(reached['megabytes'])} MB, round {reached['rounds']}"
@@ -79,7 +79,3 @@ def _outcome(row: dict[str, Any]) -> str:
 
 def _megabytes(count: float) -> str:
     return f"{count:.1f}" if count >= 1 else f"{count:.3f}"
-
-
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.2f} %"

@@ -97,6 +97,17 @@ def read_run(path: Path) -> RunData:
     )
 
 
+def percent(fraction: float | None) -> str:
+    """A fraction for a reader."""
+    return "-" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def last_accuracy(row: dict[str, Any]) -> str:
+    """Of a row of ``table``, with its round where that is not the last one."""
+    earlier = row["accuracy_round"] not in (None, row["rounds"])
+    return percent(row["accuracy"]) + (f" (round {row['accuracy_round']})" if earlier else "")
+
+
 def table(runs: list[RunData], targets: list[float]) -> list[dict[str, Any]]:
     """A row for each run; bytes are payload, both directions, all clients."""
     found = []
@@ -114,6 +125,7 @@ def table(runs: list[RunData], targets: list[float]) -> list[dict[str, Any]]:
                 "run": run.name,
                 "rounds": run.rows[-1].round,
                 "accuracy": last.test_accuracy if last else None,
+                "accuracy_round": last.round if last else None,
                 "best_accuracy": best,
                 "megabytes": run.megabytes_until(run.rows[-1].round),
                 "reached": reached,

@@ -88,8 +88,10 @@ class Progress:
         if summary["outcome"] != "completed":
             self._say(f"csg resume {folder.path} goes on from there")
         if summary["best_accuracy"] is not None:
+            at = summary["accuracy_round"]
+            when = "at the end" if at == summary["rounds"] else f"in round {at}"
             self._say(
-                f"accuracy {100 * summary['accuracy']:.2f} % at the end, best "
+                f"accuracy {100 * summary['accuracy']:.2f} % {when}, best "
                 f"{100 * summary['best_accuracy']:.2f} % in round {summary['best_round']}"
             )
         twin = ""

@@ -11,7 +11,7 @@ from federation.files import check_writable, replace_file
 from server.record import RunFolder
 from server.rows import Contribution
 from simulations import plots
-from simulations.curves import RunData, read_runs, table
+from simulations.curves import RunData, last_accuracy, percent, read_runs, table
 from simulations.wire_bytes import wire_rows
 
 HELP = "a page of runs: curves, bytes, clients, configuration"
@@ -72,7 +72,8 @@ def page(runs: list[RunData]) -> str:
         pictures=pictures,
         wire=[row for run in runs for row in wire_rows(run)][:_SHOWN],
         runs=[_details(run) for run in runs],
-        percent=_percent,
+        percent=percent,
+        last_accuracy=last_accuracy,
     )
 
 
@@ -137,7 +138,3 @@ def _against_dense(run: RunData) -> str:
     if not isinstance(ratio, int | float) or not isinstance(twin, int | float):
         return ""
     return f"{run.name}: the dense twin would exchange {twin / 1e6:.2f} MB, {ratio:.2f} times it."
-
-
-def _percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.2f} %"  # noqa: RUF001

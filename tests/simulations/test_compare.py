@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pytest
 
 from server.record import RunFolder, RunFolderError
 from server.rows import RoundRow
+from server.summary import summary_of
 from simulations import machine, plots
 from simulations.cli import main
 from simulations.curves import read_run, read_runs
-from simulations.progress import megabytes
+from simulations.progress import Progress, megabytes
 from simulations.report import page
 from simulations.run import _made
 
@@ -60,6 +62,17 @@ def test_a_run_named_twice_is_shown_once_where_it_was_named_first(made, tmp_path
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:4]] == ["b", "a"]
     assert lines[4].startswith("picture")
+
+
+def test_an_accuracy_of_an_earlier_round_than_the_last_names_it(made, tiny, capsys):
+    folder = made("stopped", 0.5, None)
+    assert main(["compare", str(folder.path), str(made("ended", None, 0.6).path)]) == 0
+    shown = [line.split("|")[3].strip() for line in capsys.readouterr().out.splitlines()[2:4]]
+    assert shown == ["50.00 % (round 1)", "60.00 %"]
+    assert "<td>50.00 % (round 1)</td>" in page(read_runs([folder.path]))
+    folder.write_summary(summary_of(folder.rows(), "interrupted", (1, 1)))
+    Progress(tiny(), folder.rows(), sys.stdout).end(folder)
+    assert "accuracy 50.00 % in round 1, best 50.00 % in round 1\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
