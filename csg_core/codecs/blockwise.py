@@ -34,7 +34,10 @@ class Uniform(Codec):
 
     With ``rotate``, blocks are first turned by a randomised Hadamard transform, after which all
     values are of like size (Suresh et al., 2017, section 3). One bit and ``rotate`` is DRIVE
-    (Vargaftik et al., 2021, algorithm 1): the signs, and the scale that leaves no bias.
+    (Vargaftik et al., 2021, algorithm 1): the signs, and the scale by which a block goes as far in
+    its own direction as it did. That is without bias for a rotation drawn from all there are; for
+    one Hadamard transform, a value beside few others that count is off in the mean, too (of 1 and
+    0.5 among zeros: 1.25 and 0), so that it needs feedback.
 
     Attributes:
         bits: of a value; 2^bits - 1 levels with zero among them, or two for one bit.

@@ -172,7 +172,8 @@ def short_table(results: Sequence[Result], arms: Mapping[str, Sequence[str]]) ->
         payload = fmean(sum(result.kilobytes_each) for result in seeds)
         twins = [twin for result in seeds if (twin := _dense_twin(result, results))]
         fewer = fmean(sum(twin.kilobytes_each) for twin in twins) / payload if twins else None
-        points = filter(None, (_to_dense(result, results)[0] for result in seeds))
+        points = [_to_dense(result, results)[0] for result in seeds]
+        points = [each or "-" for each in points] if any(points) else []
         network, training = seeds[0].described
         codec = f"`{seeds[0].codec}`" if seeds[0].codec else "float32"
         accuracies = ", ".join(f"{100 * result.accuracy:.2f}" for result in seeds)
