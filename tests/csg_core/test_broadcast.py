@@ -15,8 +15,8 @@ PARTS = (Part("generator", 300), Part("codes", 60), Part("norms", 8))
 SIZE = 368
 
 
-def _channel(line="ecsq:step=1.5", *, deltas=True):
-    return Channel("ab" * 16, PARTS, codec_named(line), deltas)
+def _channel(line="ecsq:step=1.5", *, deltas=True, predict=False):
+    return Channel("ab" * 16, PARTS, codec_named(line), deltas, predict)
 
 
 def _models(count, seed=0):
@@ -74,18 +74,19 @@ def test_a_chain_that_begins_with_another_model_is_sent_whole_to_who_is_new(delt
     assert np.array_equal(late.values, sender.held.values)
 
 
+@pytest.mark.parametrize("predict", [False, True])
 @settings(max_examples=80)
 @given(data=st.data())
-def test_lost_repeated_and_late_messages_never_part_the_two_ends(data):
+def test_lost_repeated_and_late_messages_never_part_the_two_ends(predict, data):
     """Acknowledgements get lost, messages come twice or not at all, clients lose their memory."""
     models = _models(9, seed=data.draw(st.integers(0, 20)))
-    channel = _channel()
+    channel = _channel(predict=predict)
     sender, first = Sender(channel, models[0]), channel.first(models[0])
-    held, known = first, 0
+    held, known, depth = first, 0, 0  # what the client holds, and what the server knows of that
     messages = []
     for round_, model in enumerate(models, start=1):
-        sender.advance(model, round_, _rng())
-        messages.append((round_, sender.message(known)))
+        sender.advance(model, round_, _rng(), data.draw(st.integers(0, channel.depth)))
+        messages.append((round_, sender.message(known, depth)))
         what = data.draw(st.sampled_from(["good", "lost", "no answer", "twice", "late", "amnesia"]))
         if what == "lost":
             continue
@@ -97,11 +98,14 @@ def test_lost_repeated_and_late_messages_never_part_the_two_ends(data):
             try:
                 held = channel.receive(message, number, held)
             except PayloadError:
-                known = None
+                known, depth = None, 0
                 continue
             if held.version == sender.held.version:
                 assert np.array_equal(held.values, sender.held.values)
-                known = known if what == "no answer" else held.version
+                if what != "no answer":
+                    lacked = None if known is None else sender.depth_after(known, depth)
+                    known, depth = held.version, lacked or 0
+                    assert depth <= len(held.before)
     sender.advance(models[-1], 10, _rng())
     held = channel.receive(sender.message(None), 10, held)
     assert np.array_equal(held.values, sender.held.values)

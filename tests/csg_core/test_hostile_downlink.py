@@ -18,8 +18,8 @@ from tests.fuzz.doors import FINGERPRINT, LINES, PARTS, SIZE, refused, sound
 KEY = Float16()
 
 
-def _channel(line="ecsq", *, deltas=True):
-    return Channel(FINGERPRINT, PARTS, codec_named(line), deltas)
+def _channel(line="ecsq", *, deltas=True, predict=False):
+    return Channel(FINGERPRINT, PARTS, codec_named(line), deltas, predict)
 
 
 def _models(count, seed=0):
@@ -124,13 +124,14 @@ def test_another_round_is_refused_before_any_work():
 
 
 @pytest.mark.parametrize("line", LINES)
-@pytest.mark.parametrize("deltas", [True, False])
+@pytest.mark.parametrize("sent", ["models", "deltas", "predicted deltas"])
 @settings(max_examples=60, deadline=5000)
 @given(data=st.data())
-def test_frames_mixed_at_will_lead_to_the_senders_model_or_nowhere(line, deltas, data):
-    channel = _channel(line, deltas=deltas)
+def test_frames_mixed_at_will_lead_to_the_senders_model_or_nowhere(line, sent, data):
+    channel = _channel(line, deltas=sent != "models", predict=sent.startswith("predicted"))
     sender, first = _sender(channel, 4)
-    frames = [sender.message(None), *(sender.message(3 - back) for back in range(4))]
+    chains = [sender.message(version, min(version, channel.depth)) for version in range(4)]
+    frames = [sender.message(None), *chains]
     chosen = data.draw(st.lists(st.sampled_from(frames), min_size=0, max_size=4))
     message = bytearray(b"".join(chosen))
     if message and data.draw(st.booleans()):
