@@ -111,7 +111,7 @@ def trained_reply(
     message: Message, context: Context, recipe: Recipe, job: Job, trained: Trained
 ) -> Message:
     """The reply to a message to train; what the client keeps is put into its context."""
-    keep(context, recipe, job.partition, job.round_, trained.memory)
+    keep(context, recipe, job.partition, job.round_, trained.memory, job.memory)
     counted = _interface(recipe, context)
     return Message(reply(trained.payload, trained.report, counted), reply_to=message)
 

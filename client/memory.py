@@ -28,7 +28,8 @@ _log = logging.getLogger(__name__)
 
 # keys in a context's state
 _KEPT, _RESIDUAL, _HELD, _VERSION = "kept", "residual", "held", "held-version"
-_ROUND = "round"
+_BEFORE = "residual-before"
+_ROUND, _ROUND_BEFORE = "round", "round-before"
 _STALE_S = 30 * 86_400
 
 
@@ -40,12 +41,14 @@ class Memory:
         kept: the tensors that do not travel, packed (FedBN); without, they begin anew.
         residual: what the uplink's codec left out so far, float32 [manifest.size]; without, it is
             lost.
+        residual_of: the round of the update that it was left out of.
         held: the version of the model that deltas build on; without, the server has to send a
             whole model.
     """
 
     kept: NDArray[np.float32] | None = None
     residual: NDArray[np.float32] | None = None
+    residual_of: int = 0
     held: Held | None = None
 
 
@@ -59,8 +62,9 @@ def recall(
 
     What the codec left out is of an update, and is sent after that, if the server took it, and
     once: an update may be refused or lost, and a round asked for again, when a run is resumed from
-    further back. ``taken`` is the last round whose update it took, where it says so. The tensors
-    that stay are those of the later round, which is nearer than to begin anew.
+    further back. ``taken`` is the last round whose update it took, where it says so: if that is the
+    one before the last, what was owed before the last is owed still. The tensors that stay are
+    those of the later round, which is nearer than to begin anew.
     """
     records, numbers = context.state.array_records, context.state.metric_records
     held = None
@@ -69,33 +73,57 @@ def recall(
         assert isinstance(version, int)
         array = records[_HELD][_HELD]
         held = Held.unpacked(version, array.data, array.shape[-1])
-    own = {name: records[name][name].numpy() for name in (_KEPT, _RESIDUAL) if name in records}
-    of = int(numbers[_ROUND]["round"]) if _ROUND in numbers else 0  # type: ignore[arg-type]
+    names = (_KEPT, _RESIDUAL, _BEFORE)
+    own = {name: records[name][name].numpy() for name in names if name in records}
+    rounds = {name: _round(numbers[name]) for name in (_ROUND, _ROUND_BEFORE) if name in numbers}
     if not own and recipe.run.superlink is not None:
-        own, of = _read(_file(context, recipe, partition))
+        own, rounds = _read(_file(context, recipe, partition))
+    last, before = rounds.get(_ROUND, 0), rounds.get(_ROUND_BEFORE)
+    name, of = _RESIDUAL, last
+    if taken is not None and taken == before:
+        name, of = _BEFORE, before
     follows = of < round_ if taken is None else of == taken
-    residual = own.get(_RESIDUAL) if follows else None
-    return Memory(kept=own.get(_KEPT), residual=residual, held=held)
+    residual = own.get(name) if follows else None
+    return Memory(kept=own.get(_KEPT), residual=residual, residual_of=of, held=held)
 
 
-def keep(context: Context, recipe: Recipe, partition: int, round_: int, memory: Memory) -> None:
-    """Keep the memory of a round. A file that cannot be written costs a warning, no more."""
-    values = {_KEPT: memory.kept, _RESIDUAL: memory.residual}
+def keep(
+    context: Context,
+    recipe: Recipe,
+    partition: int,
+    round_: int,
+    memory: Memory,
+    before: Memory = NOTHING,
+) -> None:
+    """Keep the memory of a round. A file that cannot be written costs a warning, no more.
+
+    ``before`` is what the round began with: a deployed client, whose update may be lost on its way,
+    goes back to what was owed then.
+    """
+    deployed = recipe.run.superlink is not None
+    owed = before.residual if deployed and memory.residual is not None else None
+    values = {_KEPT: memory.kept, _RESIDUAL: memory.residual, _BEFORE: owed}
     own = {name: array for name, array in values.items() if array is not None}
+    rounds = {_ROUND: round_} if own else {}
+    if owed is not None:
+        rounds[_ROUND_BEFORE] = before.residual_of
+    if memory.residual is not None:
+        for name in (_BEFORE, _ROUND_BEFORE):
+            context.state.pop(name, None)
     for name, array in own.items():
         context.state[name] = ArrayRecord({name: Array(array)})
-    if own:
-        context.state[_ROUND] = MetricRecord({"round": round_})
+    for name, of in rounds.items():
+        context.state[name] = MetricRecord({"round": of})
     held = memory.held
     if held is not None:
         shape = (1 + len(held.before), held.values.size)
         packed = Array(dtype="float16", shape=shape, stype="bytes", data=held.packed)
         context.state[_HELD] = ArrayRecord({_HELD: packed})
         context.state[_VERSION] = MetricRecord({"version": held.version})
-    if own and recipe.run.superlink is not None:
+    if own and deployed:
         path = _file(context, recipe, partition)
         try:
-            _write(path, own, round_)
+            _write(path, own, rounds)
         except (OSError, SafetensorError) as error:
             _log.warning("%s: what this client keeps is not written (%s)", path, error)
             with suppress(OSError):  # what it kept before has been sent
@@ -110,23 +138,31 @@ def _file(context: Context, recipe: Recipe, partition: int) -> Path:
     return cache_folder() / "clients" / f"{run}-{partition}.safetensors"
 
 
-def _read(path: Path) -> tuple[dict[str, NDArray[np.float32]], int]:
-    """The arrays of a file, if there are any, and the round that they are of."""
+def _round(record: MetricRecord) -> int:
+    found = record["round"]
+    assert isinstance(found, int)
+    return found
+
+
+def _read(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, int]]:
+    """The arrays of a file, if there are any, and the rounds that they are of."""
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return arrays, int((file.metadata() or {})[_ROUND])
+            rounds = {name: int(of) for name, of in (file.metadata() or {}).items()}
+            return arrays, {_ROUND: rounds[_ROUND]} | rounds
     except FileNotFoundError:
         pass
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         _log.warning("%s: what this client kept cannot be read (%s)", path, error)
-    return {}, 0
+    return {}, {}
 
 
-def _write(path: Path, arrays: dict[str, NDArray[np.float32]], round_: int) -> None:
+def _write(path: Path, arrays: dict[str, NDArray[np.float32]], rounds: dict[str, int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in path.parent.iterdir():
         with suppress(OSError):  # another client's, renamed in between
             if time.time() - old.stat().st_mtime > _STALE_S:
                 old.unlink()
-    replace_file(path, save(arrays, {_ROUND: str(round_)}), private=True)
+    texts = {name: str(of) for name, of in rounds.items()}
+    replace_file(path, save(arrays, texts), private=True)

@@ -71,6 +71,32 @@ def test_what_was_left_out_of_an_update_is_sent_if_that_was_taken(deployed, take
     np.testing.assert_array_equal(found.kept, 2 * RESIDUAL)
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_was_owed_before_updates_that_were_lost_is_owed_still(deployed, restarted):
+    context, recipe = _context(), deployed()
+
+    def recalled(round_, taken):
+        return recall(_context() if restarted else context, recipe, 0, round_, taken)
+
+    keep(context, recipe, 0, 4, Memory(residual=RESIDUAL))
+    for round_ in (5, 6, 7):  # none of which the server takes
+        before = recalled(round_, 4)
+        np.testing.assert_array_equal(before.residual, RESIDUAL)
+        keep(context, recipe, 0, round_, Memory(residual=round_ + RESIDUAL), before)
+    np.testing.assert_array_equal(recalled(8, 7).residual, 7 + RESIDUAL)
+    assert recalled(8, 6).residual is None
+    keep(context, recipe, 0, 8, Memory(residual=8 + RESIDUAL), recalled(8, 6))
+    assert recalled(9, 4).residual is None
+
+
+def test_a_simulated_client_keeps_one_array_of_what_it_owes(tiny):
+    context = _context()
+    keep(context, tiny(), 0, 1, Memory(residual=RESIDUAL))
+    keep(context, tiny(), 0, 2, Memory(residual=RESIDUAL), recall(context, tiny(), 0, 2, 1))
+    assert recall(context, tiny(), 0, 3, 1).residual is None
+    assert list(context.state.array_records) == ["residual"]
+
+
 @pytest.mark.parametrize(
     ("folder", "partition", "round_"),
     [("runs/one", 1, 5), ("runs/two", 0, 5)],
