@@ -1,8 +1,9 @@
 """Every codec on one real update: bits a value, error, and time; and coders of the same symbols.
 
 The update is that of one client's epoch on digits: generator and codes of ResNet-56 with s=12 d=72
-(its running statistics are so large that they would hide the rest). Times are medians
-on one thread. The table goes into docs/codecs.md. Example:
+(its running statistics are so large that they would hide the rest). Of the recipes' own codecs, it
+is all that travels in the fourth round of one client. Times are medians on one thread. The tables
+go into docs/codecs.md. Example:
 
     python -m simulations.studies.codecs
 """
@@ -11,6 +12,7 @@ import bz2
 import lzma
 import time
 import zlib
+from argparse import Namespace
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -21,9 +23,10 @@ import zstandard
 
 from client.job import Job
 from client.local import LocalClient
+from client.memory import NOTHING
 from client.shard import Shards
 from csg_core import build, manifest, pack
-from csg_core.codecs import Parts, codec_named, total
+from csg_core.codecs import Codec, Parts, codec_named, total
 from csg_core.codecs.base import Values
 from csg_core.codecs.entropy import code, entropy_bits
 from csg_core.networks import NETWORKS
@@ -34,12 +37,14 @@ from simulations import command
 from simulations.command import positive
 from simulations.machine import machine
 from simulations.pages import DOCS, fill
+from simulations.recipe_names import recipe_from
 
 PAGE = DOCS / "codecs.md"
 LINES = ("fp32", "fp32z", "fp16", "uniform:bits=8", "uniform:bits=4", "uniform:bits=2",
          "uniform:bits=1,rotate=true", "ternary", "topk:fraction=0.01",
          "topk:fraction=0.0025,ternary=true", "ecsq:dct=false", "ecsq:step=0.5,codes=0.5",
          "ecsq:step=1", "ecsq", "ecsq:codes=1.5", "ecsq:step=3,codes=4")  # fmt: skip
+RECIPES = ("cifar10-compressed", "cifar10-compressed-wide")
 _COLUMNS = "| codec | bytes | bits a value | left out | ms to encode | ms to decode |"
 
 
@@ -78,6 +83,48 @@ def _row(line: str, update: Values, parts: Parts, repeats: int) -> str:
     return (
         f"| `{line}` | {len(body):,} | {bits:.2f} | {left:.1f} % | {encode:.1f} | {decode_:.1f} |"
     )
+
+
+def whole_models(repeats: int) -> str:
+    """Markdown: what the recipes' own codecs make of a fourth round, of every tensor."""
+    lines = [
+        "| recipe | values | bytes up | ms to encode | ms to decode "
+        "| bytes down | ms to encode | ms to decode |",
+        "| --- |" + " --: |" * 7,
+    ]
+    for name in RECIPES:
+        found = _fourth_round(name)
+        cells = [name, f"{found[0][1].size:,}"]
+        for codec, values, parts in found:
+            body = codec.encode(values, parts, np.random.default_rng(0))
+            encode = _ms(lambda: codec.encode(values, parts, np.random.default_rng(0)), repeats)  # noqa: B023
+            decode_ = _ms(lambda: codec.decode(body, parts), repeats)  # noqa: B023
+            cells += [f"{len(body):,}", f"{encode:.1f}", f"{decode_:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _fourth_round(name: str) -> list[tuple[Codec, Values, Parts]]:
+    """Update and delta of a run's fourth round of one client on digits: codec, values, parts."""
+    _, recipe = recipe_from(Namespace(recipe=name, set=["data.name=digits", "data.clients=2"]))
+    client = LocalClient(recipe)
+    shard = Shards(recipe, client.device)[0]
+    model = build(recipe.model, seed=recipe.run.seed)
+    found, values = manifest(model), pack(model)
+    downlink, memory = Downlink(recipe, found, values), NOTHING
+    for round_ in range(1, 5):
+        before = downlink.held
+        down = downlink.predicting(codec_named(recipe.wire.downlink))  # of the deltas before
+        (payload,) = downlink.payloads(values, round_, "train", [0])
+        delta = values - before
+        job = Job(payload=payload, shard=shard, round_=round_, partition=0, memory=memory)
+        trained = client.train(job)
+        up = downlink.predicting(recipe.wire.update_codec(found.parts, round_))
+        assert isinstance(trained.payload, bytes)
+        update = decode(trained.payload, downlink.update_label(round_), up)
+        values, memory = downlink.held + update, trained.memory
+        downlink.answered(0)
+    return [(up, update, found.parts), (down, delta, found.parts)]
 
 
 def coders(update: Values, parts: Parts, repeats: int) -> str:
@@ -123,6 +170,7 @@ def main() -> None:
     here = machine()
     tables = {
         "codecs": codecs(update, parts, options.repeats),
+        "whole-models": whole_models(options.repeats),
         "coders": coders(update, parts, options.repeats),
         "where": f"{options.network}, {update.size:,} values; one core of {here['cpu']}, "
         f"{time.strftime('%Y-%m-%d')}.",

@@ -16,7 +16,7 @@ from server.outcome import RunError
 from simulations import command
 from simulations.bench import tasks
 from simulations.command import StudyError
-from simulations.studies import any_cnn, central, deployment, soak, wire
+from simulations.studies import any_cnn, central, codecs, deployment, soak, wire
 from simulations.studies.network import Network
 from simulations.studies.wire_runs import MeasureError
 
@@ -200,3 +200,12 @@ def test_a_deployment_says_why_there_are_no_keys(tmp_path):
     with pytest.raises(RunError, match=r"^keys make: .*keys") as caught:
         there._keys("make", "--host", "127.0.0.1", "--clients", "2")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_payload_of_resnet56_takes_less_than_50_ms(monkeypatch):
+    monkeypatch.setattr(codecs, "RECIPES", ["cifar10-compressed"])
+    (_, _, row) = codecs.whole_models(repeats=3).splitlines()
+    up, *times_up, down, in_, out = [float(c.replace(",", "")) for c in row.split("|")[3:-1]]
+    assert up + down < 30_000
+    assert max(*times_up, in_, out) < 50
