@@ -77,8 +77,12 @@ CODECS: dict[str, tuple[str, ...]] = {
     "int8": (f"wire.uplink={_INT8}", f"wire.downlink={_INT8}"),
     "int4": _both("uniform:bits=4", _DELTAS),
     "ternary": _both("ternary", _DELTAS),
-    # sparse ternary compression with the authors' 1/400 in both directions
+    # sparse ternary compression with the authors' 1/400 in both directions, and with ten times that
     "stc": _both("topk:fraction=0.0025,ternary=true", _DELTAS),
+    "stc-40": _both("topk:fraction=0.025,ternary=true", _DELTAS),
+    "topk": _both("topk:fraction=0.01", _DELTAS),
+    # one bit a value, turned first (DRIVE)
+    "one-bit": _both("uniform:bits=1,rotate=true", _DELTAS),
     "ecsq": _both("ecsq", _DELTAS),
     "ecsq-fine": _both("ecsq:step=1", _DELTAS),
     "ecsq-low": _both("ecsq:step=3,codes=4", _DELTAS),
