@@ -34,7 +34,7 @@ class ClientsTogether(Clients):
     Clients that train at once have the sum of their timeouts together, and are all late if they
     take longer. Their updates are held until all are done. Those of whom one raises in training
     train one by one instead, so that it fails alone; where torch fails, as when memory runs out,
-    all do from then on, and the copies of the model are let go.
+    they do, too, the copies of the model are let go, and half as many train at once from then on.
     """
 
     def __init__(self, recipe: Recipe, run_config: Mapping[str, Any]) -> None:
@@ -61,11 +61,11 @@ class ClientsTogether(Clients):
         except ClientTimeout:
             return [self._late(task) for task in group]
         except RuntimeError as error:  # as of torch, when memory runs out
+            self._at_once, self._clients = len(group) // 2, None
             _log.warning(
-                "%d clients cannot train at once, and train one by one from now on; if memory ran "
-                "out, lower run.cohort", len(group), exc_info=error,
+                "%d clients cannot train at once, and train one by one; from now on %d do at once; "
+                "if memory ran out, lower run.cohort", len(group), self._at_once, exc_info=error,
             )  # fmt: skip
-            self._at_once, self._clients = 1, None
             return map(self.answer, group)
         except Exception as error:
             _log.warning(

@@ -37,7 +37,7 @@ def environment(recipe: Recipe) -> dict[str, Any]:
         "device": device_name(device_of(recipe)),
         "precision": precision_of(recipe),
         "seed": recipe.run.seed,
-        "commit": _commit(),
+        "commit": commit(),
         "code": code_identity(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -55,7 +55,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit that this package was checked out from; None if it was installed."""
 
     def git(*arguments: str) -> str:

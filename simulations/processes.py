@@ -3,7 +3,7 @@
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,6 +42,24 @@ def pss(pid: int) -> tuple[int, int]:
         if key in found:
             found[key] = 1024 * int(rest[0])
     return found[b"Pss:"], found[b"Pss_Anon:"]
+
+
+def memory_together(pids: Iterable[int]) -> int:
+    """What processes take in memory, in bytes: what is theirs alone, and files' pages once.
+
+    Pages of files, as of libraries, are the most that one of them has: others of this machine may
+    share them, so that proportional set sizes would depend on these.
+    """
+    own, files = 0, 0
+    for pid in pids:
+        for line in read(Path(f"/proc/{pid}/smaps_rollup")).splitlines():
+            key, *rest = line.split()
+            if key in (b"Pss_Anon:", b"Pss_Shmem:"):
+                own += 1024 * int(rest[0])
+        for line in read(Path(f"/proc/{pid}/status")).splitlines():
+            if line.startswith(b"RssFile:"):
+                files = max(files, 1024 * int(line.split()[1]))
+    return own + files
 
 
 def listens(pid: int, port: int) -> bool:

@@ -16,8 +16,8 @@ from simulations import command
 from simulations.bench import cohort, engines, growth, limits, server, steps
 from simulations.bench.part import RESULTS, SPEED, Part
 from simulations.bench.peers import side_by_side
-from simulations.machine import machine
-from simulations.pages import fill, keep_json
+from simulations.machine import commit, machine
+from simulations.pages import README, fill, keep_json
 
 PARTS: dict[str, Part] = {
     "steps": steps,
@@ -49,15 +49,18 @@ def main() -> None:
         if found is None:
             print(f"{name}: needs a GPU; what was measured on another machine is left as it is")
             continue
+        seconds = time.perf_counter() - began
         content = {
             "machine": machine(),
+            "commit": commit(),
+            "seconds": round(seconds),
             "date": time.strftime("%Y-%m-%d"),
             "data": options.copy if part.NEEDS_IMAGES else None,
             "found": found,
         }
         keep_json(path, content)
         show(name, content)
-        print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
+        print(f"{name}: {seconds:.0f} s", flush=True)
 
 
 def show(name: str, content: dict[str, Any]) -> None:
@@ -65,7 +68,7 @@ def show(name: str, content: dict[str, Any]) -> None:
     tables = dict(PARTS[name].tables(content["found"]))
     tables[f"{name}-where"] = _where(content)
     print("\n\n".join(tables.values()), flush=True)
-    fill(tables, SPEED)
+    fill(tables, SPEED, README)
 
 
 def _where(content: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """What simulating costs: each engine against the same work in a loop without federation.
 
-Each arm is a process of its own; the loop and the engine in one process, which differ by little,
-take several turns. Seconds of a round are the median of all but the first and the last, which
-evaluates; memory is the largest sum of proportional set sizes of all processes of an arm.
+All are on the CPU. Each arm is a process of its own; the loop and the engine in one process, which
+differ by little, take several turns. Seconds of a round are the median of all but the first and the
+last, which evaluates; memory is the most that all processes of an arm took.
 """
 
 import json
@@ -18,7 +18,7 @@ from simulations.command import StudyError
 from simulations.recipe_names import set_options
 
 NEEDS_IMAGES = True
-_ROUNDS = ("train.rounds=4", "run.eval_every=1000")
+_ROUNDS = ("train.rounds=4", "run.eval_every=1000", "run.device=cpu")
 _LOOP, _ONE_CORE, _WORKERS = "loop", "local, one core", "local, workers"
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 ARMS: dict[str, tuple[str, ...]] = {
@@ -107,7 +107,8 @@ def _row(
 ) -> dict[str, Any]:
     ratios = [own["round"] / base["round"] for own, base in zip(rows, loops, strict=False)]
     middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-    return {"arm": arm, **middle, "ratio": statistics.median(ratios), "ratios": ratios}
+    each, ratio = [row["round"] for row in rows], statistics.median(ratios)
+    return {"arm": arm, **middle, "rounds": each, "ratio": ratio, "ratios": ratios}
 
 
 def _measure(arm: str, recipe: Sequence[str]) -> dict[str, float]:

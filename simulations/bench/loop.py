@@ -15,7 +15,7 @@ from client.training import train_epoch
 from csg_core import build, pack, unpack
 from csg_core.averaging import WeightedMean
 from csg_core.evaluation import evaluate
-from federation.devices import precision_of
+from federation.devices import device_of, precision_of
 from federation.recipe import Recipe
 from federation.shards import shard_rows
 from federation.sources import load_images
@@ -35,8 +35,10 @@ def loop(recipe: Recipe) -> Iterator[Round]:
     """The rounds of a recipe; in each, the first clients train, as many as a cohort has.
 
     Raises:
-        ValueError: if the recipe asks for more than plain FedAvg.
+        ValueError: if the recipe asks for more than plain FedAvg, or for a GPU.
     """
+    if (device := device_of(recipe)).type != "cpu":
+        raise ValueError(f"run.device {device}: the loop is of the CPU; use run.device=cpu")
     usual = Recipe()
     for name, value, default in (
         ("train.clip_norm", recipe.train.clip_norm, None),

@@ -12,12 +12,14 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulations.processes import marked, pss
+from simulations.processes import marked, memory_together
+
+_SAMPLE_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """``peak_bytes`` is the largest sum of proportional set sizes of all its processes.
+    """``peak_bytes`` is the most that all its processes took (``memory_together``).
 
     ``arrivals`` are the seconds from the start at which the lines of ``output`` came.
     """
@@ -81,8 +83,8 @@ class _Memory(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        while not self._ended.wait(1.0):
-            self._peak = max(self._peak, sum(pss(pid)[0] for pid in marked(self._mark)))
+        while not self._ended.wait(_SAMPLE_S):
+            self._peak = max(self._peak, memory_together(marked(self._mark)))
 
     def stop(self) -> int:
         self._ended.set()

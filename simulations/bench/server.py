@@ -5,6 +5,7 @@ and of Flower's SuperLink for a request, by threads that ask it for messages wit
 Everything about 10,000 and 1,000,000 clients is arithmetic on these, and the tables say so.
 """
 
+import math
 import os
 import subprocess
 import tempfile
@@ -47,6 +48,7 @@ _NODES, _SECONDS = 100, 10.0
 _PATIENCE_S = 60.0  # with a SuperLink that does not answer
 # By Flower 1.41: a node asks for messages every 3 s, and says every 20 s or so that it is alive.
 _POLL_S, _HEARTBEAT_S = 3.0, 20.0
+_IDLE = 1 / _POLL_S + 1 / _HEARTBEAT_S  # requests a second
 _POLL_BYTES = 1_470  # both ways, headers and all; docs/wire.md
 _REQUESTS = (
     9  # of a message that a node takes and answers, polls and heartbeats apart; docs/wire.md
@@ -191,7 +193,8 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
         f"The SuperLink answered {link['requests_a_second']:.0f} polls a second with "
         f"{link['cores_used']:.2f} cores, {link['cpu_ms_a_request']:.2f} ms of CPU each; "
         f"{link['memory_alone_mb']:.0f} MB alone, and {link['memory_a_node_kb']:.0f} kB for each "
-        f"of {link['nodes']} connected nodes."
+        f"of {link['nodes']} connected nodes. One core is full of "
+        f"{1e3 / link['cpu_ms_a_request'] / _IDLE:,.0f} idle nodes."
     )
     return {"server": "\n".join(lines), "superlink": said, "many": many(found)}
 
@@ -200,16 +203,20 @@ def many(found: Mapping[str, Any]) -> str:
     """Markdown: arithmetic on what was measured, for deployed clients of whom 1 % train a round."""
     link, update = found["superlink"], found["updates"]["ecsq"]
     lines = ["| clients | polls and heartbeats a second | cores of SuperLinks for them "
-             "| MB/s of them | a cohort of 1 %: MB a round | s of SuperLinks' CPU "
-             "| s to read and average |",
-             "| --: | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
+             "| MB/s of them | GB of memory for them | a cohort of 1 %: MB a round "
+             "| s of SuperLinks' CPU | s to read and average | MB of payloads held |",
+             "| --: | --: | --: | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
     for clients in (100, 10_000, 1_000_000):
-        idle, cohort = clients * (1 / _POLL_S + 1 / _HEARTBEAT_S), clients / 100
+        idle, cohort = clients * _IDLE, clients / 100
         request_s = link["cpu_ms_a_request"] / 1e3
+        alone = math.ceil(idle * request_s) * link["memory_alone_mb"]
+        memory = alone + clients * link["memory_a_node_kb"] / 1e3
         cells = [f"{clients:,}", f"{idle:,.0f}", f"{idle * request_s:,.1f}",
                  f"{idle * _POLL_BYTES / 1e6:,.2f}",
+                 f"{memory / 1e3:,.1f}",
                  f"{cohort * (update['bytes_up'] + update['bytes_down']) / 1e6:,.2f}",
                  f"{cohort * _REQUESTS * request_s:,.1f}",
-                 f"{cohort * update['update_ms'] / 1e3:,.2f}"]  # fmt: skip
+                 f"{cohort * update['update_ms'] / 1e3:,.2f}",
+                 f"{cohort * update['bytes_up'] / 1e6:,.2f}"]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -21,8 +21,10 @@ from simulations.bench import cohort, engines, growth, limits, part, server, ste
 from simulations.bench.limits import Arm
 from simulations.bench.loop import loop
 from simulations.bench.measured import measured
+from simulations.bench.part import SPEED
 from simulations.bench.stacked import Stacked
 from simulations.local_engine import run_local
+from simulations.pages import README
 
 TINY = ("model.width=0.25", "model.slice_size=4", "model.code_size=12",
         "data.name=digits", "data.clients=4", "train.precision=fp32")  # fmt: skip
@@ -142,7 +144,7 @@ def _runs(pid):
 def test_growth_has_seconds_of_training_and_memory_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(growth, "RESULTS", tmp_path)
     found = growth.run(TINY)
-    assert 0 < found["training"] < found["seconds"]
+    assert 0 < found["clients"] < found["seconds"]
     assert found["peak_mb"] > 100
     assert found["images"] == 1437  # of digits, all of them
     lines = growth.tables({"clients": {"4": found}})["growth"].splitlines()
@@ -209,8 +211,20 @@ def test_what_many_clients_take_is_arithmetic_on_what_was_measured():
     link = {"nodes": 10, "memory_alone_mb": 100.0, "memory_a_node_kb": 100.0,
             "requests_a_second": 100.0, "cpu_ms_a_request": 10.0, "cores_used": 1.0}  # fmt: skip
     lines = server.many({"updates": {"ecsq": update}, "superlink": link}).splitlines()
-    # 3,833 requests a second of 10 ms; 100 clients of 60 kB, of 9 requests and of 10 ms
-    assert lines[3].startswith("| 10,000 | 3,833 | 38.3 | 5.63 | 6.00 | 9.0 | 1.00 |")
+    # 3,833 requests a second of 10 ms; 39 SuperLinks of 100 MB, 10,000 nodes of 100 kB; 100 clients
+    # of 60 kB, of 9 requests and of 10 ms, whose updates are held
+    assert lines[3] == "| 10,000 | 3,833 | 38.3 | 5.63 | 4.9 | 6.00 | 9.0 | 1.00 | 3.00 |"
+
+
+def test_the_pages_show_what_was_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(growth, "RESULTS", tmp_path)
+    for name, page in (("SPEED", bench.SPEED), ("README", bench.README)):
+        (tmp_path / page.name).write_text(page.read_text())
+        monkeypatch.setattr(bench, name, tmp_path / page.name)
+    monkeypatch.setattr(sys, "argv", ["bench", "--show"])
+    bench.main()
+    for page in (SPEED, README):
+        assert (tmp_path / page.name).read_text().split() == page.read_text().split()
 
 
 def test_the_command_keeps_json_and_fills_its_page(tmp_path, monkeypatch, capsys):
@@ -223,6 +237,7 @@ def test_the_command_keeps_json_and_fills_its_page(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(steps, "measure", lambda _images: found)
     monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(bench, "SPEED", page)
+    monkeypatch.setattr(bench, "README", page)
     monkeypatch.setattr(sys, "argv", ["bench", "--parts", "steps", "engines"])
     dates = {time.strftime("%Y-%m-%d")}
     bench.main()

@@ -180,9 +180,9 @@ def test_the_commit_of_another_repository_is_not_this_packages(tmp_path, monkeyp
     subprocess.run(["git", "-C", tmp_path, *who, "commit", "-qm", "x", "--allow-empty"], check=True)
     (tmp_path / "machine.py").touch()
     monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
-    assert machine._commit() is None
+    assert machine.commit() is None
     subprocess.run(["git", "-C", tmp_path, "add", "machine.py"], check=True)
-    assert machine._commit().endswith("-dirty")
+    assert machine.commit().endswith("-dirty")
 
 
 @pytest.mark.parametrize(

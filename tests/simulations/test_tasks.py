@@ -13,6 +13,7 @@ from server.state import load_state
 from simulations import recipe_names
 from simulations.bench import tasks
 from simulations.cli import main
+from simulations.command import StudyError
 from simulations.local_engine import run_local
 
 COUNTS = {
@@ -139,5 +140,5 @@ def test_a_bare_step_is_of_the_recipes_network(monkeypatch):
 def test_without_results_it_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "FILE", tmp_path / "tasks.json")
     monkeypatch.setattr(sys, "argv", ["tasks"])
-    with pytest.raises(SystemExit, match="no results yet; name the images with --data"):
+    with pytest.raises(StudyError, match="no results yet; name the images with --data"):
         tasks.main()

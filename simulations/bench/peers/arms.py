@@ -5,6 +5,7 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from federation.recipe import Recipe
@@ -120,13 +121,11 @@ def run(name: str, work: Path, recipe: Recipe, environments: Path) -> Found:
         rows = RunFolder(scratch / "run").rows()
         if len(rows) != recipe.train.rounds or any(row.failures for row in rows):
             raise PeerError(f"{name} lost clients or rounds")
-        first = next(
-            at
-            for at, line in zip(done.arrivals, done.output.splitlines(), strict=True)
-            if line.startswith("round ")
-        )
-    seconds = [row.seconds for row in rows]
-    return _found(done, seconds, first, rows[-1].test_accuracy or 0.0)
+        lines = zip(done.arrivals, done.output.splitlines(), strict=True)
+        ends = [at for at, line in lines if line.startswith("round ")]
+    # from report to report, as the peers' rounds are: with row and checkpoint
+    seconds = [rows[0].seconds, *(end - begin for begin, end in pairwise(ends))]
+    return _found(done, seconds, ends[0], rows[-1].test_accuracy or 0.0)
 
 
 def _our_command(arm: Arm, recipe: Recipe, folder: Path) -> list[str]:

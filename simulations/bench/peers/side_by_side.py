@@ -20,7 +20,7 @@ from simulations.bench.peers.environments import (
     interpreter_of,
     torch_alone,
 )
-from simulations.bench.peers.tables import table
+from simulations.bench.peers.tables import short_table, table
 from simulations.bench.peers.work import Asked, write_work
 
 NEEDS_IMAGES = True
@@ -66,7 +66,7 @@ def measure(
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """Markdown: every arm, and what is said of it."""
-    return {"peers": table(found)}
+    return {"peers": table(found), "peers-short": short_table(found)}
 
 
 def _environments(arms: Sequence[str], folder: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -7,6 +7,7 @@ from typing import Any
 from simulations.bench.peers.arms import ARMS, BASE
 
 _AUTO, _FLOWER = "ours", ("flower-ray", "flower-ray-2")
+_OTHER_WORK = ("ours-csg",)
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -18,6 +19,20 @@ def table(found: Mapping[str, Any]) -> str:
     ]
     lines += [_row(arm, found) for arm in ARMS if _all(arm, found)]
     return "\n".join([*lines, "", *_sentences(found)])
+
+
+def short_table(found: Mapping[str, Any]) -> str:
+    """Markdown: seconds of a round and memory of every arm of one network, the fastest first."""
+    lines = ["| simulator | s per round | of the first | peak MB |", "| --- | --: | --: | --: |"]
+    runs = {arm: _all(arm, found) for arm in ARMS if _all(arm, found) and arm not in _OTHER_WORK}
+    middle = {arm: statistics.median(run["round"] for run in own) for arm, own in runs.items()}
+    names = sorted(runs, key=lambda arm: middle[arm])
+    for arm in names:
+        peak = statistics.median(run["peak_mb"] for run in runs[arm])
+        times = ratio(arm, names[0], found)
+        lines.append(f"| {ARMS[arm].says} | {middle[arm]:.1f} "
+                     f"| {'' if times is None else f'{times:.2f}'} | {peak:,.0f} |")  # fmt: skip
+    return "\n".join(lines)
 
 
 def ratio(arm: str, base: str, found: Mapping[str, Any]) -> float | None:

@@ -38,7 +38,8 @@ class Asked:
                  "weight_decay": 5e-4, "local_epochs": 1, "precision": "fp32"}  # fmt: skip
         model = {"name": "resnet20", "parametrization": "dense"}
         data = {"clients": self.clients, "partition": "iid", **data}
-        return recipe_of({"model": model, "data": data, "train": train}, "peers")
+        run = {"device": "cpu"}  # as the peers have it
+        return recipe_of({"model": model, "data": data, "train": train, "run": run}, "peers")
 
 
 def write_work(folder: Path, data: str, asked: Asked) -> tuple[Recipe, dict[str, int]]:
