@@ -57,11 +57,12 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps(found))
         return
     counts, train = found["parameters"], recipe.train
+    wide = "" if recipe.model.width == 1 else f" of {recipe.model.width:g} times the channels"
     each = found["payload_bytes_up"] + found["payload_bytes_down"]
     print(f"{name}: {recipe.model.name}, {train.rounds:,} rounds of {recipe.cohort:,} clients")
     print(f"parameters  {counts['total']:,} (generator {counts['generator']:,}, "
           f"codes {counts['codes']:,}, other {counts['other']:,}); "
-          f"dense twin {counts['dense']:,}")  # fmt: skip
+          f"dense twin{wide} {counts['dense']:,}")  # fmt: skip
     whole = "" if recipe.wire.schedule == GeneratorSchedule() else " where the generator travels"
     print(f"payload     {megabytes(found['payload_bytes_up'])} up ({recipe.wire.uplink}), "
           f"{megabytes(found['payload_bytes_down'])} down ({recipe.wire.downlink}) per client and "
