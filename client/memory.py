@@ -62,9 +62,9 @@ def recall(
 
     What the codec left out is of an update, and is sent after that, if the server took it, and
     once: an update may be refused or lost, and a round asked for again, when a run is resumed from
-    further back. ``taken`` is the last round whose update it took, where it says so: if that is the
-    one before the last, what was owed before the last is owed still. The tensors that stay are
-    those of the later round, which is nearer than to begin anew.
+    further back. ``taken`` is the last round whose update it took, where it says so: if that is not
+    the last one, but the one whose residual the last one began with, this is owed still. The
+    tensors that stay are those of the later round, which is nearer than to begin anew.
     """
     records, numbers = context.state.array_records, context.state.metric_records
     held = None
@@ -133,7 +133,8 @@ def keep(
 def _file(context: Context, recipe: Recipe, partition: int) -> Path:
     """By the run: recipe, which names its folder, when it began, and code, so that sizes fit."""
     started = context.run_config.get(STARTED, "")
-    described = f"{recipe.model_dump_json()} {started} {code_identity()}"
+    recipe_ = recipe.model_dump_json(exclude={"train": {"rounds"}})  # a run may be made longer
+    described = f"{recipe_} {started} {code_identity()}"
     run = hashlib.sha256(described.encode()).hexdigest()[:16]
     return cache_folder() / "clients" / f"{run}-{partition}.safetensors"
 
@@ -150,7 +151,9 @@ def _read(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, int]]:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             rounds = {name: int(of) for name, of in (file.metadata() or {}).items()}
-            return arrays, {_ROUND: rounds[_ROUND]} | rounds
+            if _ROUND not in rounds:
+                raise KeyError(_ROUND)
+            return arrays, rounds
     except FileNotFoundError:
         pass
     except (OSError, SafetensorError, KeyError, ValueError) as error:

@@ -63,8 +63,8 @@ class ClientsTogether(Clients):
         except RuntimeError as error:  # as of torch, when memory runs out
             self._at_once, self._clients = len(group) // 2, None
             _log.warning(
-                "%d clients cannot train at once, and train one by one; from now on %d do at once; "
-                "if memory ran out, lower run.cohort", len(group), self._at_once, exc_info=error,
+                "%d clients cannot train at once, and train one by one; at most %d at once from now "
+                "on; if memory ran out, lower run.cohort", len(group), self._at_once, exc_info=error,
             )  # fmt: skip
             return map(self.answer, group)
         except Exception as error:

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps(found))
         return
     counts, train = found["parameters"], recipe.train
-    wide = "" if recipe.model.width == 1 else f" of {recipe.model.width:g} times the channels"
+    wide = "" if recipe.model.width == 1 else f" ({recipe.model.width:g} times the channels)"
     each = found["payload_bytes_up"] + found["payload_bytes_down"]
     print(f"{name}: {recipe.model.name}, {train.rounds:,} rounds of {recipe.cohort:,} clients")
     print(f"parameters  {counts['total']:,} (generator {counts['generator']:,}, "

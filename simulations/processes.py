@@ -45,10 +45,10 @@ def pss(pid: int) -> tuple[int, int]:
 
 
 def memory_together(pids: Iterable[int]) -> int:
-    """What processes take in memory, in bytes: what is theirs alone, and files' pages once.
+    """What processes take in memory, in bytes, at least: what is theirs alone, and files' pages.
 
-    Pages of files, as of libraries, are the most that one of them has: others of this machine may
-    share them, so that proportional set sizes would depend on these.
+    Pages of files, as of libraries, are those of the process that has most. Others of this machine
+    may share them, so that proportional set sizes would depend on these.
     """
     own, files = 0, 0
     for pid in pids:

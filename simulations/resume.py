@@ -19,12 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     folder = RunFolder(options.run.absolute())
     recipe = folder.recipe()
-    rounds = recipe.train.rounds
-    if folder.summary().get("outcome") == "completed" and len(folder.rows()) >= rounds:
-        raise RunFolderError(
-            f"{options.run}: its {rounds} rounds are complete and csg report shows them; more "
-            "rounds are trained if config.toml asks for them (train.rounds)"
-        )
+    rounds = len(folder.rows())
+    if folder.summary().get("outcome") == "completed":
+        if not rounds:
+            raise RunFolderError(
+                f"{options.run}: is complete, but rounds.jsonl is lost; bring it back"
+            )
+        if rounds >= recipe.train.rounds:
+            raise RunFolderError(
+                f"{options.run}: its {rounds} rounds are complete and csg report shows them; more "
+                "rounds are trained if config.toml asks for them (train.rounds)"
+            )
     check_engine(recipe)
     if folder.recipe_changed():
         print(

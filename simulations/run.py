@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import logging
 import os
 import sys
 import time
@@ -27,6 +28,8 @@ from simulations.machine import environment
 from simulations.progress import Progress, log_to
 from simulations.recipe_names import add_recipe_options, recipe_from
 from simulations.report import write_report
+
+_log = logging.getLogger(__name__)
 
 HELP = "federated training of a recipe"
 EXAMPLE = "csg run cifar10-resnet20 --set data.dir=cifar10/ --set train.rounds=5"
@@ -73,6 +76,8 @@ def follow(recipe: Recipe, folder: RunFolder, command: str, *, as_json: bool) ->
     progress.begin(folder)
     status, message = 0, ""
     with log_to(folder.log):
+        if folder.recipe_changed():
+            _log.warning("config.toml was changed since the run began")
         try:
             with terminate_as_interrupt():
                 _engine(recipe, progress)

@@ -193,8 +193,8 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
         f"The SuperLink answered {link['requests_a_second']:.0f} polls a second with "
         f"{link['cores_used']:.2f} cores, {link['cpu_ms_a_request']:.2f} ms of CPU each; "
         f"{link['memory_alone_mb']:.0f} MB alone, and {link['memory_a_node_kb']:.0f} kB for each "
-        f"of {link['nodes']} connected nodes. One core is full of "
-        f"{1e3 / link['cpu_ms_a_request'] / _IDLE:,.0f} idle nodes."
+        f"of {link['nodes']} connected nodes. "
+        f"{1e3 / link['cpu_ms_a_request'] / _IDLE:,.0f} idle nodes fill one core."
     )
     return {"server": "\n".join(lines), "superlink": said, "many": many(found)}
 

@@ -177,7 +177,13 @@ def differences(kept: dict[str, Any], values: Sequence[str]) -> str:
 
 
 def keep(run: RunData, path: Path, copy: str) -> None:
-    """Write what is kept of a run: curves, settings and machine, no clients and no folders."""
+    """Write what is kept of a run: curves, settings and machine, no clients and no folders.
+
+    Raises:
+        StudyError: if the run's recipe was changed since it began.
+    """
+    if run.folder.recipe_changed():
+        raise StudyError(f"{run.folder.path}: config.toml was changed since the run began")
     columns = ("round", "train_loss", "test_loss", "test_accuracy", "seconds", "failures")
     payload = ("payload_bytes_up", "payload_bytes_down", "updates", "models")
     rows = [{key: asdict(row)[key] for key in columns + payload} for row in run.rows]

@@ -71,6 +71,21 @@ def test_what_was_left_out_of_an_update_is_sent_if_that_was_taken(deployed, take
     np.testing.assert_array_equal(found.kept, 2 * RESIDUAL)
 
 
+def test_a_run_that_is_made_longer_takes_up_what_was_kept(deployed):
+    recipe = deployed()
+    keep(_context(), recipe, 0, 4, MEMORY)
+    train = recipe.train.model_copy(update={"rounds": recipe.train.rounds + 1})
+    found = recall(_context(), recipe.model_copy(update={"train": train}), 0, 5)
+    np.testing.assert_array_equal(found.residual, RESIDUAL)
+
+
+def test_a_round_that_is_gone_through_again_begins_with_what_it_began_with(deployed):
+    context, recipe = _context(), deployed()
+    keep(context, recipe, 0, 4, Memory(residual=RESIDUAL))
+    keep(context, recipe, 0, 5, Memory(residual=5 * RESIDUAL), recall(context, recipe, 0, 5, 4))
+    np.testing.assert_array_equal(recall(_context(), recipe, 0, 5, 4).residual, RESIDUAL)
+
+
 @pytest.mark.parametrize("restarted", [False, True])
 def test_what_was_owed_before_updates_that_were_lost_is_owed_still(deployed, restarted):
     context, recipe = _context(), deployed()

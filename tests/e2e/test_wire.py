@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from simulations.command import StudyError
 from simulations.studies import wire
 from simulations.studies.wire import Arm
 from simulations.studies.wire_tables import PAGE
@@ -59,5 +60,5 @@ def test_a_result_of_other_settings_is_not_shown_as_this_arms(monkeypatch):
     monkeypatch.setitem(wire.ARMS, "dense", Arm(["model.width=2"]))
     monkeypatch.setattr("sys.argv", ["wire", "--arms"])
     monkeypatch.setattr(wire, "fill", lambda *_: pytest.fail("it was shown"))
-    with pytest.raises(SystemExit, match="has 'dense' of other settings; measure it with --arms"):
+    with pytest.raises(StudyError, match="has 'dense' of other settings; measure it with --arms"):
         wire.main()

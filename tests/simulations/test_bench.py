@@ -50,7 +50,9 @@ def test_the_engine_costs_little_more_than_a_loop_without_federation(tiny, tmp_p
     for turn in range(4):
         folder = tmp_path / str(turn)
         folder.mkdir()
-        recipe = tiny(data={"clients": 2}, train={"rounds": 3}, run={"dir": str(folder)})
+        recipe = tiny(
+            data={"clients": 2}, train={"rounds": 3}, run={"dir": str(folder), "device": "cpu"}
+        )
         by_hand += [round_.seconds for round_ in loop(recipe)]
         run_local(recipe, lambda _row: None)
         by_engine += [row.seconds for row in RunFolder(folder).rows()]
@@ -62,7 +64,13 @@ def test_the_engine_costs_little_more_than_a_loop_without_federation(tiny, tmp_p
 def test_the_loop_does_the_work_of_the_recipe(tiny):
     data = {"images": 1437, "clients": 2}
     rounds = list(
-        loop(tiny(data=data, train={"rounds": 5, "batch_size": 8}, run={"eval_every": 4}))
+        loop(
+            tiny(
+                data=data,
+                train={"rounds": 5, "batch_size": 8},
+                run={"eval_every": 4, "device": "cpu"},
+            )
+        )
     )
     evaluated = [
         place for place, round_ in enumerate(rounds, 1) if round_.test_accuracy is not None
@@ -77,12 +85,13 @@ def test_the_loop_does_the_work_of_the_recipe(tiny):
 )
 def test_the_loop_passes_nothing_over(tiny, sections):
     with pytest.raises(ValueError, match="the loop is of plain FedAvg; leave it out"):
-        next(loop(tiny(**sections)))
+        next(loop(tiny(run={"device": "cpu"}, **sections)))
 
 
 @pytest.mark.slow
 def test_engines_are_compared_with_the_loop():
-    recipe = ["demo", *(part for value in (*TINY, "train.rounds=3") for part in ("--set", value))]
+    values = (*TINY, "train.rounds=3", "run.device=cpu")
+    recipe = ["demo", *(part for value in values for part in ("--set", value))]
     rows = engines.compare(recipe, ("loop", "local", "local, one core"), turns=2)
     assert [row["arm"] for row in rows] == ["loop", "local", "local, one core"]
     assert rows[0]["ratios"] == [1.0, 1.0]

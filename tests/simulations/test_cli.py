@@ -53,6 +53,11 @@ def test_a_command_starts_without_flowers_superlink():
     assert done.stdout == "[] True\n", "it takes half as long again to start"
 
 
+def test_estimate_says_which_dense_twin(capsys):
+    assert main(["estimate", "cifar10-compressed-wide"]) == 0
+    assert "dense twin (1.5 times the channels) 605,026\n" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_estimate_prints_the_papers_table(capsys):
     assert main(["estimate", "--table"]) == 0

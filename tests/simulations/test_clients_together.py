@@ -159,8 +159,8 @@ def test_clients_that_cannot_train_at_once_train_one_by_one(tiny, run, monkeypat
     folder, state = run(tiny(run={"cohort": 4}), "together")
     assert [row.failures for row in folder.rows()] == [0, 0]
     assert np.array_equal(alone.values, state.values)
-    assert "4 clients cannot train at once, and train one by one; from now on 2 do" in caplog.text
-    assert "2 clients cannot train at once, and train one by one; from now on 1 do" in caplog.text
+    assert "4 clients cannot train at once, and train one by one; at most 2" in caplog.text
+    assert "2 clients cannot train at once, and train one by one; at most 1" in caplog.text
     assert "out of memory" in caplog.text
     assert len(tried) == 2, "in the second round two at once, and then none any more"
 

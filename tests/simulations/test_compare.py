@@ -66,7 +66,8 @@ def test_a_run_named_twice_is_shown_once_where_it_was_named_first(made, tmp_path
 
 def test_an_accuracy_of_an_earlier_round_than_the_last_names_it(made, tiny, capsys):
     folder = made("stopped", 0.5, None)
-    assert main(["compare", str(folder.path), str(made("ended", None, 0.6).path)]) == 0
+    folders = [str(folder.path), str(made("ended", None, 0.6).path)]
+    assert main(["compare", *folders, "--picture", str(folder.path / "c.svg")]) == 0
     shown = [line.split("|")[3].strip() for line in capsys.readouterr().out.splitlines()[2:4]]
     assert shown == ["50.00 % (round 1)", "60.00 %"]
     assert "<td>50.00 % (round 1)</td>" in page(read_runs([folder.path]))

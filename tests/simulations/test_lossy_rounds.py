@@ -77,7 +77,7 @@ def test_what_was_left_out_of_an_update_that_was_refused_is_not_sent(tiny, run, 
 
 @pytest.mark.parametrize(
     ("server", "predict"),
-    [({}, False), ({"strategy": "fedavgm", "options": {"server_momentum": 0.9}}, True)],
+    [({}, False), ({}, True), ({"strategy": "fedavgm", "options": {"server_momentum": 0.9}}, True)],
 )
 def test_the_generator_trains_and_travels_when_the_schedule_says(
     tiny, run, server, predict, monkeypatch

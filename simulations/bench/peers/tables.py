@@ -23,7 +23,10 @@ def table(found: Mapping[str, Any]) -> str:
 
 def short_table(found: Mapping[str, Any]) -> str:
     """Markdown: seconds of a round and memory of every arm of one network, the fastest first."""
-    lines = ["| simulator | s per round | of the first | peak MB |", "| --- | --: | --: | --: |"]
+    lines = [
+        "| simulator | s per round | times the fastest | peak MB |",
+        "| --- | --: | --: | --: |",
+    ]
     runs = {arm: _all(arm, found) for arm in ARMS if _all(arm, found) and arm not in _OTHER_WORK}
     middle = {arm: statistics.median(run["round"] for run in own) for arm, own in runs.items()}
     names = sorted(runs, key=lambda arm: middle[arm])
