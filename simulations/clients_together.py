@@ -63,9 +63,12 @@ class ClientsTogether(Clients):
         except RuntimeError as error:  # as of torch, when memory runs out
             self._at_once, self._clients = len(group) // 2, None
             _log.warning(
-                "%d clients cannot train at once, and train one by one; at most %d at once from now "
-                "on; if memory ran out, lower run.cohort", len(group), self._at_once, exc_info=error,
-            )  # fmt: skip
+                "%d clients cannot train at once, and train one by one; at most %d at once from "
+                "now on; if memory ran out, lower run.cohort",
+                len(group),
+                self._at_once,
+                exc_info=error,
+            )
             return map(self.answer, group)
         except Exception as error:
             _log.warning(
