@@ -73,12 +73,10 @@ def codecs(update: Values, parts: Parts, repeats: int) -> str:
 
 
 def _row(line: str, update: Values, parts: Parts, repeats: int) -> str:
-    codec, rng = codec_named(line), np.random.default_rng(0)
-    body = codec.encode(update, parts, rng)
+    codec = codec_named(line)
+    body, encode, decode_ = _timed(codec, update, parts, repeats)
     error = codec.decode(body, parts) - update
     left = 100 * float((error**2).sum() / (update**2).sum())
-    encode = _ms(lambda: codec.encode(update, parts, rng), repeats)
-    decode_ = _ms(lambda: codec.decode(body, parts), repeats)
     bits = 8 * len(body) / update.size
     return (
         f"| `{line}` | {len(body):,} | {bits:.2f} | {left:.1f} % | {encode:.1f} | {decode_:.1f} |"
@@ -96,9 +94,7 @@ def whole_models(repeats: int) -> str:
         found = _fourth_round(name)
         cells = [name, f"{found[0][1].size:,}"]
         for codec, values, parts in found:
-            body = codec.encode(values, parts, np.random.default_rng(0))
-            encode = _ms(lambda: codec.encode(values, parts, np.random.default_rng(0)), repeats)  # noqa: B023
-            decode_ = _ms(lambda: codec.decode(body, parts), repeats)  # noqa: B023
+            body, encode, decode_ = _timed(codec, values, parts, repeats)
             cells += [f"{len(body):,}", f"{encode:.1f}", f"{decode_:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -149,6 +145,14 @@ def coders(update: Values, parts: Parts, repeats: int) -> str:
         size = len(way())
         lines.append(f"| {name} | {size:,} | {size / bound:.3f} | {_ms(way, repeats):.1f} |")
     return "\n".join(lines)
+
+
+def _timed(codec: Codec, values: Values, parts: Parts, repeats: int) -> tuple[bytes, float, float]:
+    """What a codec makes of values, and milliseconds to encode and decode them."""
+    rng = np.random.default_rng(0)
+    body = codec.encode(values, parts, rng)
+    encode = _ms(lambda: codec.encode(values, parts, rng), repeats)
+    return body, encode, _ms(lambda: codec.decode(body, parts), repeats)
 
 
 def _ms(call: Callable[[], Any], repeats: int) -> float:
