@@ -1,8 +1,8 @@
 """How fast a bare training step is here, and what bounds it.
 
-Every arm differs from the first in one thing, those in bf16 from the one in bf16, which is what
-clients do where the processor has instructions for it. An arm is measured in processes of its own;
-the arms take turns, and the ratio to the first is of the same turn.
+Every arm differs from the first in one thing, or from the dense one; those in bf16 from the ones in
+bf16, which is what clients do where the processor has instructions for it. An arm is measured in
+processes of its own; the arms take turns, and the ratio to the first is of the same turn.
 """
 
 import multiprocessing
@@ -60,29 +60,32 @@ class Arm:
 
 
 def arms_of(network: str) -> dict[str, Arm]:
-    """A step in float32, and what differs from it in one thing; the same in bf16, where usable."""
+    """A step in float32, and what differs from it in one thing; the same in bf16, where usable.
+
+    The precision that clients take here has arms for more: sizes of batches, and a dense network.
+    """
     first = Arm(network)
-    arms = {
-        "csg, float32, channels_last, batch of 64, one process": first,
-        "dense": replace(first, parametrization="dense"),
-        "contiguous": replace(first, channels_last=False),
-        "torch.compile": replace(first, compiled=True),
-        "dense, torch.compile": replace(first, parametrization="dense", compiled=True),
-    }
-    arms |= {f"batch of {size}": replace(first, batch_size=size) for size in SIZES}
-    many = torch.get_num_threads()
-    apart = f"{many} processes of one thread"
-    if many > 1:
-        arms[apart] = replace(first, processes=many)
+    arms = {"csg, float32, channels_last, batch of 64, one process": first} | _variants(first)
+    taken, prefix = first, ""
     if "bf16" in usable_precisions():
-        bf16 = replace(first, precision="bf16")
-        arms |= {
-            "bf16": bf16,
-            "bf16, dense": replace(bf16, parametrization="dense"),
-            "bf16, torch.compile": replace(bf16, compiled=True),
-        }
-        if many > 1:
-            arms[f"bf16, {apart}"] = replace(bf16, processes=many)
+        taken, prefix = replace(first, precision="bf16"), "bf16, "
+        arms["bf16"] = taken
+        arms |= {prefix + name: arm for name, arm in _variants(taken).items()}
+    arms |= {f"{prefix}batch of {size}": replace(taken, batch_size=size) for size in SIZES}
+    dense = _variants(replace(taken, parametrization="dense"))
+    del dense["dense"], dense["contiguous"]
+    return arms | {f"{prefix}dense, {name}": arm for name, arm in dense.items()}
+
+
+def _variants(base: Arm) -> dict[str, Arm]:
+    arms = {
+        "dense": replace(base, parametrization="dense"),
+        "contiguous": replace(base, channels_last=False),
+        "torch.compile": replace(base, compiled=True),
+    }
+    many = torch.get_num_threads()
+    if many > 1:
+        arms[f"{many} processes of one thread"] = replace(base, processes=many)
     return arms
 
 

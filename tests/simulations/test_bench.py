@@ -184,9 +184,12 @@ def test_arms_of_limits_differ_from_the_first_in_one_thing(monkeypatch):
     first = next(iter(arms.values()))
     assert first == Arm("resnet20")
     assert arms["contiguous"] == Arm("resnet20", channels_last=False)
-    assert arms["batch of 10"].batch_size == 10
+    assert arms["bf16, batch of 10"] == replace(arms["bf16"], batch_size=10)
+    assert arms["bf16, dense, torch.compile"] == replace(arms["bf16, dense"], compiled=True)
     assert arms["bf16, 2 processes of one thread"] == replace(arms["bf16"], processes=2)
     assert len(set(arms.values())) == len(arms)
+    monkeypatch.setattr(limits, "usable_precisions", lambda: ["fp32"])
+    assert limits.arms_of("resnet20")["batch of 10"] == Arm("resnet20", batch_size=10)
     row = {"network": "resnet20", "arm": "first", "images_per_second": 400.0, "ratio": 1.0,
            "gflops": 100.0, "precision": "fp32"}  # fmt: skip
     other = row | {"arm": "bf16", "precision": "bf16"}
