@@ -32,6 +32,7 @@ PARTS: dict[str, Part] = {
 
 def main() -> None:
     options = _options()
+    measured_on = commit()  # before a part's results change the tree
     for name in options.parts:
         part = PARTS[name]
         path = RESULTS / f"{name}.json"
@@ -52,7 +53,7 @@ def main() -> None:
         seconds = time.perf_counter() - began
         content = {
             "machine": machine(),
-            "commit": commit(),
+            "commit": measured_on,
             "seconds": round(seconds),
             "date": time.strftime("%Y-%m-%d"),
             "data": options.copy if part.NEEDS_IMAGES else None,

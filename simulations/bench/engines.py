@@ -40,12 +40,12 @@ class Work:
     turns: int = 1
 
 
-# 10,000 images a round, in clients of two sizes; and clients of so few images and so many
+# Clients of two sizes; and clients of so few images and so many
 # parameters that what they exchange weighs as much as their training.
 WORKS = {
-    "10 clients of 1,000 images": Work(
+    "10 clients of 600 images": Work(
         "cifar10-resnet20",
-        ("data.clients=50", "train.clients_per_round=10"),
+        ("data.clients=50", "data.images=30000", "train.clients_per_round=10"),
         tuple(ARMS),
         turns=3,
     ),

@@ -35,7 +35,7 @@ SERIES: dict[str, dict[int, tuple[str, ...]]] = {
     "registered clients, cohort of 10": {
         n: _clients(n, 10, 5, *_TINY) for n in (10, 100, 1_000, 10_000)
     },
-    "cohort, of 1,000 clients": {n: _clients(1_000, n, 10, *_TINY) for n in (10, 100, 1_000)},
+    "cohort, of 1,000 clients": {n: _clients(1_000, n, 5, *_TINY) for n in (10, 100, 1_000)},
     "depth of the ResNet, cohort of 10": {
         n: _clients(1_000, 10, 50, f"model.name=resnet{n}") for n in (20, 56, 110)
     },

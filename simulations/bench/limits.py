@@ -24,7 +24,7 @@ from simulations.bench.steps import usable_precisions
 
 NEEDS_IMAGES = False
 NETWORKS = ("resnet20", "resnet56")
-SIZES = (10, 20, 32, 128)
+SIZES = (10, 32, 128)
 _IMAGES = 1_000  # that an arm is timed on, at least
 _START_S = 600.0
 _MATRIX = 2048  # rows and columns of the product that stands for what the processor can do
@@ -62,7 +62,7 @@ class Arm:
 def arms_of(network: str) -> dict[str, Arm]:
     """A step in float32, and what differs from it in one thing; the same in bf16, where usable.
 
-    The precision that clients take here has arms for more: sizes of batches, and a dense network.
+    The precision that clients take here has more arms: compiled steps, and sizes of batches.
     """
     first = Arm(network)
     arms = {"csg, float32, channels_last, batch of 64, one process": first} | _variants(first)
@@ -72,25 +72,30 @@ def arms_of(network: str) -> dict[str, Arm]:
         arms["bf16"] = taken
         arms |= {prefix + name: arm for name, arm in _variants(taken).items()}
     arms |= {f"{prefix}batch of {size}": replace(taken, batch_size=size) for size in SIZES}
-    dense = _variants(replace(taken, parametrization="dense"))
-    del dense["dense"], dense["contiguous"]
-    return arms | {f"{prefix}dense, {name}": arm for name, arm in dense.items()}
+    dense = replace(taken, parametrization="dense")
+    arms |= {
+        f"{prefix}torch.compile": replace(taken, compiled=True),
+        f"{prefix}dense, torch.compile": replace(dense, compiled=True),
+    }
+    return arms | {f"{prefix}dense, {name}": arm for name, arm in _apart(dense).items()}
 
 
 def _variants(base: Arm) -> dict[str, Arm]:
-    arms = {
+    return {
         "dense": replace(base, parametrization="dense"),
         "contiguous": replace(base, channels_last=False),
-        "torch.compile": replace(base, compiled=True),
-    }
+    } | _apart(base)
+
+
+def _apart(base: Arm) -> dict[str, Arm]:
     many = torch.get_num_threads()
-    if many > 1:
-        arms[f"{many} processes of one thread"] = replace(base, processes=many)
-    return arms
+    if many == 1:
+        return {}
+    return {f"{many} processes of one thread": replace(base, processes=many)}
 
 
 def measure(
-    _images: str | None = None, *, networks: Sequence[str] = NETWORKS, turns: int = 2
+    _images: str | None = None, *, networks: Sequence[str] = NETWORKS, turns: int = 1
 ) -> dict[str, Any]:
     """Images a second by arm, the share of operators in a step, and what a product reaches."""
     precisions = usable_precisions()

@@ -42,7 +42,7 @@ def measure(
     *,
     networks: Sequence[str] = NETWORKS,
     size: int = _BATCH,
-    repeats: int = 40,
+    repeats: int = 20,
 ) -> list[dict[str, Any]]:
     """A row for each network, in every precision that this processor is made for."""
     return [
