@@ -45,21 +45,17 @@ def pss(pid: int) -> tuple[int, int]:
 
 
 def memory_together(pids: Iterable[int]) -> int:
-    """What processes take in memory, in bytes, at least: what is theirs alone, and files' pages.
+    """What processes have in memory, in bytes: anonymous and shared, what they share counted once.
 
-    Pages of files, as of libraries, are those of the process that has most. Others of this machine
-    may share them, so that proportional set sizes would depend on these.
+    Pages of files, as of libraries, are left out: how many are there depends on what the system
+    has at hand, and it drops them where memory is scarce.
     """
-    own, files = 0, 0
-    for pid in pids:
-        for line in read(Path(f"/proc/{pid}/smaps_rollup")).splitlines():
-            key, *rest = line.split()
-            if key in (b"Pss_Anon:", b"Pss_Shmem:"):
-                own += 1024 * int(rest[0])
-        for line in read(Path(f"/proc/{pid}/status")).splitlines():
-            if line.startswith(b"RssFile:"):
-                files = max(files, 1024 * int(line.split()[1]))
-    return own + files
+    return sum(
+        1024 * int(line.split()[1])
+        for pid in pids
+        for line in read(Path(f"/proc/{pid}/smaps_rollup")).splitlines()
+        if line.startswith((b"Pss_Anon:", b"Pss_Shmem:"))
+    )
 
 
 def listens(pid: int, port: int) -> bool:
