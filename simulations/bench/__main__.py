@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from simulations import command
-from simulations.bench import cohort, engines, growth, limits, server, steps
+from simulations.bench import cohort, engines, growth, limits, overhead, server, steps
 from simulations.bench.part import RESULTS, SPEED, Part
 from simulations.bench.peers import side_by_side
 from simulations.machine import commit, machine
@@ -22,6 +22,7 @@ from simulations.pages import README, fill, keep_json
 PARTS: dict[str, Part] = {
     "steps": steps,
     "limits": limits,
+    "overhead": overhead,
     "engines": engines,
     "growth": growth,
     "server": server,
@@ -84,7 +85,9 @@ def _options() -> argparse.Namespace:
     parser = command.parser("simulations.bench", __doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
                         help=f"{', '.join(PARTS)} (all of them)")  # fmt: skip
-    parser.add_argument("--data", metavar="DIR", help="CIFAR-10, for engines, growth and peers")
+    parser.add_argument(
+        "--data", metavar="DIR", help="CIFAR-10, for overhead, engines, growth and peers"
+    )
     parser.add_argument("--copy", default="CIFAR-10", help="which copy of the data this is")
     parser.add_argument("--show", action="store_true",
                         help="measure nothing; fill the pages with what is kept")  # fmt: skip

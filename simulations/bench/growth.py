@@ -1,7 +1,7 @@
 """What grows with what: seconds of a round and memory, by registered clients, cohort and network.
 
-One run of four rounds each, on the local engine. Seconds are the median of the second and third
-round, since the last one evaluates. A client's seconds are of its training with what it decodes
+One run of three rounds each, on the local engine. Seconds are of the second, since the first warms
+up and the last evaluates. A client's seconds are of its training with what it decodes
 and encodes; the server's are the rest of a round.
 """
 
@@ -18,7 +18,7 @@ from simulations.command import StudyError
 from simulations.recipe_names import set_options
 
 NEEDS_IMAGES = True
-_RUN = ("train.rounds=4", "run.eval_every=1000", "run.device=cpu")
+_RUN = ("train.rounds=3", "run.eval_every=1000", "run.device=cpu")
 _TINY = ("model.width=0.25", "model.slice_size=4", "model.code_size=12")
 
 Row = dict[str, float]

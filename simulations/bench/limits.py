@@ -1,14 +1,15 @@
 """How fast a bare training step is here, and what bounds it.
 
-Every arm differs from the first in one thing, or from the dense one; those in bf16 from the ones in
-bf16, which is what clients do where the processor has instructions for it. An arm is measured in
-processes of its own; the arms take turns, and the ratio to the first is of the same turn.
+The arms of a network take turns, a step each, so that all see the same load of the machine. An arm
+differs in one thing from the step of a generated network in its precision, in batches of 64; an arm
+of several processes has these step at the same time.
 """
 
 import multiprocessing
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
@@ -24,8 +25,8 @@ from simulations.bench.steps import usable_precisions
 
 NEEDS_IMAGES = False
 NETWORKS = ("resnet20", "resnet56")
-SIZES = (10, 32, 128)
-_IMAGES = 1_000  # that an arm is timed on, at least
+SIZES = (10, 20, 32, 128)
+FIRST = "csg, batch of 64"
 _START_S = 600.0
 _MATRIX = 2048  # rows and columns of the product that stands for what the processor can do
 _TYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -58,49 +59,50 @@ class Arm:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model.train()
 
+    @property
+    def images(self) -> int:
+        """Of a step of all processes together."""
+        return self.batch_size * self.processes
 
-def arms_of(network: str) -> dict[str, Arm]:
-    """A step in float32, and what differs from it in one thing; the same in bf16, where usable.
-
-    The precision that clients take here has more arms: compiled steps, and sizes of batches.
-    """
-    first = Arm(network)
-    arms = {"csg, float32, channels_last, batch of 64, one process": first} | _variants(first)
-    taken, prefix = first, ""
-    if "bf16" in usable_precisions():
-        taken, prefix = replace(first, precision="bf16"), "bf16, "
-        arms["bf16"] = taken
-        arms |= {prefix + name: arm for name, arm in _variants(taken).items()}
-    arms |= {f"{prefix}batch of {size}": replace(taken, batch_size=size) for size in SIZES}
-    dense = replace(taken, parametrization="dense")
-    arms |= {
-        f"{prefix}torch.compile": replace(taken, compiled=True),
-        f"{prefix}dense, torch.compile": replace(dense, compiled=True),
-    }
-    return arms | {f"{prefix}dense, {name}": arm for name, arm in _apart(dense).items()}
+    def step(self) -> Callable[[], None]:
+        """A step on random images, to be made again and again."""
+        images, labels = batch(self.batch_size, channels_last=self.channels_last)
+        return training_step(self.model(), images, labels, self.precision, compiled=self.compiled)
 
 
-def _variants(base: Arm) -> dict[str, Arm]:
+def arms_of(network: str) -> dict[Precision, dict[str, Arm]]:
+    """By precision, a step and what differs from it in one thing."""
     return {
-        "dense": replace(base, parametrization="dense"),
-        "contiguous": replace(base, channels_last=False),
-    } | _apart(base)
+        precision: _variants(Arm(network, precision=precision)) for precision in usable_precisions()
+    }
 
 
-def _apart(base: Arm) -> dict[str, Arm]:
+def _variants(first: Arm) -> dict[str, Arm]:
+    dense = replace(first, parametrization="dense")
+    arms = {
+        FIRST: first,
+        "dense": dense,
+        "contiguous": replace(first, channels_last=False),
+        "torch.compile": replace(first, compiled=True),
+    }
+    arms |= {f"batch of {size}": replace(first, batch_size=size) for size in SIZES}
     many = torch.get_num_threads()
-    if many == 1:
-        return {}
-    return {f"{many} processes of one thread": replace(base, processes=many)}
+    if many > 1:
+        apart = f"{many} processes of one thread"
+        arms |= {
+            apart: replace(first, processes=many),
+            f"dense, {apart}": replace(dense, processes=many),
+        }
+    return arms
 
 
 def measure(
-    _images: str | None = None, *, networks: Sequence[str] = NETWORKS, turns: int = 1
+    _images: str | None = None, *, networks: Sequence[str] = NETWORKS, turns: int = 12
 ) -> dict[str, Any]:
     """Images a second by arm, the share of operators in a step, and what a product reaches."""
     precisions = usable_precisions()
     return {
-        "rates": [row for network in networks for row in _rates(network, turns)],
+        "rates": [row for network in networks for row in rates(arms_of(network), turns)],
         "shares": {
             f"{network}, {precision}": shares(Arm(network, precision=precision))
             for network in networks
@@ -110,38 +112,60 @@ def measure(
     }
 
 
-def _rates(network: str, turns: int) -> list[dict[str, Any]]:
-    arms = arms_of(network)
-    found: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(turns):
-        for name, arm in arms.items():
-            found[name].append(rate(arm))
-    first, *_ = found.values()
+def rates(arms: Mapping[Precision, Mapping[str, Arm]], turns: int) -> list[dict[str, Any]]:
+    """Rows of images a second; ratios are to the first arm of the precision, in the same turn."""
+    every = [arm for of in arms.values() for arm in of.values()]
+    most = max(arm.processes for arm in every)
+    with _Stepping(most) as stepping:
+        calls = {
+            str(n): partial(stepping.step, arm) if arm.processes > 1 else arm.step()
+            for n, arm in enumerate(every)
+        }
+        timed = time_in_turn(calls, turns)
+    seconds = {arm: timed[str(n)] for n, arm in enumerate(every)}
     return [
         {
-            **asdict(arms[name]),
+            **asdict(arm),
             "arm": name,
-            "images_per_second": statistics.median(rates),
-            "ratio": statistics.median(a / b for a, b in zip(rates, first, strict=True)),
-            "gflops": statistics.median(rates) * flops_of_image(arms[name]) / 1e9,
+            "images_per_second": arm.images / statistics.median(seconds[arm]),
+            "ratio": statistics.median(
+                arm.images / own / (of[FIRST].images / base)
+                for own, base in zip(seconds[arm], seconds[of[FIRST]], strict=True)
+            ),
+            "gflops": arm.images / statistics.median(seconds[arm]) * flops_of_image(arm) / 1e9,
         }
-        for name, rates in found.items()
+        for of in arms.values()
+        for name, arm in of.items()
     ]
 
 
-def rate(arm: Arm) -> float:
-    """Images a second of all processes of an arm together."""
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, torch.get_num_threads() // arm.processes)
-    barrier = context.Barrier(arm.processes)
-    with context.Pool(arm.processes, _begin, (threads, barrier)) as pool:
-        rates = pool.map(_rate_here, [arm] * arm.processes, chunksize=1)
-        pool.close()
-        pool.join()  # so that they clean up behind torch.compile
-        return sum(rates)
+class _Stepping:
+    """Processes that share out the threads and make steps at the same time; none for one."""
+
+    def __init__(self, processes: int) -> None:
+        self._processes, self._pool = processes, None
+        if processes > 1:
+            context = multiprocessing.get_context("spawn")
+            threads = max(1, torch.get_num_threads() // processes)
+            barrier = context.Barrier(processes)
+            self._pool = context.Pool(processes, _begin, (threads, barrier))
+
+    def __enter__(self) -> "_Stepping":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.terminate()
+
+    def step(self, arm: Arm) -> None:
+        """One step in each process."""
+        assert self._pool is not None
+        self._pool.map(_step_here, [arm] * self._processes, chunksize=1)
 
 
-_barrier: Barrier | None = None  # of a measuring process
+# of a process that steps
+_barrier: Barrier | None = None
+_steps: dict[Arm, Callable[[], None]] = {}
 
 
 def _begin(threads: int, barrier: Barrier) -> None:
@@ -150,21 +174,17 @@ def _begin(threads: int, barrier: Barrier) -> None:
     torch.set_num_threads(threads)
 
 
-def _rate_here(arm: Arm) -> float:
+def _step_here(arm: Arm) -> None:
     assert _barrier is not None
-    images, labels = batch(arm.batch_size, channels_last=arm.channels_last)
-    step = training_step(arm.model(), images, labels, arm.precision, compiled=arm.compiled)
-    step()  # compiles
-    _barrier.wait(_START_S)  # another process may have failed
-    repeats = max(8, _IMAGES // arm.batch_size)
-    seconds = time_in_turn({"step": step}, repeats)["step"]
-    return arm.batch_size / statistics.median(seconds)
+    if arm not in _steps:
+        _steps[arm] = arm.step()
+    _barrier.wait(_START_S)  # so that each process takes one; another may have failed
+    _steps[arm]()
 
 
 def flops_of_image(arm: Arm) -> float:
     """Floating-point operations of a step for each image, kernels' generation included."""
-    images, labels = batch(arm.batch_size)
-    step = training_step(replace(arm, compiled=False).model(), images, labels, "fp32")
+    step = replace(arm, compiled=False, precision="fp32").step()
     with FlopCounterMode(display=False) as counted:
         step()
     return float(counted.get_total_flops()) / arm.batch_size
@@ -172,8 +192,7 @@ def flops_of_image(arm: Arm) -> float:
 
 def shares(arm: Arm) -> dict[str, float]:
     """Of the time of a step, by kind of operator."""
-    images, labels = batch(arm.batch_size)
-    step = training_step(arm.model(), images, labels, arm.precision)
+    step = arm.step()
     step()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(3):
@@ -193,12 +212,14 @@ def product_gflops(precision: Precision) -> float:
 
 def tables(found: dict[str, Any]) -> dict[str, str]:
     """Markdown: images a second, and where the time of a step goes."""
-    lines = ["| network | arm | images a second | of the first | GFLOP/s | of a product's |",
-             "| --- | --- | --: | --: | --: | --: |"]  # fmt: skip
+    lines = ["| network | precision | arm | images a second | of the first | GFLOP/s "
+             "| of a matrix product's |",
+             "| --- | --- | --- | --: | --: | --: | --: |"]  # fmt: skip
     for row in found["rates"]:
         part = 100 * row["gflops"] / found["product_gflops"][row["precision"]]
-        lines.append(f"| {row['network']} | {row['arm']} | {row['images_per_second']:,.0f} "
-                     f"| {row['ratio']:.2f} | {row['gflops']:.0f} | {part:.0f} % |")  # fmt: skip
+        lines.append(f"| {row['network']} | {row['precision']} | {row['arm']} "
+                     f"| {row['images_per_second']:,.0f} | {row['ratio']:.2f} "
+                     f"| {row['gflops']:.0f} | {part:.0f} % |")  # fmt: skip
     steps = list(found["shares"])
     times = [f"| of a step's time | {' | '.join(steps)} |",
              "| --- |" + " --: |" * len(steps)]  # fmt: skip

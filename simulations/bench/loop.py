@@ -1,10 +1,9 @@
-"""Federated averaging by hand: the work of a recipe without messages, payloads or Flower.
+"""Federated averaging by hand: the training of a recipe without messages, payloads or Flower.
 
-A line of JSON for each round. It is what engines are measured against, and runs in a process of
-its own: python -m simulations.bench.loop cifar10-resnet20 --set train.rounds=3
+Codecs, server momentum and other strategies are left out: the loop averages what clients trained.
+It is what the local engine is measured against.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from federation.devices import device_of, precision_of
 from federation.recipe import Recipe
 from federation.shards import shard_rows
 from federation.sources import load_images
-from simulations import command
-from simulations.recipe_names import add_recipe_options, recipe_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,26 +32,29 @@ def loop(recipe: Recipe) -> Iterator[Round]:
     """The rounds of a recipe; in each, the first clients train, as many as a cohort has.
 
     Raises:
-        ValueError: if the recipe asks for more than plain FedAvg, or for a GPU.
+        ValueError: if clients would train in another way than here, or on a GPU.
     """
     if (device := device_of(recipe)).type != "cpu":
         raise ValueError(f"run.device {device}: the loop is of the CPU; use run.device=cpu")
     usual = Recipe()
     for name, value, default in (
-        ("train.clip_norm", recipe.train.clip_norm, None),
         ("train.generator_lr", recipe.train.generator_lr, usual.train.generator_lr),
         ("train.batch_norm", recipe.train.batch_norm, usual.train.batch_norm),
-        ("server.strategy", recipe.server.strategy, usual.server.strategy),
-        ("wire", recipe.wire, usual.wire),
+        ("data.holdout", recipe.data.holdout, usual.data.holdout),
     ):
         if value != default:
-            raise ValueError(f"{name} {value}: the loop is of plain FedAvg; leave it out")
+            raise ValueError(f"{name} {value}: the loop does without it; leave it out")
     train = load_images(recipe.data.name, recipe.data.dir, "train")
     test = load_images(recipe.data.name, recipe.data.dir, "test")
     shards = shard_rows(recipe.data, train.labels.numpy(), recipe.run.seed)
     model = build(recipe.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     parameters = [p for p in model.parameters() if p.requires_grad]
     settings, precision = recipe.train, precision_of(recipe)
+
+    def clip() -> None:
+        if settings.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+
     state = pack(model)
     for round_ in range(1, settings.rounds + 1):
         began = time.perf_counter()
@@ -79,6 +79,7 @@ def loop(recipe: Recipe) -> Iterator[Round]:
                     rng=rng,
                     precision=precision,
                     augment=settings.augment,
+                    before_step=clip,
                 )
             mean.add(pack(model), len(rows))
         state = mean.mean()
@@ -87,16 +88,3 @@ def loop(recipe: Recipe) -> Iterator[Round]:
             unpack(model, state)
             accuracy = evaluate(model, test, precision=precision).accuracy
         yield Round(time.perf_counter() - began, accuracy)
-
-
-def main() -> None:
-    parser = command.parser("simulations.bench.loop", __doc__)
-    add_recipe_options(parser)
-    _, recipe = recipe_from(parser.parse_args())
-    for done in loop(recipe):
-        row = {"seconds": done.seconds, "test_accuracy": done.test_accuracy}
-        print(json.dumps(row), flush=True)
-
-
-if __name__ == "__main__":
-    command.run(main)

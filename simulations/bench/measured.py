@@ -14,7 +14,7 @@ from pathlib import Path
 
 from simulations.processes import marked, memory_together
 
-_SAMPLE_S = 1.0  # each takes some milliseconds, of the cores that are measured
+_SAMPLE_S = 0.5  # each takes some milliseconds, of the cores that are measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from csg_core.images import ImageSet
 from federation.sections import TrainConfig
 from server.record import RunFolder
 from simulations.bench import __main__ as bench
-from simulations.bench import cohort, engines, growth, limits, part, server, steps
+from simulations.bench import cohort, engines, growth, limits, overhead, part, server, steps
 from simulations.bench.limits import Arm
 from simulations.bench.loop import loop
 from simulations.bench.measured import measured
@@ -81,31 +81,47 @@ def test_the_loop_does_the_work_of_the_recipe(tiny):
 
 
 @pytest.mark.parametrize(
-    "sections", [{"train": {"clip_norm": 1.0}}, {"wire": {"uplink": "fp16"}}], ids=str
+    "sections", [{"train": {"generator_lr": 0.5}}, {"data": {"holdout": 0.2}}], ids=str
 )
 def test_the_loop_passes_nothing_over(tiny, sections):
-    with pytest.raises(ValueError, match="the loop is of plain FedAvg; leave it out"):
+    with pytest.raises(ValueError, match="the loop does without it; leave it out"):
         next(loop(tiny(run={"device": "cpu"}, **sections)))
 
 
+def test_bare_steps_loop_and_engine_take_turns(tiny):
+    """Also where the engine has codecs, deltas and momentum, which the loop does without."""
+    recipe = tiny(
+        data={"clients": 3},
+        train={"clip_norm": 1.0, "batch_size": 100},
+        server={"strategy": "fedavgm", "options": {"server_momentum": 0.5}},
+        wire={"uplink": "ecsq", "downlink": "ecsq", "deltas": True},
+    )
+    found = overhead.compare(recipe, 2)
+    assert all(
+        len(found[kind]) == 2 and min(found[kind]) > 0 for kind in ("bare", "loop", "engine")
+    )
+    assert found["images"] == 3 * (found["images"] // 3)
+    rows = overhead.tables({"tiny": found | {"loop": [2.0, 4.0], "engine": [2.0, 5.0]}})["overhead"]
+    assert "| 3.00 | " in rows
+    assert "| 1.125 | 1.00, 1.25 | " in rows
+
+
 @pytest.mark.slow
-def test_engines_are_compared_with_the_loop():
+def test_engines_are_measured_in_processes_of_their_own():
     values = (*TINY, "train.rounds=3", "run.device=cpu")
     recipe = ["demo", *(part for value in values for part in ("--set", value))]
-    rows = engines.compare(recipe, ("loop", "local", "local, one core"), turns=2)
-    assert [row["arm"] for row in rows] == ["loop", "local", "local, one core"]
-    assert rows[0]["ratios"] == [1.0, 1.0]
-    assert [len(row["ratios"]) for row in rows] == [2, 2, 1]
-    assert rows[1]["ratio"] == pytest.approx(sum(rows[1]["ratios"]) / 2)
+    rows = engines.compare(recipe, ("local", "local, one core"))
+    assert [row["arm"] for row in rows] == ["local", "local, one core"]
     assert all(row["memory"] > 100 for row in rows)
-    assert engines.tables({"tiny": rows})["engines"].count("| tiny |") == 3
+    assert engines.tables(rows)["engines"].count("| local") == 2
 
 
 def test_workers_are_compared_with_one_core_where_both_were_measured():
-    both = [{"arm": arm, "round": seconds, "ratio": 1.0, "ratios": [1.0], "wall": 1, "memory": 1}
+    both = [{"arm": arm, "round": seconds, "wall": 1, "memory": 1}
             for arm, seconds in (("local, workers", 4.0), ("local, one core", 7.0))]  # fmt: skip
-    told = engines.tables({"digits": both, "other": both[:1]})["engines-scaling"]
-    assert told == "digits: workers on all cores are 1.75 times as fast as one core."
+    told = "Workers on all cores are 1.75 times as fast as one core."
+    assert engines.tables(both)["engines-scaling"] == told
+    assert engines.tables(both[:1])["engines-scaling"] == ""
 
 
 def test_a_command_is_measured_with_all_its_processes():
@@ -162,10 +178,14 @@ def test_growth_has_seconds_of_training_and_memory_of_a_run(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_limits_are_measured_in_processes_of_their_own():
-    one = Arm("resnet20", batch_size=8)
-    assert limits.rate(one) > 1
-    shares = limits.shares(one)
+def test_arms_of_limits_step_in_turns_in_one_process_and_in_several():
+    first = Arm("resnet20", batch_size=8)
+    arms = {"fp32": {limits.FIRST: first, "two": replace(first, processes=2)}}
+    one, two = limits.rates(arms, 2)
+    assert one["ratio"] == 1.0
+    assert one["images_per_second"] > 1
+    assert 0.1 < two["ratio"] < 10
+    shares = limits.shares(first)
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["convolutions backward"] > 0.1
     assert shares["batch normalisation"] > 0.005
@@ -181,23 +201,21 @@ def test_arms_of_limits_differ_from_the_first_in_one_thing(monkeypatch):
     monkeypatch.setattr(limits, "usable_precisions", lambda: ["fp32", "bf16"])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     arms = limits.arms_of("resnet20")
-    first = next(iter(arms.values()))
-    assert first == Arm("resnet20")
-    assert arms["contiguous"] == Arm("resnet20", channels_last=False)
-    assert arms["bf16, batch of 10"] == replace(arms["bf16"], batch_size=10)
-    assert arms["bf16, dense, torch.compile"] == replace(arms["bf16, dense"], compiled=True)
-    assert arms["bf16, 2 processes of one thread"] == replace(arms["bf16"], processes=2)
-    assert len(set(arms.values())) == len(arms)
-    monkeypatch.setattr(limits, "usable_precisions", lambda: ["fp32"])
-    assert limits.arms_of("resnet20")["batch of 10"] == Arm("resnet20", batch_size=10)
+    first = arms["bf16"][limits.FIRST]
+    assert first == Arm("resnet20", precision="bf16")
+    assert arms["fp32"]["contiguous"] == Arm("resnet20", channels_last=False)
+    assert arms["bf16"]["batch of 10"] == replace(first, batch_size=10)
+    assert arms["bf16"]["2 processes of one thread"] == replace(first, processes=2)
+    every = [arm for of in arms.values() for arm in of.values()]
+    assert len(set(every)) == len(every)
     row = {"network": "resnet20", "arm": "first", "images_per_second": 400.0, "ratio": 1.0,
            "gflops": 100.0, "precision": "fp32"}  # fmt: skip
-    other = row | {"arm": "bf16", "precision": "bf16"}
+    other = row | {"arm": "dense", "precision": "bf16", "ratio": 1.25}
     found = {"rates": [row, other], "shares": {"resnet20": {"copies": 0.25}},
              "product_gflops": {"fp32": 200.0, "bf16": 400.0}}  # fmt: skip
     tables = limits.tables(found)
-    assert "| resnet20 | first | 400 | 1.00 | 100 | 50 % |" in tables["limits"]
-    assert "| resnet20 | bf16 | 400 | 1.00 | 100 | 25 % |" in tables["limits"]
+    assert "| resnet20 | fp32 | first | 400 | 1.00 | 100 | 50 % |" in tables["limits"]
+    assert "| resnet20 | bf16 | dense | 400 | 1.25 | 100 | 25 % |" in tables["limits"]
     assert tables["product"].endswith("200 in fp32, 400 in bf16.")
     assert "| copies | 25.0 % |" in tables["profile"]
 

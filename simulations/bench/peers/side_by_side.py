@@ -24,7 +24,7 @@ from simulations.bench.peers.tables import short_table, table
 from simulations.bench.peers.work import Asked, write_work
 
 NEEDS_IMAGES = True
-_WORK = Asked(clients=10, images=6_000, rounds=3)
+_WORK = Asked(clients=10, images=5_000, rounds=3)
 
 
 def measure(
