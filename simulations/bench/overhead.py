@@ -52,19 +52,19 @@ class Work:
 WORKS = {
     "10 clients of 600 images": Work(
         "cifar10-resnet20",
-        ("data.clients=50", "data.images=30000", "train.clients_per_round=10"),
-        turns=4,
+        ("data.clients=10", "data.images=6000"),
+        turns=9,
     ),
     "20 clients of 500 images": Work(
-        "cifar10-resnet20", ("data.clients=100", "train.clients_per_round=20"), turns=2
+        "cifar10-resnet20", ("data.clients=100", "train.clients_per_round=20"), turns=3
     ),
     "50 clients of 50 images, two convolutions, 1.6 M parameters": Work(
         "bench-pfl-cifar10", (), turns=10
     ),
     "10 clients of 300 images, ResNet-56, lossy codecs": Work(
         "cifar10-compressed",
-        ("data.clients=50", "data.images=15000", "train.clients_per_round=10"),
-        turns=4,
+        ("data.clients=10", "data.images=3000"),
+        turns=9,
     ),
 }
 
