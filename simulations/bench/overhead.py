@@ -7,6 +7,7 @@ engine has messages, checks, codecs, record and checkpoint besides.
 """
 
 import argparse
+import logging
 import statistics
 import tempfile
 import time
@@ -114,6 +115,7 @@ def compare(recipe: Recipe, turns: int) -> dict[str, Any]:
                 raise _EnoughError
             went_on = time.perf_counter()
 
+        logging.getLogger("flwr").setLevel(logging.WARNING)  # it tells of every round
         with suppress(_EnoughError):
             run_local(recipe, report)
     test = load_images(recipe.data.name, recipe.data.dir, "test")
