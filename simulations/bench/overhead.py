@@ -35,7 +35,7 @@ from server.rows import RoundRow
 from simulations.bench.loop import loop
 from simulations.bench.part import batch, training_step
 from simulations.local_engine import run_local
-from simulations.recipe_names import add_recipe_options, recipe_from, set_options
+from simulations.recipe_names import recipe_from
 
 NEEDS_IMAGES = True
 _NEVER = 1_000_000
@@ -76,10 +76,8 @@ def measure(images: str | None) -> dict[str, dict[str, Any]]:
 
 
 def _recipe(work: Work, images: str | None) -> Recipe:
-    parser = argparse.ArgumentParser()
-    add_recipe_options(parser)
-    settings = set_options((*work.settings, f"data.dir={images}"))
-    return recipe_from(parser.parse_args([work.recipe, *settings]))[1]
+    settings = [*work.settings, f"data.dir={images}"]
+    return recipe_from(argparse.Namespace(recipe=work.recipe, set=settings))[1]
 
 
 def compare(recipe: Recipe, turns: int) -> dict[str, Any]:
