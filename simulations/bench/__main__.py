@@ -9,6 +9,7 @@ simulators, in peers/ of the cache folder, the first time. Example:
 
 import argparse
 import json
+import sys
 import time
 from typing import Any
 
@@ -16,6 +17,7 @@ from simulations import command
 from simulations.bench import cohort, engines, growth, limits, overhead, server, steps
 from simulations.bench.part import RESULTS, SPEED, Part
 from simulations.bench.peers import side_by_side
+from simulations.command import StudyError
 from simulations.machine import commit, machine
 from simulations.pages import README, fill, keep_json
 
@@ -34,6 +36,7 @@ PARTS: dict[str, Part] = {
 def main() -> None:
     options = _options()
     measured_on = commit()  # before a part's results change the tree
+    failed: list[str] = []
     for name in options.parts:
         part = PARTS[name]
         path = RESULTS / f"{name}.json"
@@ -47,7 +50,12 @@ def main() -> None:
             print(f"{name}: needs CIFAR-10; name its folder with --data (make bench DATA=DIR)")
             continue
         began = time.perf_counter()
-        found = part.measure(options.data)
+        try:
+            found = part.measure(options.data)
+        except StudyError as error:
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            failed.append(name)
+            continue
         if found is None:
             print(f"{name}: needs a GPU; what was measured on another machine is left as it is")
             continue
@@ -63,6 +71,8 @@ def main() -> None:
         keep_json(path, content)
         show(name, content)
         print(f"{name}: {seconds:.0f} s", flush=True)
+    if failed:
+        raise StudyError(f"not measured: {', '.join(failed)}; what was kept of them is as it was")
 
 
 def show(name: str, content: dict[str, Any]) -> None:

@@ -51,10 +51,8 @@ class Work:
 
 
 WORKS = {
-    "10 clients of 600 images": Work(
-        "cifar10-resnet20",
-        ("data.clients=10", "data.images=6000"),
-        turns=9,
+    "10 clients of 300 images": Work(
+        "cifar10-resnet20", ("data.clients=10", "data.images=3000"), turns=9
     ),
     "20 clients of 500 images": Work(
         "cifar10-resnet20", ("data.clients=100", "train.clients_per_round=20"), turns=3
@@ -65,7 +63,7 @@ WORKS = {
     "10 clients of 300 images, ResNet-56, lossy codecs": Work(
         "cifar10-compressed",
         ("data.clients=10", "data.images=3000"),
-        turns=9,
+        turns=5,
     ),
 }
 

@@ -120,7 +120,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         cells = [task, f"{row['network']}, {row['kind']}", row["precision"]]
         cells += [f"{row['rounds']:,} of {row['rounds_of_task']:,}", f"{row['seconds']:.1f}"]
         cells += [f"{row['round_seconds']:.3f}", f"{speed:,.0f}"]
-        cells += [f"{speed / bare:.3f} of {bare:,.0f}" for bare in (own, large)]
+        cells += [f"{speed / bare:.2g} x {bare:,.0f}" for bare in (own, large)]
         lines.append(f"| {' | '.join(cells)} | {row['device']}, {row['date']} |")
     return "\n".join(lines)
 

@@ -23,11 +23,19 @@ from simulations.bench.loop import loop
 from simulations.bench.measured import measured
 from simulations.bench.part import SPEED
 from simulations.bench.stacked import Stacked
+from simulations.command import StudyError
 from simulations.local_engine import run_local
 from simulations.pages import README
 
 TINY = ("model.width=0.25", "model.slice_size=4", "model.code_size=12",
         "data.name=digits", "data.clients=4", "train.precision=fp32")  # fmt: skip
+SERVER = {
+    "updates": {
+        "ecsq": {"bytes_up": 30_000, "bytes_down": 30_000, "update_ms": 10.0, "downlink_ms": 20.0}
+    },
+    "superlink": {"nodes": 10, "memory_alone_mb": 100.0, "memory_a_node_kb": 100.0,
+                  "requests_a_second": 100.0, "cpu_ms_a_request": 10.0, "cores_used": 1.0},
+}  # fmt: skip
 
 
 @pytest.mark.slow
@@ -237,10 +245,7 @@ def test_a_superlink_is_asked_by_many_nodes():
 
 
 def test_what_many_clients_take_is_arithmetic_on_what_was_measured():
-    update = {"bytes_up": 30_000, "bytes_down": 30_000, "update_ms": 10.0, "downlink_ms": 20.0}
-    link = {"nodes": 10, "memory_alone_mb": 100.0, "memory_a_node_kb": 100.0,
-            "requests_a_second": 100.0, "cpu_ms_a_request": 10.0, "cores_used": 1.0}  # fmt: skip
-    lines = server.many({"updates": {"ecsq": update}, "superlink": link}).splitlines()
+    lines = server.many(SERVER).splitlines()
     # 3,833 requests a second of 10 ms; 39 SuperLinks of 100 MB, 10,000 nodes of 100 kB; 100 clients
     # of 60 kB, of 9 requests and of 10 ms, whose updates are held
     assert lines[3] == "| 10,000 | 3,833 | 38.3 | 5.63 | 4.9 | 6.00 | 9.0 | 1.00 | 3.00 |"
@@ -277,6 +282,25 @@ def test_the_command_keeps_json_and_fills_its_page(tmp_path, monkeypatch, capsys
     assert kept["found"] == found
     assert kept["date"] in dates | {time.strftime("%Y-%m-%d")}
     assert kept["machine"]["torch"] == torch.__version__
+
+
+def test_a_part_that_fails_is_named_and_the_others_are_measured(tmp_path, monkeypatch, capsys):
+    def fails(_images):
+        raise StudyError("the arm flower failed")
+
+    page = tmp_path / "speed.md"
+    page.write_text("".join(f"<!-- {n} -->\n<!-- end of {n} -->\n"
+                            for n in ("server", "many", "superlink", "server-where")))  # fmt: skip
+    monkeypatch.setattr(limits, "measure", fails)
+    monkeypatch.setattr(server, "measure", lambda _images: SERVER)
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(bench, "SPEED", page)
+    monkeypatch.setattr(bench, "README", page)
+    monkeypatch.setattr(sys, "argv", ["bench", "--parts", "limits", "server"])
+    with pytest.raises(StudyError, match="not measured: limits"):
+        bench.main()
+    assert "limits: the arm flower failed" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["server.json"]
 
 
 def test_stacked_models_step_as_replicas_do():

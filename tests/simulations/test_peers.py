@@ -16,7 +16,7 @@ from simulations.bench.peers.work import Asked, write_work
 
 
 def _found(seconds, accuracy=0.5):
-    return {"round": seconds, "wall": 60.0, "start_up": 4.0, "peak_mb": 700.0,
+    return {"round": seconds, "wall": 60.0, "begin": 4.0, "peak_mb": 700.0,
             "test_accuracy": accuracy, "rounds": [seconds + 5, seconds]}  # fmt: skip
 
 
@@ -65,6 +65,14 @@ def test_ratios_are_within_a_turn():
     assert ratio("pfl", BASE, content) is None
 
 
+def test_the_table_says_how_often_what_was_run():
+    turn = {BASE: _found(20.0), "flower-ray": _found(30.0), "pfl": _found(40.0)}
+    again = {BASE: _found(20.0), "flower-ray": _found(50.0)}
+    said = table(_content(turn, again))
+    assert "| Flower on Ray, a CPU a client | 40.00 | 2.00 |" in said
+    assert "200 to test on; 2 of 3 arms 2 times, in turns. " in said
+
+
 def test_the_table_says_how_much_is_precision_and_what_was_not_measured():
     turn = {BASE: _found(20.0, 0.4), "ours": _found(10.0), "flower-ray": _found(30.0)}
     said = table(_content(turn, failed={"pfl": "does not install"}))
@@ -83,17 +91,17 @@ def test_a_python_that_is_not_here_is_named(tmp_path):
 @pytest.mark.slow
 def test_ours_and_flower_on_ray_side_by_side():
     asked = Asked(clients=2, images=40, rounds=2)
-    found = side_by_side.measure("digits", asked, arms=("ours-fp32", "flower-ray"))
+    found = side_by_side.measure("digits", asked, arms=("ours-fp32", "flower-ray"), turns=1)
     assert found["failed"] == {}
     (turn,) = found["turns"]
     for arm in ("ours-fp32", "flower-ray"):
         assert len(turn[arm]["rounds"]) == 2
-        assert 0 < turn[arm]["start_up"] < turn[arm]["wall"]
+        assert 0 < turn[arm]["begin"] < turn[arm]["wall"]
         assert turn[arm]["peak_mb"] > 100
         assert 0 <= turn[arm]["test_accuracy"] <= 1
     said = side_by_side.tables(json.loads(json.dumps(found)))["peers"]
     assert "| csg-fl, fp32 |" in said
-    assert "2 rounds of 2 clients, 40 images, 8 to test on; 1 turn." in said
+    assert "2 rounds of 2 clients, 40 images, 8 to test on. " in said
 
 
 def test_more_images_than_there_are_are_refused():

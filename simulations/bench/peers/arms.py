@@ -69,11 +69,14 @@ ARMS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """One run of an arm: seconds (``round`` is the median after the first), megabytes, accuracy."""
+    """One run of an arm: seconds, megabytes, accuracy.
+
+    ``round`` is the median after the first, ``begin`` all before the first.
+    """
 
     round: float
     wall: float
-    start_up: float
+    begin: float
     peak_mb: float
     test_accuracy: float
     rounds: list[float]
@@ -147,7 +150,7 @@ def _found(done: Measured, seconds: Sequence[float], first: float, accuracy: flo
     return Found(
         round=statistics.median(seconds[1:] or seconds),
         wall=done.seconds,
-        start_up=first - seconds[0],
+        begin=first - seconds[0],
         peak_mb=done.peak_bytes / 1e6,
         test_accuracy=accuracy,
         rounds=list(seconds),

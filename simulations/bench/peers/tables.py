@@ -64,7 +64,7 @@ def _row(arm: str, found: Mapping[str, Any]) -> str:
 
 def _start_up(run: dict[str, Any]) -> float:
     """Seconds to the end of the first round, beyond those of a later one."""
-    return float(run["start_up"] + run["rounds"][0] - run["round"])
+    return float(run["begin"] + run["rounds"][0] - run["round"])
 
 
 def _all(arm: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -72,15 +72,15 @@ def _all(arm: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _sentences(found: Mapping[str, Any]) -> list[str]:
-    turns = len(found["turns"])
+    arms, *later = (len(turn) for turn in found["turns"])
+    turns = f"; {later[0]} of {arms} arms {len(later) + 1} times, in turns" if later else ""
     versions = ", ".join(
         f"{e['packages'][-1] if e['packages'] else 'ours'} with torch {e['torch']}"
         for e in found["environments"].values()
     )
     lines = [
         f"{found['rounds']} rounds of {found['clients']} clients, {found['images']:,} "
-        f"images, {found['test_images']:,} to test on; {turns} "
-        f"turn{'s' if turns > 1 else ''}. {versions}."
+        f"images, {found['test_images']:,} to test on{turns}. {versions}."
     ]
     split = _of_precision_and_engine(found)
     lines += [split] if split else []
