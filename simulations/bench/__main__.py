@@ -13,6 +13,7 @@ import sys
 import time
 from typing import Any
 
+from server.outcome import RunError
 from simulations import command
 from simulations.bench import cohort, engines, growth, limits, overhead, server, steps
 from simulations.bench.part import RESULTS, SPEED, Part
@@ -52,7 +53,7 @@ def main() -> None:
         began = time.perf_counter()
         try:
             found = part.measure(options.data)
-        except StudyError as error:
+        except (StudyError, RunError, OSError) as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             failed.append(name)
             continue

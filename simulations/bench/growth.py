@@ -6,16 +6,12 @@ and encodes; the server's are the rest of a round.
 """
 
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from server.record import RunFolder
 from simulations import plots
-from simulations.bench.measured import measured
 from simulations.bench.part import RESULTS
-from simulations.command import StudyError
-from simulations.recipe_names import set_options
+from simulations.bench.runs import measured_run
 
 NEEDS_IMAGES = True
 _RUN = ("train.rounds=3", "run.eval_every=1000", "run.device=cpu")
@@ -52,18 +48,13 @@ def measure(images: str | None) -> dict[str, dict[str, Row]]:
 
 def run(settings: Sequence[str]) -> Row:
     """Seconds of a round, of them its clients', images trained on, and peak megabytes of a run."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "run"
-        values = (*settings, *_RUN, f"run.dir={folder}")
-        done = measured(["-m", "simulations.cli", "run", "cifar10-resnet20", *set_options(values)])
-        if done.status:
-            raise StudyError(f"{' '.join(settings)} failed")
-        rows = RunFolder(folder).rows()[1:-1]
+    run = measured_run("cifar10-resnet20", (*settings, *_RUN))
+    rows = run.rows[1:-1]
     return {
-        "seconds": statistics.median(row.seconds for row in rows),
+        "seconds": statistics.median(run.seconds[1:-1]),
         "clients": statistics.median(sum(p["seconds"] for p in r.contributions) for r in rows),
         "images": statistics.median(sum(p["examples"] for p in r.contributions) for r in rows),
-        "peak_mb": done.peak_bytes / 1e6,
+        "peak_mb": run.peak_mb,
     }
 
 

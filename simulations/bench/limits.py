@@ -84,6 +84,7 @@ def _variants(first: Arm) -> dict[str, Arm]:
         "dense": dense,
         "contiguous": replace(first, channels_last=False),
         "torch.compile": replace(first, compiled=True),
+        "dense, torch.compile": replace(dense, compiled=True),
     }
     arms |= {f"batch of {size}": replace(first, batch_size=size) for size in SIZES}
     many = torch.get_num_threads()

@@ -30,6 +30,10 @@ class Measured:
     peak_bytes: int
     arrivals: tuple[float, ...] = ()
 
+    def lines(self) -> list[tuple[float, str]]:
+        """The lines of the output, and when they came."""
+        return list(zip(self.arrivals, self.output.splitlines(), strict=True))
+
 
 def measured(
     arguments: Sequence[str],

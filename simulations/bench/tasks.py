@@ -14,10 +14,8 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,15 +23,13 @@ import torch
 from csg_core import build
 from federation.devices import device_of, precision_of
 from federation.recipe import Recipe
-from server.record import RunFolder
-from server.rows import RoundRow
 from simulations import command
-from simulations.bench.measured import measured
 from simulations.bench.part import RESULTS, SPEED, batch, training_step
+from simulations.bench.runs import measured_run
 from simulations.command import StudyError, several
 from simulations.machine import device_name, machine
 from simulations.pages import fill, keep_json
-from simulations.recipe_names import recipe_from, set_options
+from simulations.recipe_names import recipe_from
 
 FILE = RESULTS / "tasks.json"
 TASKS = ("bench-pfl-cifar10", "bench-blazefl-cnn", "bench-blazefl-resnet18", "cifar10-resnet56")
@@ -51,20 +47,19 @@ def measure(task: str, settings: Sequence[str]) -> dict[str, Any]:
         rounds, ``step_images_per_second`` and ``large_images_per_second`` of bare steps, and what
         they were measured on.
     """
-    seconds, rows = _run(task, settings)
-    recipe = _recipe(task, settings)
-    counted = rows[1:] or rows
+    run, recipe = measured_run(task, settings), _recipe(task, settings)
+    counted, seconds = run.rows[1:] or run.rows, run.seconds[1:] or run.seconds
     examples = sum(part["examples"] for row in counted for part in row.contributions)
     images = examples * recipe.train.local_epochs
     return {
         "network": recipe.model.name,
         "kind": recipe.model.kind,
         "settings": [value for value in settings if not value.startswith("data.dir=")],
-        "rounds": len(rows),
+        "rounds": len(run.rows),
         "rounds_of_task": _recipe(task, ()).train.rounds,
-        "seconds": seconds,
-        "round_seconds": statistics.median(row.seconds for row in counted),
-        "images_per_second": images / sum(row.seconds for row in counted),
+        "seconds": run.wall,
+        "round_seconds": statistics.median(seconds),
+        "images_per_second": images / sum(seconds),
         "batch_size": recipe.train.batch_size,
         "step_images_per_second": bare_step(recipe, recipe.train.batch_size),
         "large_images_per_second": bare_step(recipe, LARGE_BATCH),
@@ -73,17 +68,6 @@ def measure(task: str, settings: Sequence[str]) -> dict[str, Any]:
         "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def _run(task: str, settings: Sequence[str]) -> tuple[float, list[RoundRow]]:
-    """Seconds of ``csg run``, and its rounds."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "run"
-        pairs = set_options((*settings, f"run.dir={folder}"))
-        done = measured(["-m", "simulations.cli", "run", task, *pairs])
-        if done.status:
-            raise StudyError(f"{task} failed")
-        return done.seconds, RunFolder(folder).rows()
 
 
 def _recipe(task: str, settings: Sequence[str]) -> Recipe:

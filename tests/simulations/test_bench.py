@@ -47,6 +47,7 @@ def test_a_step_of_generated_filters_costs_little_more_than_a_dense_one(monkeypa
     for kind in ("step_ratio", "evaluation_ratio"):
         assert set(row[kind]) == {"csg", "per-layer", "folded"}
         assert all(0.2 < ratio < 5 for ratio in row[kind].values())
+    assert row["step_ratio"]["csg"] < row["step_ratio"]["per-layer"]
     assert row["step_ratio"]["csg"] < 1.6  # 1.06 on a quiet machine, at a batch of 64
     assert all(megabytes > 10 for megabytes in row["peak_memory_mb"].values())
     assert "| resnet20 fp32 |" in steps.tables([row])["steps"]
@@ -110,16 +111,15 @@ def test_bare_steps_loop_and_engine_take_turns(tiny):
     )
     assert found["images"] == 1437  # of digits, all of them
     rows = overhead.tables({"tiny": found | {"loop": [2.0, 4.0], "engine": [2.0, 5.0]}})["overhead"]
-    assert "| 3.00 | " in rows
+    assert "| tiny | 1,437 | 3.00 | " in rows
     assert "| 1.125 | 1.00, 1.25 | " in rows
 
 
 @pytest.mark.slow
 def test_engines_are_measured_in_processes_of_their_own():
     values = (*TINY, "train.rounds=3", "run.device=cpu")
-    recipe = ["demo", *(part for value in values for part in ("--set", value))]
-    rows = engines.compare(recipe, ("local", "local, one core"))
-    assert [row["arm"] for row in rows] == ["local", "local, one core"]
+    rows = engines.compare("demo", values, ("local", "local, one core"), 1)
+    assert [(row["turn"], row["arm"]) for row in rows] == [(1, "local"), (1, "local, one core")]
     assert all(row["memory"] > 100 for row in rows)
     assert engines.tables(rows)["engines"].count("| local") == 2
 

@@ -8,7 +8,7 @@ import torch
 from csg_core import ModelSpec, build
 from federation.data_sets import DataError
 from simulations.bench.peers import side_by_side
-from simulations.bench.peers.arms import ARMS, BASE
+from simulations.bench.peers.arms import ARMS, BASE, FROM_FLOWER
 from simulations.bench.peers.environments import Environment, PeerError, interpreter_of
 from simulations.bench.peers.plain import ResNet20, Work
 from simulations.bench.peers.tables import ratio, table
@@ -73,12 +73,13 @@ def test_the_table_says_how_often_what_was_run():
     assert "200 to test on; 2 of 3 arms 2 times, in turns. " in said
 
 
-def test_the_table_says_how_much_is_precision_and_what_was_not_measured():
-    turn = {BASE: _found(20.0, 0.4), "ours": _found(10.0), "flower-ray": _found(30.0)}
+def test_the_table_says_what_the_distance_is_made_of_and_what_was_not_measured():
+    steps = zip(FROM_FLOWER, (30.0, 24.0, 16.0, 10.0), strict=True)
+    turn = {BASE: _found(20.0, 0.4), **{arm: _found(seconds) for arm, seconds in steps}}
     said = table(_content(turn, failed={"pfl": "does not install"}))
     assert "| csg-fl, fp32 | 20.00 | 1.00 | 9.0 | 60.0 | 700 | 200 | 40.00 % |" in said
-    assert "takes 1.50 times as long a round as csg-fl, fp32 (engine and client)" in said
-    assert "which takes 2.00 times as long as csg-fl, precision auto" in said
+    assert "takes 3.00 times as long a round as csg-fl, workers, precision auto: the images" in said
+    assert "memory 1.25, precision 1.50, the engine and what else a client does 1.60." in said
     assert "Not measured: pfl (does not install)." in said
 
 

@@ -95,7 +95,7 @@ def test_the_table_shows_seconds_speed_and_ratios():
     found = tasks.table({"bench-pfl-cifar10": ROW})
     assert found.splitlines()[2] == (
         "| bench-pfl-cifar10 | pfl-cnn, dense | fp32 | 3 of 1,500 | 12.3 | 0.500 | 5,000 "
-        "| 0.500 of 10,000 | 0.125 of 40,000 | a card, 2026-01-02 |"
+        "| 0.5 x 10,000 | 0.12 x 40,000 | a card, 2026-01-02 |"
     )
     assert {line.count("|") for line in found.splitlines()} == {11}
 

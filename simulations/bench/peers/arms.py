@@ -5,7 +5,6 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from federation.recipe import Recipe
@@ -21,6 +20,7 @@ from simulations.bench.peers.environments import (
     interpreter_of,
     surroundings,
 )
+from simulations.bench.runs import round_seconds
 from simulations.recipe_names import set_options
 
 LIMIT_S = 3600.0  # of an arm
@@ -47,6 +47,9 @@ ARMS = {
         says="csg-fl, workers, precision auto",
         settings=("train.precision=auto", "run.workers=0"),
     ),
+    "ours-workers-fp32": Arm(
+        says="csg-fl, workers, fp32", settings=("train.precision=fp32", "run.workers=0")
+    ),
     "ours-csg": Arm(
         says="csg-fl, generated kernels, precision auto",
         settings=(
@@ -57,7 +60,13 @@ ARMS = {
         ),
     ),
     "flower-ray": Arm(says="Flower on Ray, a CPU a client", script=("run_flower", "1")),
-    "flower-ray-2": Arm(says="Flower on Ray, two CPUs a client", script=("run_flower", "2")),
+    "flower-ray-last": Arm(
+        says="Flower on Ray, channels last", script=("run_flower", "1", "--channels-last")
+    ),
+    "flower-ray-bf16": Arm(
+        says="Flower on Ray, channels last, bf16",
+        script=("run_flower", "1", "--channels-last", "--bf16"),
+    ),
     "blazefl": Arm(says="BlazeFL, one by one", environment=BLAZEFL, script=("run_blazefl",)),
     "blazefl-pool": Arm(
         says="BlazeFL, processes", environment=BLAZEFL, script=("run_blazefl", "--processes")
@@ -65,6 +74,10 @@ ARMS = {
     "pfl": Arm(says="pfl", environment=PFL, script=("run_pfl",)),
     "fedlab": Arm(says="FedLab", environment=FEDLAB, script=("run_fedlab",)),
 }
+
+# Two clients at once, with a thread each; each differs from the one before in one thing.
+FROM_FLOWER = ("flower-ray", "flower-ray-last", "flower-ray-bf16", "ours-workers")
+STEPS = ("the images' format in memory", "precision", "the engine and what else a client does")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,11 +134,9 @@ def run(name: str, work: Path, recipe: Recipe, environments: Path) -> Found:
         rows = RunFolder(scratch / "run").rows()
         if len(rows) != recipe.train.rounds or any(row.failures for row in rows):
             raise PeerError(f"{name} lost clients or rounds")
-        lines = zip(done.arrivals, done.output.splitlines(), strict=True)
-        ends = [at for at, line in lines if line.startswith("round ")]
-    # from report to report, as the peers' rounds are: with row and checkpoint
-    seconds = [rows[0].seconds, *(end - begin for begin, end in pairwise(ends))]
-    return _found(done, seconds, ends[0], rows[-1].test_accuracy or 0.0)
+    seconds = round_seconds(done, rows)  # from report to report, as the peers' are
+    first = next(at for at, line in done.lines() if line.startswith("round "))
+    return _found(done, seconds, first, rows[-1].test_accuracy or 0.0)
 
 
 def _our_command(arm: Arm, recipe: Recipe, folder: Path) -> list[str]:
@@ -137,8 +148,7 @@ def _our_command(arm: Arm, recipe: Recipe, folder: Path) -> list[str]:
 
 def _of_lines(name: str, done: Measured, rounds: int) -> Found:
     """What a peer's script has reported: a JSON line a round."""
-    lines = zip(done.arrivals, done.output.splitlines(), strict=True)
-    reports = [(at, json.loads(line)) for at, line in lines if line.startswith('{"round"')]
+    reports = [(at, json.loads(line)) for at, line in done.lines() if line.startswith('{"round"')]
     if [row["round"] for _, row in reports] != list(range(1, rounds + 1)):
         raise PeerError(f"{name} reported {len(reports)} of {rounds} rounds")
     seconds = [row["seconds"] for _, row in reports]

@@ -144,12 +144,22 @@ class Work:
         )
 
 
-def train(network: nn.Module, batches: Batches, optimizer: torch.optim.Optimizer) -> None:
+def train(
+    network: nn.Module,
+    batches: Batches,
+    optimizer: torch.optim.Optimizer,
+    *,
+    channels_last: bool = False,
+    bf16: bool = False,
+) -> None:
     """One local epoch."""
-    network.train()
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    network.to(memory_format=memory).train()  # type: ignore[call-overload]
     for images, labels in batches:
         optimizer.zero_grad()
-        F.cross_entropy(network(images), labels).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(network(images.to(memory_format=memory)), labels)
+        loss.backward()
         optimizer.step()
 
 

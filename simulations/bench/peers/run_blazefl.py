@@ -92,7 +92,7 @@ class Pool(FedAvgProcessPoolClientTrainer):
         del device, stop_event
         work: Work = config.dataset.work
         torch.set_num_threads(1)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.dataset.work.clients * config.seed + config.cid)
         network = config.model_selector.select_model(config.model_name)
         deserialize_model(network, payload.model_parameters)
         loader = work.loader(config.cid)

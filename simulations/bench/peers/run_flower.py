@@ -1,7 +1,8 @@
 """Flower on Ray with a plain PyTorch client: FedAvg of the state_dict, as in its quickstart.
 
 By ``run_simulation``, which does with fewer processes, and so less memory and a shorter start, than
-``flwr run`` with its SuperLink. Arguments: the folder of the work, CPUs of a client.
+``flwr run`` with its SuperLink. Arguments: the folder of the work, CPUs of a client, and
+``--channels-last`` and ``--bf16`` for a client whose user knows of them.
 """
 
 import sys
@@ -9,7 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
@@ -29,8 +31,8 @@ class Strict(FedAvg):
         return super().aggregate_train(server_round, replies)
 
 
-def client_app(work: Work) -> ClientApp:
-    """Trains on the shard of the partition that it is called for."""
+def client_app(work: Work, **how: bool) -> ClientApp:
+    """Trains on the shard of the partition that it is called for; ``how`` is for ``train``."""
     app = ClientApp()
 
     @app.train()
@@ -40,7 +42,11 @@ def client_app(work: Work) -> ClientApp:
         assert isinstance(record, ArrayRecord)
         network.load_state_dict(record.to_torch_state_dict())
         client = int(context.node_config["partition-id"])
-        train(network, work.loader(client), work.optimizer(network))
+        config = message.content["config"]
+        assert isinstance(config, ConfigRecord)
+        turn = work.clients * int(config["server-round"]) + client  # type: ignore[arg-type]
+        torch.manual_seed(1_000_000 * work.seed + turn)
+        train(network, work.loader(client), work.optimizer(network), **how)
         metrics = MetricRecord({"num-examples": len(work.shard(client))})
         content = RecordDict({"arrays": ArrayRecord(network.state_dict()), "metrics": metrics})
         return Message(content=content, reply_to=message)
@@ -88,7 +94,9 @@ def main() -> None:
     work, cpus = Work.of(Path(sys.argv[1])), float(sys.argv[2])
     run_simulation(
         server_app=server_app(work),
-        client_app=client_app(work),
+        client_app=client_app(
+            work, channels_last="--channels-last" in sys.argv, bf16="--bf16" in sys.argv
+        ),
         num_supernodes=work.clients,
         backend_config={"client_resources": {"num_cpus": cpus, "num_gpus": 0.0}},
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from federation.cache import cache_folder
-from simulations.bench.peers.arms import ARMS, BASE, run
+from simulations.bench.peers.arms import ARMS, FROM_FLOWER, run
 from simulations.bench.peers.environments import (
     Environment,
     PeerError,
@@ -26,7 +26,7 @@ from simulations.bench.peers.work import Asked, write_work
 
 NEEDS_IMAGES = True
 _WORK = Asked(clients=10, images=5_000, rounds=3)
-_AGAIN = (BASE, "ours", "ours-workers", "flower-ray")  # after the first turn
+_AGAIN = ("ours", *FROM_FLOWER)  # after the first turn
 
 
 def measure(

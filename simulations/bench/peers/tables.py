@@ -2,11 +2,11 @@
 
 import statistics
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
-from simulations.bench.peers.arms import ARMS, BASE
+from simulations.bench.peers.arms import ARMS, BASE, FROM_FLOWER, STEPS
 
-_AUTO, _FLOWER = "ours", ("flower-ray", "flower-ray-2")
 _OTHER_WORK = ("ours-csg",)
 
 
@@ -82,24 +82,21 @@ def _sentences(found: Mapping[str, Any]) -> list[str]:
         f"{found['rounds']} rounds of {found['clients']} clients, {found['images']:,} "
         f"images, {found['test_images']:,} to test on{turns}. {versions}."
     ]
-    split = _of_precision_and_engine(found)
+    split = _of_format_precision_and_engine(found)
     lines += [split] if split else []
     lines += [f"Not measured: {ARMS[arm].says} ({why})." for arm, why in found["failed"].items()]
     return lines
 
 
-def _of_precision_and_engine(found: Mapping[str, Any]) -> str:
-    """How much of the distance to Flower is the engine, and how much precision."""
-    flowers = [(times, arm) for arm in _FLOWER if (times := ratio(arm, BASE, found)) is not None]
-    if not flowers:
+def _of_format_precision_and_engine(found: Mapping[str, Any]) -> str:
+    """What the distance to Flower is made of, step by step."""
+    first, *_, last = FROM_FLOWER
+    times = [ratio(*pair, found) for pair in ((first, last), *pairwise(FROM_FLOWER))]
+    if None in times:
         return ""
-    times, arm = min(flowers)
-    said = f"{ARMS[arm].says}, takes {times:.2f} times as long a round as {ARMS[BASE].says}"
-    precision = ratio(BASE, _AUTO, found)
-    if precision is None:
-        return said + "."
+    whole, *of = (f"{of:.2f}" for of in times if of is not None)
+    parts = [f"{name} {factor}" for name, factor in zip(STEPS, of, strict=True)]
     return (
-        f"{said} (engine and client), which takes {precision:.2f} times as long as "
-        f"{ARMS[_AUTO].says} (precision, where the processor has bf16; else these two are the same "
-        "work, and what they differ by is chance)."
+        f"{ARMS[first].says}, takes {whole} times as long a round as {ARMS[last].says}: "
+        f"{', '.join(parts)}."
     )
