@@ -2,16 +2,17 @@
 
 One server and two clients, each in a network namespace of its own, joined by a bridge; the kernel
 counts what crosses the interfaces of the server and of the clients, offloads switched off. All arms
-exchange ResNet-56, the trained ones on digits. With ``--link``, each client is behind a slow link
-of its own. The tables go into docs/wire.md. Needs root, iproute2, ethtool and nginx.
-Examples:
+exchange ResNet-56, the trained ones on digits, one of them on CIFAR-10 where ``--data`` names it.
+With ``--link``, each client is behind a slow link of its own. The tables go into docs/wire.md.
+Needs root, iproute2, ethtool and nginx. Examples:
 
-    python -m simulations.studies.wire
+    python -m simulations.studies.wire --data cifar10/
     python -m simulations.studies.wire --link 1mbit --delay 50
 """
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +50,12 @@ class Arm:
     merging: bool = False  # of received segments, by hosts
     slow: bool = False  # also on a slow link
     over: Literal["HTTP/1.1", "TLS", "HTTP/2"] = "HTTP/1.1"  # HTTP/2 is over TLS as well
+    images: int | None = None  # of CIFAR-10, trained as the recipe says; none: a little on digits
+
+    @property
+    def rounds(self) -> int:
+        """Of which the first does not count."""
+        return 20 if self.images else 5
 
 
 def _lossy(line: str) -> list[str]:
@@ -84,11 +91,15 @@ ARMS = {
     "csg s=12 d=72, ecsq steps 3, 4, HTTP/2": _deployed(_lossy("ecsq:step=3,codes=4")),
     "cifar10-compressed, HTTP/2": _deployed([], "cifar10-compressed"),
     "cifar10-compressed-wide, HTTP/2": _deployed([], "cifar10-compressed-wide"),
+    "cifar10-compressed, CIFAR-10, HTTP/2": replace(
+        _deployed([], "cifar10-compressed"), images=10_000
+    ),
 }
+_DIGITS = ["data.name=digits", "train.local_epochs=1", "train.lr=0.01"]
 
 
-def measure(arm: Arm, rounds: int, link: Link | None) -> dict[str, Any]:
-    """Bytes and seconds per client and round, the first one not counted.
+def measure(arm: Arm, rounds: int, link: Link | None, data: str | None = None) -> dict[str, Any]:
+    """Bytes and seconds per client and round, the first one not counted; ``data`` is CIFAR-10's.
 
     Raises:
         MeasureError: if the arm's run does not end well; its logs are kept.
@@ -114,7 +125,10 @@ def measure(arm: Arm, rounds: int, link: Link | None) -> dict[str, Any]:
                 if arm.settings is None:
                     found = plain(deployment, rounds)
                 else:
-                    found = ours(deployment, rounds, arm.recipe, arm.settings)
+                    on = (
+                        [f"data.dir={data}", f"data.images={arm.images}"] if arm.images else _DIGITS
+                    )
+                    found = ours(deployment, rounds, arm.recipe, [*on, *arm.settings])
         except (RunError, TimeoutError) as error:
             shutil.rmtree(_FAILED, ignore_errors=True)
             shutil.copytree(scratch, _FAILED)
@@ -141,17 +155,24 @@ def _traced(network: Network, out: Path) -> Iterator[None]:
 def main() -> None:
     options = _options()
     link = Link(options.link, options.delay / 1e3) if options.link else None
-    known = [name for name, arm in ARMS.items() if arm.slow or not link]
-    rounds = options.rounds or (3 if link else 5)
+    known = [
+        name
+        for name, arm in ARMS.items()
+        if (arm.slow or not link) and (options.data or not arm.images)
+    ]
     name_ = f"resnet56-{options.link}-{options.delay:g}ms.json" if link else "resnet56.json"
     path = RESULTS / name_
     content = json.loads(path.read_text()) if path.exists() else {"results": {}}
     for name in known if options.arms is None else options.arms:
-        began = time.monotonic()
+        began, arm = time.monotonic(), ARMS[name]
+        if arm.images and not options.data:
+            raise StudyError(f"{name}: needs CIFAR-10; name its folder with --data")
+        rounds = options.rounds or (3 if link else arm.rounds)
         try:
-            found = measure(ARMS[name], rounds, link)
+            found = measure(arm, rounds, link, options.data)
             about = {"rounds": rounds, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
-            content["results"][name] = {"arm": asdict(ARMS[name]), **about, **found}
+            about |= {"data": options.copy} if arm.images else {}
+            content["results"][name] = {"arm": asdict(arm), **about, **found}
         except MeasureError as error:
             raise StudyError(f"{name}: {error}") from error
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
@@ -172,8 +193,14 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = command.parser("simulations.studies.wire", __doc__)
-    parser.add_argument("--rounds", type=several,
-                        help="of which the first does not count; 5, on a link 3")  # fmt: skip
+    parser.add_argument(
+        "--rounds",
+        type=several,
+        help="of which the first does not count; 5, of CIFAR-10 20, on a link 3",
+    )
+    parser.add_argument("--data", type=os.path.abspath, metavar="DIR",
+                        help="CIFAR-10, for the arm that trains on it")  # fmt: skip
+    parser.add_argument("--copy", default="CIFAR-10", help="which copy of the data this is")
     parser.add_argument("--link", metavar="RATE", help="of each client, as 1mbit; none: no limit")
     parser.add_argument("--delay", type=float, default=50.0, metavar="MS",
                         help="of the link, each way (50)")  # fmt: skip

@@ -59,15 +59,13 @@ def plain(deployment: Deployment, rounds: int) -> dict[str, Any]:
 
 
 def ours(deployment: Deployment, rounds: int, recipe: str, settings: list[str]) -> dict[str, Any]:
-    """Bytes and seconds per client and round of this project, and its payload.
+    """Bytes and seconds per client and round of a recipe with settings, and its payload.
 
     Raises:
         MeasureError: if the run does not come to its end.
     """
     folder = deployment.folder / "run"
-    values = [f"train.rounds={rounds}", "data.name=digits", f"data.clients={CLIENTS}",
-              "train.local_epochs=1", "train.lr=0.01", f"run.dir={folder}",
-              *settings]  # fmt: skip
+    values = [f"train.rounds={rounds}", f"data.clients={CLIENTS}", f"run.dir={folder}", *settings]
     csg = deployment.csg("run", recipe, *deployment.settings, *set_options(values), log=sys.stderr)
     if csg.wait():
         raise MeasureError("the run did not end well")

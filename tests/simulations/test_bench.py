@@ -20,8 +20,9 @@ from simulations.bench import __main__ as bench
 from simulations.bench import cohort, engines, growth, limits, overhead, part, server, steps
 from simulations.bench.limits import Arm
 from simulations.bench.loop import loop
-from simulations.bench.measured import measured
+from simulations.bench.measured import Measured, measured
 from simulations.bench.part import SPEED
+from simulations.bench.runs import round_seconds
 from simulations.bench.stacked import Stacked
 from simulations.command import StudyError
 from simulations.local_engine import run_local
@@ -130,6 +131,17 @@ def test_workers_are_compared_with_one_core_where_both_were_measured():
     told = "Workers on all cores are 1.75 times as fast as one core."
     assert engines.tables(both)["engines-scaling"] == told
     assert engines.tables(both[:1])["engines-scaling"] == ""
+
+
+def test_rounds_are_timed_from_report_to_report_and_none_with_failures():
+    said = "round  1/2 ...\nETA\nround  2/2 ...\n"
+    done = Measured(0, said, 9.0, 1, arrivals=(4.0, 5.0, 7.5))
+    rows = [SimpleNamespace(seconds=1.5, failures=0), SimpleNamespace(seconds=3.0, failures=0)]
+    assert round_seconds(done, rows) == [1.5, 3.5]
+    with pytest.raises(StudyError, match="1 of the clients' answers failed"):
+        round_seconds(done, [rows[0], SimpleNamespace(seconds=3.0, failures=1)])
+    with pytest.raises(StudyError, match="2 of 1 rounds were reported"):
+        round_seconds(done, rows[:1])
 
 
 def test_a_command_is_measured_with_all_its_processes():
