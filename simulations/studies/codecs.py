@@ -1,9 +1,9 @@
 """Every codec on one real update: bits a value, error, and time; and coders of the same symbols.
 
 The update is that of one client's epoch on digits: generator and codes of ResNet-56 with s=12 d=72
-(its running statistics are so large that they would hide the rest). Of the recipes' own codecs, it
-is all that travels in the fourth round of one client. Times are medians on one thread. The tables
-go into docs/codecs.md. Example:
+(its running statistics are so large that they would hide the rest). Of networks and codecs of the
+federated study, it is all that travels in the fourth round of one client. Times are medians on one
+thread. The tables go into docs/codecs.md. Example:
 
     python -m simulations.studies.codecs
 """
@@ -12,8 +12,8 @@ import bz2
 import lzma
 import time
 import zlib
-from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from statistics import median
 from typing import Any
 
@@ -32,19 +32,21 @@ from csg_core.codecs.entropy import code, entropy_bits
 from csg_core.networks import NETWORKS
 from csg_core.payload import decode
 from federation.recipe import recipe_of
+from federation.recipe_file import read_recipe
 from server.downlink import Downlink
 from simulations import command
 from simulations.command import positive
 from simulations.machine import machine
 from simulations.pages import DOCS, fill
-from simulations.recipe_names import recipe_from
+from simulations.studies.federated import RECIPE
+from simulations.studies.federated_arms import ARMS, SHORT
 
 PAGE = DOCS / "codecs.md"
 LINES = ("fp32", "fp32z", "fp16", "uniform:bits=8", "uniform:bits=4", "uniform:bits=2",
          "uniform:bits=1,rotate=true", "ternary", "topk:fraction=0.01",
          "topk:fraction=0.0025,ternary=true", "ecsq:dct=false", "ecsq:step=0.5,codes=0.5",
          "ecsq:step=1", "ecsq", "ecsq:codes=1.5", "ecsq:step=3,codes=4")  # fmt: skip
-RECIPES = ("cifar10-compressed", "cifar10-compressed-wide")
+_DIGITS = ("data.name=digits", "data.clients=2", "data.images=400", "data.partition=iid")
 _COLUMNS = "| codec | bytes | bits a value | left out | ms to encode | ms to decode |"
 
 
@@ -83,16 +85,16 @@ def _row(line: str, update: Values, parts: Parts, repeats: int) -> str:
     )
 
 
-def whole_models(repeats: int) -> str:
-    """Markdown: what the recipes' own codecs make of a fourth round, of every tensor."""
+def whole_models(arms: Iterable[str], repeats: int) -> str:
+    """Markdown: what codecs make of the fourth round of their arms, of every tensor."""
     lines = [
-        "| recipe | values | bytes up | ms to encode | ms to decode "
+        "| arm | values | bytes up | ms to encode | ms to decode "
         "| bytes down | ms to encode | ms to decode |",
         "| --- |" + " --: |" * 7,
     ]
-    for name in RECIPES:
-        found = _fourth_round(name)
-        cells = [name, f"{found[0][1].size:,}"]
+    for arm in arms:
+        found = _fourth_round(arm)
+        cells = [f"`{arm}`", f"{found[0][1].size:,}"]
         for codec, values, parts in found:
             body, encode, decode_ = _timed(codec, values, parts, repeats)
             cells += [f"{len(body):,}", f"{encode:.1f}", f"{decode_:.1f}"]
@@ -100,9 +102,9 @@ def whole_models(repeats: int) -> str:
     return "\n".join(lines)
 
 
-def _fourth_round(name: str) -> list[tuple[Codec, Values, Parts]]:
+def _fourth_round(arm: str) -> list[tuple[Codec, Values, Parts]]:
     """Update and delta of a run's fourth round of one client on digits: codec, values, parts."""
-    _, recipe = recipe_from(Namespace(recipe=name, set=["data.name=digits", "data.clients=2"]))
+    recipe = read_recipe(RECIPE, [*ARMS[arm], *_DIGITS])
     client = LocalClient(recipe)
     shard = Shards(recipe, client.device)[0]
     model = build(recipe.model, seed=recipe.run.seed)
@@ -174,7 +176,7 @@ def main() -> None:
     here = machine()
     tables = {
         "codecs": codecs(update, parts, options.repeats),
-        "whole-models": whole_models(options.repeats),
+        "whole-models": whole_models(dict.fromkeys(chain(*SHORT.values())), options.repeats),
         "coders": coders(update, parts, options.repeats),
         "where": f"{options.network}, {update.size:,} values; one core of {here['cpu']}, "
         f"{time.strftime('%Y-%m-%d')}.",

@@ -41,6 +41,7 @@ from simulations.studies.federated_arms import (
     NETWORKS,
     PARTITIONS,
     SCHEDULES,
+    SHORT,
 )
 from simulations.studies.federated_pictures import draw, draw_frontier
 from simulations.studies.federated_tables import (
@@ -56,22 +57,6 @@ from simulations.studies.federated_tables import (
 RESULTS = Path(__file__).parent / "federated"
 RECIPE = Path(__file__).parent / "federated.toml"
 PAGE = DOCS / "results.md"
-_SHORT = {  # in the README, by shards
-    "iid": ("csg56-small-clip-momentum-ecsq-predict", "csg56-small-clip-momentum-ecsq-mid-lean",
-            "csg56-clip-momentum-ecsq-even", "csg56-tiny-clip-momentum-ecsq-predict",
-            "dense56-narrow-clip-momentum-ecsq-predict", "dense56-clip-momentum-ecsq-predict",
-            "dense56-clip-momentum", "dense56", "csg-wide-clip-momentum-ecsq-predict",
-            "dense20-8-clip-momentum-ecsq-predict", "dense-narrow-clip-momentum-ecsq-predict",
-            "dense-clip-momentum-ecsq-predict", "csg", "dense"),
-    "iid_long": ("csg56-small-clip-momentum-ecsq-predict", "dense56"),
-    "dirichlet": ("csg56-small-clip-momentum-ecsq-predict",
-                  "dense56-narrow-clip-momentum-ecsq-predict", "dense56",
-                  "csg-wide-clip-momentum-ecsq-predict", "dense-narrow-clip-momentum-ecsq-predict",
-                  "dense-int4", "dense-ternary", "dense-stc", "fedpara-ecsq", "flocora-int8",
-                  "dense"),
-    "skewed": ("csg56-small-clip-momentum-ecsq-predict",
-               "dense56-narrow-clip-momentum-ecsq-predict", "dense56"),
-}  # fmt: skip
 _ENOUGH = 4  # networks on the same shards, for a table and a picture of the frontier
 _HOW = ("run.cohort", "run.workers", "run.device")  # what --set may change
 
@@ -92,7 +77,7 @@ def main() -> None:
     whole = [r for r in results if r.content["recipe"]["data"].get("images") is None]
     beside = [result for result in named if result.arm in DENSE and result.partition in shards]
     tables = {
-        "federated-short": short_table(whole, _SHORT),
+        "federated-short": short_table(whole, SHORT),
         "federated": table(whole),
         "codec-names": codec_table(),
         "federated-some": table(some, SOME_TARGETS),
@@ -101,7 +86,7 @@ def main() -> None:
     print("\n\n".join(tables.values()))
     fill(tables, PAGE, README)
     draw([result for result in named if result.seed == 0], RESULTS / "accuracy.svg")
-    short = [r for r in whole if r.seed == 0 and r.arm in _SHORT.get(r.partition, ())]
+    short = [r for r in whole if r.seed == 0 and r.arm in SHORT.get(r.partition, ())]
     draw(short, RESULTS / "brief.svg", in_words=True)
     if sized:
         draw_frontier(sized, RESULTS / "frontier.svg")

@@ -171,3 +171,21 @@ ARMS = {
 }
 for _arms in _FRONTIERS.values():
     ARMS |= _arms
+
+# Those of the README, by shards.
+SHORT: dict[str, tuple[str, ...]] = {
+    "iid": ("csg56-small-clip-momentum-ecsq-predict", "csg56-small-clip-momentum-ecsq-mid-lean",
+            "csg56-clip-momentum-ecsq-even", "csg56-tiny-clip-momentum-ecsq-predict",
+            "dense56-narrow-clip-momentum-ecsq-predict", "dense56-clip-momentum-ecsq-predict",
+            "dense56-clip-momentum", "dense56", "csg-wide-clip-momentum-ecsq-predict",
+            "dense20-8-clip-momentum-ecsq-predict", "dense-narrow-clip-momentum-ecsq-predict",
+            "dense-clip-momentum-ecsq-predict", "csg", "dense"),
+    "iid_long": ("csg56-small-clip-momentum-ecsq-predict", "dense56"),
+    "dirichlet": ("csg56-small-clip-momentum-ecsq-predict",
+                  "dense56-narrow-clip-momentum-ecsq-predict", "dense56",
+                  "csg-wide-clip-momentum-ecsq-predict", "dense-narrow-clip-momentum-ecsq-predict",
+                  "dense-int4", "dense-ternary", "dense-stc", "fedpara-ecsq", "flocora-int8",
+                  "dense"),
+    "skewed": ("csg56-small-clip-momentum-ecsq-predict",
+               "dense56-narrow-clip-momentum-ecsq-predict", "dense56"),
+}  # fmt: skip

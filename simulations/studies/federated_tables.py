@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from simulations.studies.federated_arms import CODECS, NAMED
+from simulations.studies.wire_tables import interface_bytes
 
 TARGETS = (0.6, 0.65, 0.7, 0.75, 0.8)  # accuracies, of runs on all images
 SOME_TARGETS = (0.25, 0.3, 0.35, 0.4)  # of runs on a tenth of them, or three
@@ -120,13 +121,15 @@ class Result:
 def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
     """Markdown: loss, accuracy at the end, payload, and MB to targets; ratios to dense float32.
 
+    What is on the wire is what such payloads come to as deployed.
+
     Points are to a run on the same machine, in the same precision.
     """
     goals = "".join(f" MB to {100 * target:g} % |" for target in targets)
     lines = [
         "| shards | seed | on | arm | training loss | accuracy | of dense | kB up + down "
-        f"| times fewer | MB |{goals}",
-        "| --- | --: | --- | --- | --: | --: | --: | --: | --: | --: |" + " --: |" * len(targets),
+        f"| times fewer | kB on the wire | MB |{goals}",
+        "| --- | --: | --- | --- |" + " --: |" * (7 + len(targets)),
     ]
     for result in results:
         curve, (up, down) = result.curve, result.kilobytes_each
@@ -134,7 +137,8 @@ def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
         failed = f" ({result.failures} failed)" if result.failures else ""
         cells = [result.partition, str(result.seed), result.machine, result.arm + failed]
         cells += [f"{result.late_loss:.3f}", f"{100 * result.accuracy:.2f} %", points]
-        cells += [f"{up:.1f} + {down:.1f}", fewer, f"{curve[-1][0]:.2f}"]
+        wire = interface_bytes(1e3 * (up + down)) / 1e3
+        cells += [f"{up:.1f} + {down:.1f}", fewer, f"{wire:.1f}", f"{curve[-1][0]:.2f}"]
         for target in targets:
             reached = next((mb for mb, accuracy in curve if accuracy >= target), None)
             cells.append("–" if reached is None else f"{reached:.2f}")  # noqa: RUF001
@@ -162,8 +166,8 @@ def short_table(results: Sequence[Result], arms: Mapping[str, Sequence[str]]) ->
     """
     lines = [
         "| shards | network | codec | training | accuracy in %, by seed | of dense "
-        "| payload, kB a client and round | times fewer |",
-        "| --- | --- | --- | --- | --: | --: | --: | --: |",
+        "| payload, kB a client and round | times fewer | on the wire |",
+        "| --- | --- | --- | --- | --: | --: | --: | --: | --: |",
     ]
     for shards, arm in [(shards, arm) for shards, own in arms.items() for arm in own]:
         seeds = [r for r in results if (r.partition, r.arm) == (shards, arm)]
@@ -180,6 +184,7 @@ def short_table(results: Sequence[Result], arms: Mapping[str, Sequence[str]]) ->
         cells = [shards, network, codec, training, accuracies]
         cells += [", ".join(points), f"{payload:,.1f}"]
         cells.append("" if fewer is None else f"{fewer:.0f}" if fewer >= _ROUND else f"{fewer:.1f}")
+        cells.append(f"{interface_bytes(1e3 * payload) / 1e3:,.1f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

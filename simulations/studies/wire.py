@@ -34,9 +34,8 @@ from simulations.studies.deployment import SERVER, SUPERLINK, Deployment
 from simulations.studies.network import Network
 from simulations.studies.slow_link import Link
 from simulations.studies.wire_runs import CLIENTS, SETTINGS, MeasureError, ours, plain
-from simulations.studies.wire_tables import PAGE, tables
+from simulations.studies.wire_tables import FILE, PAGE, RESULTS, tables
 
-RESULTS = Path(__file__).parent / "wire"
 _FAILED = Path("runs/wire-failed")
 
 
@@ -89,6 +88,7 @@ ARMS = {
         "cifar10-compressed",
     ),
     "csg s=12 d=72, ecsq steps 3, 4, HTTP/2": _deployed(_lossy("ecsq:step=3,codes=4")),
+    "dense, HTTP/2": _deployed([_DENSE]),
     "cifar10-compressed, HTTP/2": _deployed([], "cifar10-compressed"),
     "cifar10-compressed-wide, HTTP/2": _deployed([], "cifar10-compressed-wide"),
     "cifar10-compressed, CIFAR-10, HTTP/2": replace(
@@ -160,8 +160,8 @@ def main() -> None:
         for name, arm in ARMS.items()
         if (arm.slow or not link) and (options.data or not arm.images)
     ]
-    name_ = f"resnet56-{options.link}-{options.delay:g}ms.json" if link else "resnet56.json"
-    path = RESULTS / name_
+    slow = RESULTS / f"resnet56-{options.link}-{options.delay:g}ms.json"
+    path = slow if link else FILE
     content = json.loads(path.read_text()) if path.exists() else {"results": {}}
     for name in known if options.arms is None else options.arms:
         began, arm = time.monotonic(), ARMS[name]

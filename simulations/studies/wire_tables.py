@@ -1,11 +1,18 @@
 """The tables of the wire study, and the page that shows them."""
 
+import json
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from simulations.pages import DOCS
 
 PAGE = DOCS / "wire.md"
+RESULTS = Path(__file__).parent / "wire"
+FILE = RESULTS / "resnet56.json"  # without a slow link
 _TRACED = ("plain Flower", "csg s=12 d=72")  # whose requests are shown
 _REQUEST = ("up", "down", "packets", "http", "body")
 _PHASES = ("push", "wait", "pull", "work")
@@ -32,6 +39,29 @@ def tables(content: Mapping[str, Any], *, link: bool) -> dict[str, str]:
         "requests": "\n\n".join(traced),
         "seconds": seconds_table(results),
     }
+
+
+def interface_bytes(payload: float) -> float:
+    """What a payload of a client and round, both ways, comes to at the interface as deployed.
+
+    By a straight line through the arms over HTTP/2 with short rounds, of least squares of relative
+    errors; a long round has some polls more.
+    """
+    return float(np.polyval(_line(), payload))
+
+
+@cache
+def _line() -> tuple[float, float]:
+    results = json.loads(FILE.read_text())["results"].values()
+    deployed = [
+        found
+        for found in results
+        if found["arm"]["over"] == "HTTP/2" and not found["arm"]["images"]
+    ]
+    payloads = np.array([found["payload_up"] + found["payload_down"] for found in deployed])
+    sent = np.array([found["client_wire_up"] + found["wire_down"] for found in deployed])
+    slope, intercept = np.polyfit(payloads, sent, 1, w=1 / sent)
+    return float(slope), float(intercept)
 
 
 def bytes_table(results: Results) -> str:

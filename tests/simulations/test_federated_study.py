@@ -238,7 +238,7 @@ def test_an_arm_that_was_not_kept_has_no_row():
 
 def test_every_row_of_the_short_table_was_kept():
     kept = {(result.partition, result.arm) for result in federated.kept()}
-    assert {(shards, arm) for shards, arms in federated._SHORT.items() for arm in arms} <= kept
+    assert {(shards, arm) for shards, arms in federated_arms.SHORT.items() for arm in arms} <= kept
 
 
 def test_kernels_codecs_and_training_are_named_for_a_reader():

@@ -16,7 +16,7 @@ from server.outcome import RunError
 from simulations import command
 from simulations.bench import tasks
 from simulations.command import StudyError
-from simulations.studies import any_cnn, central, codecs, deployment, soak, wire
+from simulations.studies import any_cnn, central, codecs, deployment, soak, wire, wire_tables
 from simulations.studies.network import Network
 from simulations.studies.wire_runs import MeasureError
 
@@ -169,7 +169,7 @@ def test_logs_of_an_arm_that_was_not_measured_are_kept(tmp_path, monkeypatch, er
         raise error("Flower refused the run: no reason given")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(wire, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(wire, "FILE", tmp_path / "results" / "resnet56.json")
     monkeypatch.setattr(wire, "Deployment", _Deployment)
     monkeypatch.setattr(wire, "_traced", lambda *_: nullcontext())
     monkeypatch.setattr(wire, "plain", failing)
@@ -181,6 +181,24 @@ def test_logs_of_an_arm_that_was_not_measured_are_kept(tmp_path, monkeypatch, er
         command.run(wire.main)
     assert Path("runs/wire-failed/logs/superlink.log").read_text() == "out of disk"
     assert not (tmp_path / "results").exists()
+
+
+def test_an_arm_of_cifar_without_its_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(wire, "FILE", tmp_path / "results" / "resnet56.json")
+    monkeypatch.setattr(sys, "argv", ["wire", "--arms", "cifar10-compressed, CIFAR-10, HTTP/2"])
+    with pytest.raises(StudyError, match="needs CIFAR-10; name its folder with --data"):
+        wire.main()
+
+
+def test_bytes_at_the_interface_are_near_those_of_what_was_measured():
+    deployed = [name for name, arm in wire.ARMS.items() if arm.over == "HTTP/2" and not arm.images]
+    results = json.loads(wire_tables.FILE.read_text())["results"]
+    assert len(deployed) > 5
+    for name in deployed:
+        found = results[name]
+        payload = found["payload_up"] + found["payload_down"]
+        sent = found["client_wire_up"] + found["wire_down"]
+        assert wire_tables.interface_bytes(payload) == pytest.approx(sent, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -203,9 +221,10 @@ def test_a_deployment_says_why_there_are_no_keys(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_payload_of_resnet56_takes_less_than_50_ms(monkeypatch):
-    monkeypatch.setattr(codecs, "RECIPES", ["cifar10-compressed"])
-    (_, _, row) = codecs.whole_models(repeats=3).splitlines()
+def test_a_payload_of_resnet56_takes_less_than_50_ms():
+    (_, _, row) = codecs.whole_models(
+        ["csg56-small-clip-momentum-ecsq-predict"], repeats=3
+    ).splitlines()
     up, *times_up, down, in_, out = [float(c.replace(",", "")) for c in row.split("|")[3:-1]]
     assert up + down < 30_000
     assert max(*times_up, in_, out) < 50
