@@ -67,6 +67,10 @@ class Predicted(Codec):
     def bytes_about(self, parts: Parts) -> int:
         return TAPS * len(self._groups(parts)) + self.codec.bytes_about(parts)
 
+    @property
+    def bears_feedback(self) -> bool:
+        return self.codec.bears_feedback
+
     def _read(
         self, body: bytes | memoryview, parts: Parts
     ) -> tuple[NDArray[np.int8], bytes | memoryview]:

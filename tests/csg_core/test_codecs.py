@@ -23,6 +23,8 @@ LINES = [
     "uniform:bits=1",
     "uniform:bits=1,block=32,rotate=true",
     "uniform:bits=4,rotate=true",
+    "uniform:bits=1,block=8,nearest=true",
+    "uniform:bits=2,rotate=true,nearest=true",
     "ternary",
     "topk:fraction=0.1",
     "topk:fraction=0.2,ternary=true",
