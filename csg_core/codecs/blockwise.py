@@ -23,6 +23,7 @@ _SEED = 4  # bytes
 _BITS_OF_MODELS = 4  # at least
 _BITS_OF_FEEDBACK = 3  # at least: an error is at most 2 / (levels - 1) of the largest magnitude
 _MOST_BITS, _SMALL_BLOCK = 8, 256  # with fewer, or larger, a variance of 1 leaves small ones zero
+_AT_ONCE = 2**16  # values, of whole blocks
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -82,21 +83,11 @@ class Uniform(Codec):
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:
         require_size(values, parts, self.name)
         require_finite(values, self.name)
-        blocks_BN = self._blocks(values, total(parts))
         seed = rng.bytes(_SEED) if self.rotate else b""
-        if self.rotate:
-            most = _LARGEST / self.block**1.5  # in either direction, sums have to be finite
-            if np.abs(blocks_BN).max(initial=0) > most:
-                raise CodecError(f"a value is too large for {self.name} to turn: beyond {most:.3g}")
-            blocks_BN = _hadamard(blocks_BN * self._signs(seed))
-        scales_B1 = self._scales(blocks_BN)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            unit_BN = np.where(scales_B1 > 0, blocks_BN / scales_B1, 0.0).astype(np.float32)
-        indices_BN = self._indices(unit_BN, rng)
-        if self.nearest:
-            scales_B1 = self._fitted(blocks_BN, indices_BN, total(parts))
-        planes = np.unpackbits(indices_BN[..., None], axis=-1)[..., 8 - self.bits :]
-        return seed + scales_B1.astype("<f4").tobytes() + np.packbits(planes).tobytes()
+        signs = self._signs(seed) if self.rotate else None
+        written = [self._written(values[start : start + _AT_ONCE], signs, rng)
+                   for start in range(0, values.size, _AT_ONCE)]  # fmt: skip
+        return seed + b"".join(scales for scales, _ in written) + b"".join(p for _, p in written)
 
     def decode(self, body: bytes | memoryview, parts: Parts) -> Values:
         require_length(body, self.most_bytes(parts), self.name)
@@ -129,10 +120,25 @@ class Uniform(Codec):
     def _count(self, size: int) -> int:
         return -(-size // self.block)
 
-    def _blocks(self, values: Values, size: int) -> Blocks_BN:
-        padded = np.zeros(self._count(size) * self.block, np.float32)
-        padded[:size] = values
-        return padded.reshape(-1, self.block)
+    def _written(
+        self, values: Values, signs: NDArray[np.float32] | None, rng: np.random.Generator
+    ) -> tuple[bytes, bytes]:
+        """Scales and levels of some blocks, turned by ``signs`` if they are given."""
+        blocks_BN = np.zeros((self._count(values.size), self.block), np.float32)
+        blocks_BN.reshape(-1)[: values.size] = values
+        if signs is not None:
+            most = _LARGEST / self.block**1.5  # in either direction, sums have to be finite
+            if np.abs(blocks_BN).max() > most:
+                raise CodecError(f"a value is too large for {self.name} to turn: beyond {most:.3g}")
+            blocks_BN = _hadamard(blocks_BN * signs)
+        scales_B1 = self._scales(blocks_BN)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            unit_BN = np.where(scales_B1 > 0, blocks_BN / scales_B1, 0.0).astype(np.float32)
+        indices_BN = self._indices(unit_BN, rng)
+        if self.nearest:
+            scales_B1 = self._fitted(blocks_BN, indices_BN, values.size)
+        planes = np.unpackbits(indices_BN[..., None], axis=-1)[..., 8 - self.bits :]
+        return scales_B1.astype("<f4").tobytes(), np.packbits(planes).tobytes()
 
     def _indices(self, unit_BN: Blocks_BN, rng: np.random.Generator) -> NDArray[np.uint8]:
         """The levels, from 0 on, of values from -1 to 1."""
