@@ -1,6 +1,7 @@
 """Encode, then decode: what the sender believes; and nothing foreign gets through."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -124,6 +125,18 @@ def test_bytes_to_expect_are_those_of_real_values(line):
     normal = _rng().normal(size=total(parts)).astype(np.float32)
     sent = max(len(codec.encode(values, parts, _rng())) for values in (normal, _laplace(parts)))
     assert sent == pytest.approx(codec.bytes_about(parts), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["ecsq", "uniform:bits=2,rotate=true,nearest=true", *AFTER])
+def test_encoding_takes_memory_of_a_few_arrays(name):
+    parts = (Part("generator", 150_300, KernelGrid((3, 3), 50)), Part("codes", 49_700))
+    codec, values = codec_of(name, parts), _laplace(parts)
+    codec.encode(values, parts, _rng())  # tables are made once
+    tracemalloc.start()
+    codec.encode(values, parts, _rng())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * values.nbytes
 
 
 # one bit of a turned block is left out: it has bias where few values count
