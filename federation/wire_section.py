@@ -63,6 +63,15 @@ class WireConfig(Section):
                 f"generator_every {self.generator_every}, generator_until {self.generator_until}: "
                 "whole models always hold the generator; set wire.deltas=true"
             )
+        for way, line, again, remedy in (
+            ("uplink", self.uplink, "feedback" if self.feedback else "", "wire.feedback=false"),
+            ("downlink", self.downlink, "deltas" if self.deltas else "", "bits=3"),
+        ):
+            if again and not codec_named(line).bears_feedback:
+                raise ValueError(
+                    f"{way} {line!r}: with {again} what it leaves out grows to many updates; "
+                    f"add nearest=true, or set {remedy}"
+                )
         return self
 
     def channel(self, manifest: Manifest) -> Channel:

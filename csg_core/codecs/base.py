@@ -77,6 +77,13 @@ class Codec(ABC):
         """
         return True
 
+    @property
+    def bears_feedback(self) -> bool:
+        """Whether what it leaves out stays of the size of few updates, or deltas, when it is added
+        to what is encoded next.
+        """
+        return True
+
 
 def declared(codec: Codec) -> None:
     """Turn the numbers of a codec, a frozen dataclass, into those that its fields declare.

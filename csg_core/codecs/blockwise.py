@@ -1,4 +1,4 @@
-"""Uniform quantisation in blocks, 1 to 8 bits a value, with stochastic rounding; fixed rate."""
+"""Uniform quantisation in blocks, 1 to 8 bits a value, rounded by chance or not; fixed rate."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,9 @@ Blocks_BN = NDArray[np.float32]  # B blocks of N values
 
 _SEED = 4  # bytes
 _BITS_OF_MODELS = 4  # at least
+_BITS_OF_FEEDBACK = 3  # at least: an error is at most 2 / (levels - 1) of the largest magnitude
 _MOST_BITS, _SMALL_BLOCK = 8, 256  # with fewer, or larger, a variance of 1 leaves small ones zero
+_AT_ONCE = 2**16  # values, of whole blocks
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -39,15 +41,23 @@ class Uniform(Codec):
     one Hadamard transform, a value beside few others that count is off in the mean, too (of 1 and
     0.5 among zeros: 1.25 and 0), so that it needs feedback.
 
+    Rounded by chance, 1 and 2 bits may leave out more than there was, and with feedback that adds
+    up to many updates. With ``nearest`` the error of a block is always less than the block, which
+    is what feedback takes (Karimireddy et al., 2019, lemma 3): each value becomes the level
+    nearest to it, and the scale is that of least squares for these levels, for one bit the mean
+    magnitude (Seide et al., 2014, section 3). It has a bias, and needs feedback.
+
     Attributes:
         bits: of a value; 2^bits - 1 levels with zero among them, or two for one bit.
         block: values that share a scale; a power of two.
         rotate: whether blocks are turned.
+        nearest: whether values are rounded to the nearest level, and not by chance.
     """
 
     bits: int = 8
     block: int = 256
     rotate: bool = False
+    nearest: bool = False
 
     name = "uniform"
 
@@ -66,29 +76,18 @@ class Uniform(Codec):
     def bears_statistics(self) -> bool:
         return self.bits == _MOST_BITS and self.block <= _SMALL_BLOCK
 
+    @property
+    def bears_feedback(self) -> bool:
+        return self.bits >= _BITS_OF_FEEDBACK or self.nearest or self._drive
+
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:
         require_size(values, parts, self.name)
         require_finite(values, self.name)
-        blocks_BN = self._blocks(values, total(parts))
         seed = rng.bytes(_SEED) if self.rotate else b""
-        if self.rotate:
-            most = _LARGEST / self.block**1.5  # in either direction, sums have to be finite
-            if np.abs(blocks_BN).max(initial=0) > most:
-                raise CodecError(f"a value is too large for {self.name} to turn: beyond {most:.3g}")
-            blocks_BN = _hadamard(blocks_BN * self._signs(seed))
-        scales_B1 = self._scales(blocks_BN)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            unit_BN = np.where(scales_B1 > 0, blocks_BN / scales_B1, 0.0).astype(np.float32)
-        if self._sign_only:
-            indices = (unit_BN >= 0).astype(np.uint8)
-        else:
-            position = (unit_BN + 1) * ((self._levels - 1) / 2)
-            below = np.floor(position)
-            drawn = rng.random(position.shape, dtype=np.float32)
-            up = drawn >= 1 - (position - below)  # not by their sum, which is rounded
-            indices = np.clip(below + up, 0, self._levels - 1).astype(np.uint8)
-        planes = np.unpackbits(indices[..., None], axis=-1)[..., 8 - self.bits :]
-        return seed + scales_B1.astype("<f4").tobytes() + np.packbits(planes).tobytes()
+        signs = self._signs(seed) if self.rotate else None
+        written = [self._written(values[start : start + _AT_ONCE], signs, rng)
+                   for start in range(0, values.size, _AT_ONCE)]  # fmt: skip
+        return seed + b"".join(scales for scales, _ in written) + b"".join(p for _, p in written)
 
     def decode(self, body: bytes | memoryview, parts: Parts) -> Values:
         require_length(body, self.most_bytes(parts), self.name)
@@ -101,8 +100,7 @@ class Uniform(Codec):
         planes = np.unpackbits(packed, count=blocks * self.block * self.bits)
         weights = (1 << np.arange(self.bits - 1, -1, -1)).astype(np.uint8)
         indices_BN = (planes.reshape(-1, self.bits) @ weights).reshape(-1, self.block)
-        unit_BN = indices_BN * np.float32(2 / (self._levels - 1)) - np.float32(1)
-        blocks_BN = (unit_BN * scales_B1).astype(np.float32)
+        blocks_BN = (self._units(indices_BN) * scales_B1).astype(np.float32)
         if self.rotate:
             blocks_BN = _hadamard(blocks_BN) * self._signs(bytes(body[:_SEED]))
         return np.ascontiguousarray(blocks_BN.reshape(-1)[:count])
@@ -116,19 +114,63 @@ class Uniform(Codec):
         return 2 if self.bits == 1 else 2**self.bits - 1
 
     @property
-    def _sign_only(self) -> bool:
-        return self.rotate and self.bits == 1
+    def _drive(self) -> bool:
+        return self.bits == 1 and self.rotate and not self.nearest
 
     def _count(self, size: int) -> int:
         return -(-size // self.block)
 
-    def _blocks(self, values: Values, size: int) -> Blocks_BN:
-        padded = np.zeros(self._count(size) * self.block, np.float32)
-        padded[:size] = values
-        return padded.reshape(-1, self.block)
+    def _written(
+        self, values: Values, signs: NDArray[np.float32] | None, rng: np.random.Generator
+    ) -> tuple[bytes, bytes]:
+        """Scales and levels of some blocks, turned by ``signs`` if they are given."""
+        blocks_BN = np.zeros((self._count(values.size), self.block), np.float32)
+        blocks_BN.reshape(-1)[: values.size] = values
+        if signs is not None:
+            most = _LARGEST / self.block**1.5  # in either direction, sums have to be finite
+            if np.abs(blocks_BN).max() > most:
+                raise CodecError(f"a value is too large for {self.name} to turn: beyond {most:.3g}")
+            blocks_BN = _hadamard(blocks_BN * signs)
+        scales_B1 = self._scales(blocks_BN)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            unit_BN = np.where(scales_B1 > 0, blocks_BN / scales_B1, 0.0).astype(np.float32)
+        indices_BN = self._indices(unit_BN, rng)
+        if self.nearest:
+            scales_B1 = self._fitted(blocks_BN, indices_BN, values.size)
+        planes = np.unpackbits(indices_BN[..., None], axis=-1)[..., 8 - self.bits :]
+        return scales_B1.astype("<f4").tobytes(), np.packbits(planes).tobytes()
+
+    def _indices(self, unit_BN: Blocks_BN, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """The levels, from 0 on, of values from -1 to 1."""
+        if self.bits == 1 and (self.rotate or self.nearest):
+            return (unit_BN >= 0).astype(np.uint8)
+        position: Blocks_BN = (unit_BN + 1) * ((self._levels - 1) / 2)
+        if self.nearest:
+            return np.rint(position).astype(np.uint8)
+        below = np.floor(position)
+        drawn = rng.random(position.shape, dtype=np.float32)
+        up = drawn >= 1 - (position - below)  # not by their sum, which is rounded
+        indices_BN: NDArray[np.uint8] = np.clip(below + up, 0, self._levels - 1).astype(np.uint8)
+        return indices_BN
+
+    def _units(self, indices_BN: NDArray[np.uint8]) -> Blocks_BN:
+        """What levels stand for, in scales."""
+        unit_BN: Blocks_BN = indices_BN * np.float32(2 / (self._levels - 1)) - np.float32(1)
+        return unit_BN
+
+    def _fitted(self, blocks_BN: Blocks_BN, indices_BN: NDArray[np.uint8], size: int) -> Blocks_BN:
+        """The scale of each block that leaves the least squares for these levels."""
+        unit_BN = self._units(indices_BN)
+        if not self.rotate:
+            unit_BN.reshape(-1)[size:] = 0  # what fills the last block is not sent
+        products = np.einsum("bn,bn->b", blocks_BN, unit_BN, dtype=np.float64)
+        squares = np.einsum("bn,bn->b", unit_BN, unit_BN, dtype=np.float64)
+        scales = np.divide(products, squares, out=np.zeros_like(products), where=squares > 0)
+        scales_B1: Blocks_BN = np.minimum(scales, _LARGEST).astype(np.float32)[:, None]
+        return scales_B1
 
     def _scales(self, blocks_BN: Blocks_BN) -> Blocks_BN:
-        if not self._sign_only:
+        if not self._drive:
             peaks: Blocks_BN = np.abs(blocks_BN).max(axis=1, keepdims=True)
             return peaks
         sums = np.abs(blocks_BN).sum(axis=1, keepdims=True, dtype=np.float64)

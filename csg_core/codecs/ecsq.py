@@ -86,11 +86,11 @@ class Ecsq(Codec):
         for places in _classes(used):
             own_steps = steps[places]
             scaled = written[places] / np.where(own_steps > 0, own_steps, np.inf)
-            magnitudes = np.floor(np.abs(scaled) + 0.5).astype(np.int32)
+            magnitudes = np.floor(np.abs(scaled) + 0.5)
             some = magnitudes > 0
             bias = float((magnitudes - np.abs(scaled))[some].mean()) if some.any() else 0.0
             shifts.append(int(np.clip(round(bias * _SHIFTS), -127, 127)))
-            levels = np.where(scaled < 0, -magnitudes, magnitudes)
+            levels = np.copysign(magnitudes, scaled).astype(np.int32)
             classes.append((levels, model_of(levels)))
         models = b"".join(model for _, model in classes)
         return models + np.array(shifts, np.int8).tobytes() + code_levels(classes)

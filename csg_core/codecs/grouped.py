@@ -77,6 +77,10 @@ class Grouped(Codec):
         return all(codec.holds_models for codec in (self.default, *dict(self.others).values()))
 
     @property
+    def bears_feedback(self) -> bool:
+        return all(codec.bears_feedback for codec in (self.default, *dict(self.others).values()))
+
+    @property
     def bears_statistics(self) -> bool:
         return dict(self.others).get("statistics", self.default).bears_statistics
 

@@ -19,6 +19,7 @@ from csg_core.entries import Parts
 TAPS = 2  # deltas that a prediction is made of, at most
 _UNIT = 32  # units of a factor to one
 _LARGEST = 127  # units, 3.97
+_AT_ONCE = 4096  # values
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,10 @@ class Predicted(Codec):
     def bytes_about(self, parts: Parts) -> int:
         return TAPS * len(self._groups(parts)) + self.codec.bytes_about(parts)
 
+    @property
+    def bears_feedback(self) -> bool:
+        return self.codec.bears_feedback
+
     def _read(
         self, body: bytes | memoryview, parts: Parts
     ) -> tuple[NDArray[np.int8], bytes | memoryview]:
@@ -81,10 +86,10 @@ class Predicted(Codec):
         groups = self._groups(parts)
         found = np.zeros((len(groups), TAPS), np.int8)
         for row, places in zip(found, groups, strict=True):
-            wanted = values[places].astype(np.float64)
-            deltas = np.array([delta[places] for delta in self.deltas[:TAPS]], np.float64)
-            if len(deltas) and np.isfinite(wanted).all():
-                row[: len(deltas)] = _best(wanted, deltas)
+            arrays = [values, *self.deltas[:TAPS]]
+            products = _products([array[places] for array in arrays])
+            if len(arrays) > 1 and np.isfinite(products).all():
+                row[: len(arrays) - 1] = _best(products)
         return found
 
     def _prediction(self, factors: NDArray[np.int8], parts: Parts) -> Values:
@@ -106,19 +111,32 @@ class Predicted(Codec):
         return found
 
 
-def _best(wanted: NDArray[np.float64], deltas: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Factors in units: of least squares, of the newest delta alone, or none, as leaves least."""
-    sizes = np.sqrt(np.square(deltas).sum(axis=1))
-    sizes[sizes == 0] = 1
-    alike = deltas / sizes[:, None]
-    products, onto = alike @ alike.T, alike @ wanted
-    alone = np.zeros(len(deltas))
-    alone[0] = onto[0]
-    exact = [np.linalg.lstsq(products, onto, rcond=1e-6)[0], alone]
+def _products(arrays: list[Values]) -> NDArray[np.float64]:
+    """Each array times each, float64 [arrays, arrays]; few values at a time, which one thread sums
+    whatever there are.
+    """
+    found = np.zeros((len(arrays), len(arrays)))
+    for start in range(0, arrays[0].size, _AT_ONCE):
+        some = np.array([array[start : start + _AT_ONCE] for array in arrays], np.float64)
+        found += some @ some.T
+    return found
+
+
+def _best(products: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Factors in units: of least squares, of the newest delta alone, or none, as leaves least.
+
+    ``products`` are those of what is wanted, and of the deltas after it.
+    """
+    square, onto, among = products[0, 0], products[0, 1:], products[1:, 1:]
+    sizes = np.sqrt(among.diagonal())
+    sizes = np.where(sizes > 0, sizes, 1)
+    alone = np.zeros(len(sizes))
+    alone[0] = onto[0] / sizes[0]
+    exact = [np.linalg.lstsq(among / np.outer(sizes, sizes), onto / sizes, rcond=1e-6)[0], alone]
     tried = [np.clip(np.rint(_UNIT * of / sizes), -_LARGEST, _LARGEST) for of in exact]
-    left = [np.square(wanted - units / _UNIT @ deltas).sum() for units in tried]
+    left = [square + units / _UNIT @ (among @ units / _UNIT - 2 * onto) for units in tried]
     best = int(np.argmin(left))
-    return tried[best] if left[best] < np.square(wanted).sum() else 0 * alone
+    return tried[best] if left[best] < square else 0 * alone
 
 
 def _reach(factors: NDArray[np.int8]) -> int:

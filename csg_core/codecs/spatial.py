@@ -59,18 +59,20 @@ def _each_kernel(values: Values, parts: Parts, *, inverse: bool) -> Values:
         end = start + part.size
         if part.grid.spatial and part.size:
             kernels = turned[start:end].reshape(-1, *part.grid.sides, part.grid.inner)
-            for axis in (1, 2):
-                matrix = basis(kernels.shape[axis])
-                kernels = _along(kernels, matrix.T if inverse else matrix, axis)
-            turned[start:end] = kernels.ravel()
+            # a place of all kernels after the other, so that what is added stands together
+            planes = np.ascontiguousarray(np.moveaxis(kernels, 0, 2))
+            for axis in (0, 1):
+                matrix = basis(planes.shape[axis])
+                planes = _along(planes, matrix.T if inverse else matrix, axis)
+            kernels[:] = np.moveaxis(planes, 2, 0)
         start = end
     return turned
 
 
-def _along(kernels: Values, matrix: NDArray[np.float32], axis: int) -> Values:
+def _along(planes: Values, matrix: NDArray[np.float32], axis: int) -> Values:
     """Each line of the axis times a matrix, its terms summed one after the other."""
-    lines = np.moveaxis(kernels, axis, 0)
-    turned = np.empty_like(kernels)
+    lines = np.moveaxis(planes, axis, 0)
+    turned = np.empty_like(planes)
     for out, row in zip(np.moveaxis(turned, axis, 0), matrix, strict=True):
         np.multiply(lines[0], row[0], out=out)
         for line, factor in zip(lines[1:], row[1:], strict=True):

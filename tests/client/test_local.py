@@ -258,7 +258,7 @@ def test_a_client_needs_a_partition(config):
 
 
 def test_every_update_is_rounded_by_draws_of_its_own(tiny):
-    recipe = tiny(wire={"uplink": "uniform:bits=1"})
+    recipe = tiny(wire={"uplink": "uniform:bits=1", "feedback": False})
     client = LocalClient(recipe)
     held = Held(0, _model(recipe))
     update = np.random.default_rng(0).normal(size=held.values.size).astype(np.float32)
@@ -271,7 +271,7 @@ def test_every_update_is_rounded_by_draws_of_its_own(tiny):
 
 
 def test_without_feedback_nothing_is_kept_of_what_the_codec_left_out(tiny):
-    lossy = {"uplink": "uniform:bits=2"}
+    lossy = {"uplink": "uniform:bits=3"}
     kept = _train(tiny(wire=lossy)).memory
     assert np.abs(kept.residual).max() > 0
     recipe = tiny(wire={**lossy, "feedback": False})

@@ -1,6 +1,7 @@
 """Encode, then decode: what the sender believes; and nothing foreign gets through."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from csg_core.codecs.entropy import decode as decode_symbols
 from csg_core.codecs.grouped import Grouped
 from csg_core.codecs.spatial import from_frequencies
 from csg_core.entries import KernelGrid, Part
+from tests.csg_core.foretold import AFTER, codec_of
 
 LINES = [
     "fp32",
@@ -23,6 +25,8 @@ LINES = [
     "uniform:bits=1",
     "uniform:bits=1,block=32,rotate=true",
     "uniform:bits=4,rotate=true",
+    "uniform:bits=1,block=8,nearest=true",
+    "uniform:bits=2,rotate=true,nearest=true",
     "ternary",
     "topk:fraction=0.1",
     "topk:fraction=0.2,ternary=true",
@@ -64,11 +68,11 @@ _parts = st.lists(
 ).map(lambda parts: sorted(parts, key=lambda part: part.group))
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("name", [*LINES, *AFTER])
 @settings(max_examples=60)
 @given(parts=_parts, data=st.data())
-def test_any_values_come_back_finite_within_the_bound_and_alike(line, parts, data):
-    codec = codec_named(line)
+def test_any_values_come_back_finite_within_the_bound_and_alike(name, parts, data):
+    codec = codec_of(name, tuple(parts))
     size = total(parts)
     floats = st.floats(-60_000, 60_000, width=32)
     values = np.array(data.draw(st.lists(floats, min_size=size, max_size=size)), np.float32)
@@ -81,11 +85,11 @@ def test_any_values_come_back_finite_within_the_bound_and_alike(line, parts, dat
     assert np.array_equal(first, second)
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("name", [*LINES, *AFTER])
 @settings(max_examples=150)
 @given(data=st.data())
-def test_damaged_bytes_give_an_array_or_a_codec_error(line, data):
-    codec = codec_named(line)
+def test_damaged_bytes_give_an_array_or_a_codec_error(name, data):
+    codec = codec_of(name, PARTS)
     body = bytearray(codec.encode(_laplace(), PARTS, _rng()))
     kind = data.draw(st.sampled_from(["flip", "cut", "longer", "noise"]))
     if kind == "flip" and body:
@@ -105,9 +109,9 @@ def test_damaged_bytes_give_an_array_or_a_codec_error(line, data):
     assert values.shape == (total(PARTS),)
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if line not in ("none",)])
-def test_truncated_and_oversized_bytes_are_refused(line):
-    codec = codec_named(line)
+@pytest.mark.parametrize("name", [*LINES[:-1], *AFTER])
+def test_truncated_and_oversized_bytes_are_refused(name):
+    codec = codec_of(name, PARTS)
     body = codec.encode(_laplace(), PARTS, _rng())
     for wrong in (body[:-4], body[: len(body) // 2], b"", body + bytes(4)):
         with pytest.raises(CodecError):
@@ -123,8 +127,21 @@ def test_bytes_to_expect_are_those_of_real_values(line):
     assert sent == pytest.approx(codec.bytes_about(parts), rel=0.1)
 
 
+@pytest.mark.parametrize("name", ["ecsq", "uniform:bits=2,rotate=true,nearest=true", *AFTER])
+def test_encoding_takes_memory_of_a_few_arrays(name):
+    parts = (Part("generator", 150_300, KernelGrid((3, 3), 50)), Part("codes", 49_700))
+    codec, values = codec_of(name, parts), _laplace(parts)
+    codec.encode(values, parts, _rng())  # tables are made once
+    tracemalloc.start()
+    codec.encode(values, parts, _rng())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * values.nbytes
+
+
 # one bit of a turned block is left out: it has bias where few values count
 @pytest.mark.parametrize("codec", [Uniform(bits=1, block=8), Uniform(bits=3, block=16),
+                                   Uniform(bits=4, block=16), Uniform(bits=8, block=8),
                                    Uniform(bits=2, block=8, rotate=True)], ids=repr)  # fmt: skip
 def test_stochastic_rounding_leaves_no_bias(codec):
     parts = (Part("codes", 24),)

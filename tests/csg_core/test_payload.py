@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csg_core.codecs import codec_named
+from csg_core.codecs import codec_named, total
 from csg_core.entries import Part
 from csg_core.payload import HEADER_BYTES, Label, PayloadError, decode, payload_bytes
 from csg_core.payload import encode as encode_drawing
+from tests.csg_core.foretold import AFTER, codec_of
+from tests.csg_core.test_codecs import LINES, PARTS
 
 FP32, FP16 = codec_named("fp32"), codec_named("fp16")
 
@@ -42,6 +44,22 @@ def test_a_payload_with_any_changed_byte_is_refused(data):
     payload[place] ^= data.draw(st.integers(1, 255))
     with pytest.raises(PayloadError):
         decode(bytes(payload), _label(9), FP32)
+
+
+@pytest.mark.parametrize("name", [*LINES, *AFTER])
+def test_a_payload_with_any_flipped_bit_is_refused(name):
+    """Each bit of the header, and three hundred of what any codec wrote."""
+    rng, codec = np.random.default_rng(0), codec_of(name, PARTS)
+    about = _label(0, parts=PARTS)
+    payload = encode(rng.laplace(size=total(PARTS)).astype(np.float32), about, codec)
+    decode(payload, about, codec)
+    head, bits = 8 * HEADER_BYTES, 8 * len(payload)
+    behind = rng.choice(np.arange(head, bits), min(300, bits - head), replace=False)
+    for bit in (*range(head), *behind.tolist()):
+        damaged = bytearray(payload)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(PayloadError):
+            decode(bytes(damaged), about, codec)
 
 
 @settings(max_examples=300)

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from csg_core.codecs import Ecsq, codec_named, total
 from csg_core.entries import KernelGrid, Part
 from csg_core.payload import HEADER_BYTES, Label, PayloadError, decode, encode, payload_bytes, seal
+from tests.csg_core.foretold import AFTER, codec_of
 from tests.fuzz.doors import LINES, PARTS, SIZE, label, mended, refused, sound
 
+NAMES = (*LINES, *AFTER)
 MOST = 10  # times the array and the payload: what decoding may take at its peak
 SPARE = 256_000  # bytes, for small arrays and tables
 LARGE = (
@@ -30,17 +32,19 @@ LARGE = (
 )
 
 
-def _body(line, parts=PARTS, seed=0):
-    rng = np.random.default_rng(seed)
+def _body(name, parts=PARTS, seed=0):
+    rng, codec = np.random.default_rng(seed), codec_of(name, parts)
     values = (rng.laplace(size=total(parts)) * 0.01).astype(np.float32)
-    return codec_named(line).encode(values, parts, rng)
+    for delta in getattr(codec, "deltas", ()):  # so that they foretell some of it
+        values += np.float32(0.01) * delta
+    return codec.encode(values, parts, rng)
 
 
-def _decoded(payload, line, about=None):
+def _decoded(payload, name, about=None):
     """Decode what may be anything; whether it was taken."""
     about = label() if about is None else about
     try:
-        values = decode(payload, about, codec_named(line))
+        values = decode(payload, about, codec_of(name, tuple(about.parts)))
     except PayloadError as error:
         refused(error)
         return False
@@ -50,34 +54,34 @@ def _decoded(payload, line, about=None):
     return True
 
 
-def _sealed(body, line):
-    return seal(bytes(body), label(), codec_named(line))
+def _sealed(body, name):
+    return seal(bytes(body), label(), codec_of(name, PARTS))
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_cut_at_every_length(line):
-    body = _body(line)
-    assert _decoded(_sealed(body, line), line)
+@pytest.mark.parametrize("name", NAMES)
+def test_cut_at_every_length(name):
+    body = _body(name)
+    assert _decoded(_sealed(body, name), name)
     for length in range(len(body)):
-        assert not _decoded(_sealed(body[:length], line), line)
-    payload = _sealed(body, line)
+        assert not _decoded(_sealed(body[:length], name), name)
+    payload = _sealed(body, name)
     for length in range(len(payload)):  # with lengths and checksum made right, and as it was cut
-        assert not _decoded(mended(payload[:length]), line)
-        assert not _decoded(payload[:length], line)
+        assert not _decoded(mended(payload[:length]), name)
+        assert not _decoded(payload[:length], name)
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=100, deadline=5000)
 @given(more=st.binary(min_size=1, max_size=40), times=st.sampled_from([1, 100, 10_000]))
-def test_longer_than_it_is(line, more, times):
-    assert not _decoded(_sealed(_body(line) + more * times, line), line)
+def test_longer_than_it_is(name, more, times):
+    assert not _decoded(_sealed(_body(name) + more * times, name), name)
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=200, deadline=5000)
 @given(data=st.data())
-def test_changed_swapped_and_overwritten_bytes(line, data):
-    body = bytearray(_body(line, seed=data.draw(st.integers(0, 3))))
+def test_changed_swapped_and_overwritten_bytes(name, data):
+    body = bytearray(_body(name, seed=data.draw(st.integers(0, 3))))
     place = st.integers(0, max(0, len(body) - 1))
     for _ in range(data.draw(st.integers(1, 6)) if body else 0):
         kind = data.draw(st.sampled_from(["flip", "byte", "swap", "overwrite", "remove"]))
@@ -93,14 +97,14 @@ def test_changed_swapped_and_overwritten_bytes(line, data):
             body[at : at + len(noise)] = noise
         elif len(body) > 1:
             del body[at]
-    _decoded(_sealed(body, line), line)
+    _decoded(_sealed(body, name), name)
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=100, deadline=5000)
 @given(noise=st.binary(max_size=1500))
-def test_noise_behind_a_good_header(line, noise):
-    _decoded(_sealed(noise, line), line)
+def test_noise_behind_a_good_header(name, noise):
+    _decoded(_sealed(noise, name), name)
 
 
 def test_another_codecs_bytes_under_this_codecs_header():
@@ -136,11 +140,11 @@ def test_whatever_a_header_declares_nothing_is_allocated(line, field, number, id
     assert taken or peak < 20_000
 
 
-def _hostile(line, parts):
+def _hostile(name, parts):
     """Bodies that are made to cost much: as many bytes as are taken, and as few."""
-    most = codec_named(line).most_bytes(parts)
+    most = codec_of(name, parts).most_bytes(parts)
     rng = np.random.default_rng(5)
-    good = _body(line, parts)
+    good = _body(name, parts)
     changed = bytearray(good)
     for place in rng.integers(0, max(1, len(good)), 20) if good else []:
         changed[place] = rng.integers(256)
@@ -154,14 +158,14 @@ def _hostile(line, parts):
     return [good, bytes(changed), bytes(most), b"\xff" * most, rng.bytes(most), *few]
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_memory_at_the_peak_is_a_small_multiple_of_array_and_payload(line):
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_at_the_peak_is_a_small_multiple_of_array_and_payload(name):
     about = Label(fingerprint=label().fingerprint, parts=LARGE, round=5, kind="update", version=5,
                   digest=7)  # fmt: skip
-    for body in _hostile(line, LARGE):
-        payload = seal(body, about, codec_named(line))
+    for body in _hostile(name, LARGE):
+        payload = seal(body, about, codec_of(name, LARGE))
         tracemalloc.start()
-        _decoded(payload, line, about)
+        _decoded(payload, name, about)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < MOST * (4 * about.size + len(payload)) + SPARE
@@ -169,9 +173,9 @@ def test_memory_at_the_peak_is_a_small_multiple_of_array_and_payload(line):
 
 _RESIDENT = """
 import sys
-from csg_core.codecs import codec_named
 from csg_core.payload import seal
-from tests.csg_core.test_strangers import LARGE, LINES, Label, _decoded, _hostile, label
+from tests.csg_core.foretold import codec_of
+from tests.csg_core.test_strangers import LARGE, NAMES, Label, _decoded, _hostile, label
 
 def memory(key):
     with open("/proc/self/status") as file:
@@ -180,14 +184,14 @@ def memory(key):
 parts = tuple(part._replace(size=8 * part.size) for part in LARGE)
 about = Label(fingerprint=label().fingerprint, parts=parts, round=5, kind="update", version=5,
               digest=7)
-payloads = [(line, seal(body, about, codec_named(line)))
-            for line in LINES for body in _hostile(line, parts)]
+payloads = [(name, seal(body, about, codec_of(name, parts)))
+            for name in NAMES for body in _hostile(name, parts)]
 largest = max(len(payload) for _, payload in payloads)
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # the peak begins here
 before = memory("VmRSS")
-for line, payload in payloads:
-    _decoded(payload, line, about)
+for name, payload in payloads:
+    _decoded(payload, name, about)
 print(memory("VmHWM") - before, 4 * about.size + largest)
 """
 

@@ -41,6 +41,15 @@ from federation.recipe_file import read_recipe
             {"wire": {"uplink": "ecsq:stp=1"}},
             "wire.uplink = .* ecsq takes step, codes, fine, dct",
         ),
+        (
+            {"wire": {"uplink": "fp16; codes=uniform:bits=2"}},
+            "uplink 'fp16; codes=uniform:bits=2': with feedback what it leaves out grows to many "
+            "updates; add nearest=true, or set wire.feedback=false",
+        ),
+        (
+            {"wire": {"downlink": "uniform:bits=1", "deltas": True}},
+            "downlink 'uniform:bits=1': with deltas what .*; add nearest=true, or set bits=3",
+        ),
         *[({"server": {"strategy": "krum", "options": {"num_malicious_nodes": value}}},
            rf"server.options.num_malicious_nodes = {value:g}: .* {wanted}")
           for value, wanted in ((float("inf"), "finite number"), (float("nan"), "finite number"),
@@ -52,6 +61,18 @@ def test_a_mistake_is_one_line_that_names_it(content, message):
         recipe_of(content, "my.toml")
     assert str(caught.value).startswith("my.toml: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        {"uplink": "uniform:bits=2,nearest=true", "downlink": "uniform:bits=1,nearest=true"},
+        {"uplink": "uniform:bits=1,rotate=true", "downlink": "uniform:bits=3"},
+        {"uplink": "uniform:bits=2", "feedback": False},
+    ],
+)
+def test_coarse_steps_are_taken_where_what_they_leave_out_does_not_grow(wire):
+    assert recipe_of({"wire": {**wire, "deltas": True}}, "x").wire.uplink == wire["uplink"]
 
 
 def test_toml_and_json_bring_a_recipe_back():

@@ -229,7 +229,7 @@ def test_a_resumed_run_ends_as_if_it_had_not_been_interrupted(
     assert np.abs(whole.carried["owed"]).max() > 0.01
 
 
-@pytest.mark.parametrize("downlink", ["ecsq:step=3", "uniform:bits=2", "fp32"])
+@pytest.mark.parametrize("downlink", ["ecsq:step=3", "uniform:bits=2,nearest=true", "fp32"])
 def test_the_model_is_the_mean_of_what_clients_came_to(tiny, run, noted, downlink):
     """Though they were not sent all of it: what is owed waits, and comes with the next model."""
     came_to, held = noted
