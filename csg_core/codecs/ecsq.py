@@ -148,7 +148,9 @@ class Ecsq(Codec):
         return min(self.step, self.fine) if group in _FINE else self.step
 
     def _exponents(self, values: Values, parts: tuple[Part, ...]) -> NDArray[np.int8]:
-        """Step sizes, in quarter octaves; wide enough that no level passes the largest.
+        """Step sizes, in quarter octaves; wide enough that no level passes the largest, and no
+        wider than what still writes the largest value: of what is never written more and more is
+        owed.
 
         Raises:
             CodecError: if a value takes larger steps than there are.
@@ -161,8 +163,10 @@ class Ecsq(Codec):
         some = peaks > 0
         nearest = np.log2(wanted[some] * np.sqrt(squares / sizes)[some]) * _OCTAVE
         enough = np.log2(peaks[some] / MOST) * _OCTAVE
+        most = np.floor(np.log2(2 * peaks[some]) * _OCTAVE)
         found = np.full(len(parts), _ZERO)
-        found[some] = np.clip(np.maximum(np.rint(nearest), np.ceil(enough)), _ZERO + 1, None)
+        steps = np.maximum(np.minimum(np.rint(nearest), most), np.ceil(enough))
+        found[some] = np.clip(steps, _ZERO + 1, None)
         if (found > _LARGEST).any():
             raise CodecError(f"{self.name} holds no value as large as {peaks.max():g}")
         return found.astype(np.int8)

@@ -14,7 +14,7 @@ from simulations.bench.runs import measured_run
 
 NEEDS_IMAGES = True
 _TURNS = 2
-_ROUNDS = ("train.rounds=4", "run.eval_every=1000", "run.device=cpu")
+_ROUNDS = ("train.rounds=3", "run.eval_every=1000", "run.device=cpu")
 _ONE_CORE, _WORKERS = "local, one core", "local, workers"
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 ARMS: dict[str, tuple[str, ...]] = {

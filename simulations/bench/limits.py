@@ -98,7 +98,7 @@ def _variants(first: Arm) -> dict[str, Arm]:
 
 
 def measure(
-    _images: str | None = None, *, networks: Sequence[str] = NETWORKS, turns: int = 12
+    _images: str | None = None, *, networks: Sequence[str] = NETWORKS, turns: int = 8
 ) -> dict[str, Any]:
     """Images a second by arm, the share of operators in a step, and what a product reaches."""
     precisions = usable_precisions()

@@ -56,7 +56,7 @@ WORKS = {
         "cifar10-resnet20", ("data.clients=10", "data.images=3000"), turns=7
     ),
     "20 clients of 500 images": Work(
-        "cifar10-resnet20", ("data.clients=100", "train.clients_per_round=20"), turns=3
+        "cifar10-resnet20", ("data.clients=100", "train.clients_per_round=20"), turns=2
     ),
     "50 clients of 50 images, two convolutions, 1.6 M parameters": Work(
         "bench-pfl-cifar10", (), turns=8

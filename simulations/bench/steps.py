@@ -42,7 +42,7 @@ def measure(
     *,
     networks: Sequence[str] = NETWORKS,
     size: int = _BATCH,
-    repeats: int = 20,
+    repeats: int = 15,
 ) -> list[dict[str, Any]]:
     """A row for each network, in every precision that this processor is made for."""
     return [

@@ -56,6 +56,18 @@ def test_what_is_left_out_stays_bounded_and_does_not_grow(line, draw):
     assert norms[30:].mean() <= 1.3 * norms[:30].max()
 
 
+@pytest.mark.parametrize("size", [1, 2, 12, 100])
+@pytest.mark.parametrize("line", ["ecsq", "ecsq:step=4", "ecsq:step=8,codes=8"])
+def test_small_tensors_are_not_owed_for_ever(line, size):
+    """All values of about one size are less than half a wide step."""
+    codec, parts = codec_named(line), (Part("codes", size),)
+    rng, left = np.random.default_rng(0), np.zeros(size, np.float32)
+    for _ in range(60):
+        wanted = (1 + 0.1 * rng.normal(size=size)).astype(np.float32) + left
+        left = wanted - codec.decode(codec.encode(wanted, parts, rng), parts)
+    assert np.abs(left).max() < 4 * codec.step + 2 * size
+
+
 @pytest.mark.parametrize("draw", [_laplace, _normal, _outliers])
 @pytest.mark.parametrize("line", ["uniform:bits=1", "uniform:bits=2", "uniform:bits=2,rotate=true"])
 def test_what_bears_no_feedback_owes_many_updates(line, draw):

@@ -26,7 +26,7 @@ from simulations.bench.peers.work import Asked, write_work
 
 NEEDS_IMAGES = True
 _WORK = Asked(clients=10, images=5_000, rounds=3)
-_AGAIN = ("ours", *FROM_FLOWER)  # after the first turn
+_AGAIN = FROM_FLOWER  # after the first turn
 
 
 def measure(
