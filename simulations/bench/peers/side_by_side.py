@@ -2,8 +2,8 @@
 
 Every arm trains a dense ResNet-20 from the same first values on the same shards, and is a process
 of its own; the arms take turns, those that the goal is about more than one, and ratios are within a
-turn. The peers' environments are made at
-the first call. A peer that does not install or run is named with the reason.
+turn. The peers' environments are made at the first call. A peer that does not install or run is
+named with the reason.
 """
 
 import json
