@@ -44,11 +44,21 @@ def measured_run(
 def round_seconds(done: Measured, rows: Sequence[RoundRow]) -> list[float]:
     """Seconds of each round, from report to report, so that its record and checkpoint are in it.
 
-    Of the first they are what its row says. Raises StudyError if clients failed.
+    Of the first they are what its row says. Raises StudyError as :func:`report_times` does.
+    """
+    ends = report_times(done, rows)
+    return [rows[0].seconds, *(end - begin for begin, end in pairwise(ends))]
+
+
+def report_times(done: Measured, rows: Sequence[RoundRow]) -> list[float]:
+    """When each round was reported, in seconds from the command's start.
+
+    Raises:
+        StudyError: if clients failed, or not every round was reported.
     """
     if failures := sum(row.failures for row in rows):
         raise StudyError(f"{failures} of the clients' answers failed")
     ends = [at for at, line in done.lines() if line.startswith("round ")]
     if len(ends) != len(rows):
         raise StudyError(f"{len(ends)} of {len(rows)} rounds were reported")
-    return [rows[0].seconds, *(end - begin for begin, end in pairwise(ends))]
+    return ends

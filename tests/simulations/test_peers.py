@@ -9,10 +9,11 @@ from csg_core import ModelSpec, build
 from federation.data_sets import DataError
 from simulations.bench.peers import side_by_side
 from simulations.bench.peers.arms import ARMS, BASE, FROM_FLOWER
-from simulations.bench.peers.environments import Environment, PeerError, interpreter_of
+from simulations.bench.peers.environments import Environment, interpreter_of
 from simulations.bench.peers.plain import ResNet20, Work
 from simulations.bench.peers.tables import ratio, table
 from simulations.bench.peers.work import Asked, write_work
+from simulations.command import StudyError
 
 
 def _found(seconds, accuracy=0.5):
@@ -85,7 +86,7 @@ def test_the_table_says_what_the_distance_is_made_of_and_what_was_not_measured()
 
 def test_a_python_that_is_not_here_is_named(tmp_path):
     odd = Environment(name="odd", python="3.99", packages=("numpy",))
-    with pytest.raises(PeerError, match=r"needs Python 3\.99"):
+    with pytest.raises(StudyError, match=r"needs Python 3\.99"):
         interpreter_of(odd, tmp_path)
 
 

@@ -16,11 +16,11 @@ from simulations.bench.peers.environments import (
     OWN,
     PFL,
     Environment,
-    PeerError,
     interpreter_of,
     surroundings,
 )
-from simulations.bench.runs import round_seconds
+from simulations.bench.runs import report_times, round_seconds
+from simulations.command import StudyError
 from simulations.recipe_names import set_options
 
 LIMIT_S = 3600.0  # of an arm
@@ -103,7 +103,7 @@ def run(name: str, work: Path, recipe: Recipe, environments: Path) -> Found:
     """Run an arm, to its end.
 
     Raises:
-        PeerError: if it does not install, run or do all its rounds.
+        StudyError: if it does not install, run or do all its rounds.
     """
     arm = ARMS[name]
     python = interpreter_of(arm.environment, environments)
@@ -126,17 +126,16 @@ def run(name: str, work: Path, recipe: Recipe, environments: Path) -> Found:
             limit=LIMIT_S,
         )
         if done.status and done.seconds > LIMIT_S:
-            raise PeerError(f"{name} was ended after {LIMIT_S:g} s; ask for fewer --images")
+            raise StudyError(f"{name} was ended after {LIMIT_S:g} s; ask for fewer --images")
         if done.status:
-            raise PeerError(f"{name} ended with status {done.status}: {_last(errors)}")
+            raise StudyError(f"{name} ended with status {done.status}: {_last(errors)}")
         if arm.script:
             return _of_lines(name, done, recipe.train.rounds)
         rows = RunFolder(scratch / "run").rows()
-        if len(rows) != recipe.train.rounds or any(row.failures for row in rows):
-            raise PeerError(f"{name} lost clients or rounds")
+        if len(rows) != recipe.train.rounds:
+            raise StudyError(f"{name} did {len(rows)} of {recipe.train.rounds} rounds")
     seconds = round_seconds(done, rows)  # from report to report, as the peers' are
-    first = next(at for at, line in done.lines() if line.startswith("round "))
-    return _found(done, seconds, first, rows[-1].test_accuracy or 0.0)
+    return _found(done, seconds, report_times(done, rows)[0], rows[-1].test_accuracy or 0.0)
 
 
 def _our_command(arm: Arm, recipe: Recipe, folder: Path) -> list[str]:
@@ -150,7 +149,7 @@ def _of_lines(name: str, done: Measured, rounds: int) -> Found:
     """What a peer's script has reported: a JSON line a round."""
     reports = [(at, json.loads(line)) for at, line in done.lines() if line.startswith('{"round"')]
     if [row["round"] for _, row in reports] != list(range(1, rounds + 1)):
-        raise PeerError(f"{name} reported {len(reports)} of {rounds} rounds")
+        raise StudyError(f"{name} reported {len(reports)} of {rounds} rounds")
     seconds = [row["seconds"] for _, row in reports]
     return _found(done, seconds, reports[0][0], reports[-1][1]["test_accuracy"])
 

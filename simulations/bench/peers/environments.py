@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from simulations.bench.measured import measured
+from simulations.command import StudyError
 
 _ROOT = Path(__file__).parents[3]
 # A step of a small convolution, so that what torch loads late is there, and time to be looked at.
@@ -20,10 +21,6 @@ torch.nn.Conv2d(3, 16, 3)(torch.randn(64, 3, 32, 32)).sum().backward()
 print(json.dumps({"python": platform.python_version(), "torch": torch.__version__}), flush=True)
 time.sleep(2.5)
 """
-
-
-class PeerError(RuntimeError):
-    """A peer that does not install or run here; the message says why, in one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +53,7 @@ def interpreter_of(environment: Environment, folder: Path) -> Path:
     """Its Python; the environment is made in ``folder`` if it is not there.
 
     Raises:
-        PeerError: if there is no such Python, or pip does not install the packages.
+        StudyError: if there is no such Python, or pip does not install the packages.
     """
     if not environment.packages:
         return Path(sys.executable)
@@ -78,11 +75,11 @@ def torch_alone(python: Path) -> dict[str, Any]:
     """Versions of an environment, and the megabytes of a process that uses only torch.
 
     Raises:
-        PeerError: if torch cannot be imported there.
+        StudyError: if torch cannot be imported there.
     """
     done = measured(["-c", _TORCH_ALONE], interpreter=python, environment=surroundings())
     if done.status:
-        raise PeerError(f"{python} cannot use torch")
+        raise StudyError(f"{python} cannot use torch")
     return {**json.loads(done.output), "torch_alone_mb": done.peak_bytes / 1e6}
 
 
@@ -102,7 +99,7 @@ def _found(version: str) -> str:
         done = subprocess.run([candidate, "-V"], capture_output=True, text=True, check=False)
         if done.returncode == 0 and f" {version}." in done.stdout:
             return candidate
-    raise PeerError(f"needs Python {version}, which is not here")
+    raise StudyError(f"needs Python {version}, which is not here")
 
 
 def _candidates(version: str) -> Iterator[str]:
@@ -122,7 +119,7 @@ def _run(command: list[str], environment: Environment) -> None:
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
         said = next((line for line in lines if line.startswith("ERROR")), lines[-1])
-        raise PeerError(f"{environment.name} does not install: {said}")
+        raise StudyError(f"{environment.name} does not install: {said}")
 
 
 def _say(line: str) -> None:

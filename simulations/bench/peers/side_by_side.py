@@ -15,14 +15,10 @@ from typing import Any
 
 from federation.cache import cache_folder
 from simulations.bench.peers.arms import ARMS, FROM_FLOWER, run
-from simulations.bench.peers.environments import (
-    Environment,
-    PeerError,
-    interpreter_of,
-    torch_alone,
-)
+from simulations.bench.peers.environments import Environment, interpreter_of, torch_alone
 from simulations.bench.peers.tables import short_table, table
 from simulations.bench.peers.work import Asked, write_work
+from simulations.command import StudyError
 
 NEEDS_IMAGES = True
 _WORK = Asked(clients=10, images=5_000, rounds=3)
@@ -52,7 +48,7 @@ def measure(
                     continue
                 try:
                     found[-1][arm] = run(arm, Path(place), recipe, folder).row()
-                except PeerError as error:
+                except StudyError as error:
                     failed[arm] = str(error)
                 said = failed.get(arm) or json.dumps(found[-1][arm])
                 print(f"turn {turn}, {arm}: {said}", file=sys.stderr, flush=True)
@@ -83,7 +79,7 @@ def _environments(arms: Sequence[str], folder: Path) -> tuple[dict[str, Any], di
         try:
             python = interpreter_of(environment, folder)
             found[name] = {"packages": environment.packages, **torch_alone(python)}
-        except PeerError as error:
+        except StudyError as error:
             print(f"peers: {error}", file=sys.stderr, flush=True)
             failed |= {arm: str(error) for arm in arms if ARMS[arm].environment is environment}
     return found, failed
