@@ -45,9 +45,10 @@ class KernelBank:
     write behind autograd's back in between (``p.data.copy_(...)``, a numpy view) cannot be noticed:
     call ``forget`` after one.
 
-    Only real parameters in eager mode are shared in this way. Under torch.compile and torch.func,
-    in the replicas of DataParallel, and where parameters are views of a longer tensor, as
-    ``vector_to_parameters`` leaves them, each layer makes its own kernel, without any state.
+    Only real parameters in eager mode are shared in this way. Under torch.compile, torch.jit.trace
+    and torch.func, in the replicas of DataParallel, and where parameters are views of a longer
+    tensor, as ``vector_to_parameters`` leaves them, each layer makes its own kernel, without any
+    state.
     """
 
     def __init__(self, generator: SliceGenerator, layout: Layout) -> None:
@@ -152,8 +153,12 @@ def _stamp(tensor: Tensor) -> Stamp:
 
 
 def _is_transformed() -> bool:
-    """Whether this call is traced by torch.compile or transformed by torch.func."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    """Whether this call is traced by torch.compile or torch.jit, or transformed by torch.func."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 def _are_own(codes: Tensor, weight: Tensor) -> bool:

@@ -61,7 +61,7 @@ def kernels_from_slices(slices_LSV: Tensor, form: KernelForm) -> Tensor:
     Returns:
         Kernels, shape [L, out, in, k, k], each contiguous in its memory format.
     """
-    L, s, k = len(slices_LSV), form.slice_size, form.kernel_size
+    L, s, k = slices_LSV.shape[0], form.slice_size, form.kernel_size
     rows, columns = form.grid
     O, I = rows * s, columns * s  # noqa: E741
     if form.layout == "block":  # axes: kernel, rows, columns, s (out), s (in), k, k

@@ -70,7 +70,7 @@ def _describe(sources: Sequence[Path]) -> list[list[object]]:
 
 def _read(entry: Path, described: list[list[object]]) -> Arrays | None:
     try:
-        note = json.loads((entry / "entry.json").read_text())
+        note = dict(json.loads((entry / "entry.json").read_text()))
         arrays = tuple(np.load(entry / f"{name}.npy", mmap_mode="c") for name in _ARRAYS)
     except Exception:  # numpy raises many kinds at a damaged header
         return None

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Mapping
@@ -42,15 +43,14 @@ def replace_files(contents: Mapping[Path, bytes], *, private: bool = False) -> N
     try:
         for path, content in contents.items():
             try:
-                handle, temporary = tempfile.mkstemp(
-                    dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL
-                )
-                written[path] = Path(temporary)
+                partial = path.parent / f".{path.name}.{secrets.token_hex(8)}{_PARTIAL}"
+                mode = 0o600 if private else 0o666  # less what the umask takes
+                handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+                written[path] = partial
                 with os.fdopen(handle, "wb") as file:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-                os.chmod(temporary, 0o600 if private else 0o644)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(path)) from error
         for path, partial in written.items():

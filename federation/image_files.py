@@ -128,6 +128,8 @@ def _pixels(source: Path | io.BytesIO, *, resize: bool = False) -> np.ndarray:
     from PIL import Image
 
     with Image.open(source) as image:
+        if image.mode[0] in "IF":  # integers and floats, which Pillow would cut off at 255
+            raise ValueError(f"mode {image.mode}, of more than 8 bits a channel; save it with 8")
         picture = image.convert("RGB")
     if resize and picture.size != (SIDE, SIDE):
         picture = picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR)

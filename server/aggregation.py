@@ -120,7 +120,10 @@ class Aggregation:
         kept = [replace(update, values=update.array) for update in updates]
         if not kept:
             raise AggregationError("there is no update to aggregate")
-        replies = [self._reply(current + update.array, update.examples) for update in kept]
+        # The others do not ask where the origin is, and distances of whole models would drown
+        # small updates in the rounding of float32.
+        origin = current if isinstance(self._flower, _OPTIMIZERS) else np.float32(0)
+        replies = [self._reply(origin + update.array, update.examples) for update in kept]
         before = {name: array[:still].copy() for name, array in self.state().items()}
         try:
             arrays, _ = self._flower.aggregate_train(round_, replies)
@@ -131,7 +134,7 @@ class Aggregation:
         assert arrays is not None
         head = model_in(arrays)
         if not isinstance(self._flower, _OPTIMIZERS):
-            return head
+            return current + head
         tail = current + _mean(kept, current.size)
         return np.concatenate([head, tail[self._trained :]])
 

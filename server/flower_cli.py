@@ -62,7 +62,7 @@ def connect(scratch: Path, address: str, ca: str | None = None) -> None:
     """
     link = {"root-certificates": ca} if ca else {"insecure": True}
     content = {"superlink": {CONNECTION: {"address": address, **link}}}
-    (scratch / "flwr" / "config.toml").write_text(tomli_w.dumps(content))
+    (scratch / "flwr" / "config.toml").write_text(tomli_w.dumps(content), "utf-8")
 
 
 def write_app(path: Path, client: str, server: str, config: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def write_app(path: Path, client: str, server: str, config: dict[str, Any]) -> N
             }
         },
     }
-    (path / "pyproject.toml").write_text(tomli_w.dumps(project))
+    (path / "pyproject.toml").write_text(tomli_w.dumps(project), "utf-8")
 
 
 def start_run(

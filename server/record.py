@@ -108,7 +108,7 @@ class RunFolder:
         """
         path = self.path / "config.toml"
         try:
-            content = path.read_text()
+            content = path.read_text("utf-8")
             if not content.strip():
                 raise RunFolderError(f"{path}: is empty; bring back the run's recipe")
             return recipe_of(tomllib.loads(content), str(path))
@@ -153,7 +153,7 @@ class RunFolder:
         """
         path = self.path / "rounds.jsonl"
         try:
-            lines = path.read_text().splitlines(keepends=True)
+            lines = path.read_text("utf-8").splitlines(keepends=True)
         except FileNotFoundError:
             return []
         except (OSError, UnicodeDecodeError) as error:
@@ -212,7 +212,7 @@ _FILES = ("config.toml", "environment.json", "rounds.jsonl", "summary.json", "re
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -82,9 +82,15 @@ class Rounds:
         """Go on from the newest whole checkpoint of the folder, if there is one.
 
         Raises:
-            CheckpointError: if all of them are damaged.
+            CheckpointError: if all of them are damaged, or the record and they do not fit.
+            ValueError: if the recipe is no longer one that the checkpoint can go on by.
         """
-        if not self._begun:
+        if not self._begun:  # a checkpoint is there before the first round is
+            if self.folder.rows():
+                raise CheckpointError(
+                    f"{self.folder.checkpoints}: holds no checkpoint, while rounds.jsonl holds "
+                    "rounds; bring the folder back, or start the run anew in another"
+                )
             self.folder.cut(0)
             return
         self.state = load_state(self.folder.checkpoints, self.recipe.model, self._groups)
@@ -94,13 +100,13 @@ class Rounds:
             self._simulated.restore(self.state.clients)
         else:
             self.strategy.downlink.forget()  # to clients, this is another run
-        rows = self.folder.cut(self.state.round)
-        if [row.round for row in rows] != list(range(1, self.state.round + 1)):
+        behind = [row.round for row in self.folder.rows() if row.round <= self.state.round]
+        if behind != list(range(1, self.state.round + 1)):
             raise CheckpointError(
                 f"{self.folder.path}/rounds.jsonl: does not hold rounds 1 to {self.state.round}, "
                 "which the checkpoint has behind it; bring the file back, or start the run anew"
             )
-        self._best = best_of(rows)
+        self._best = best_of(self.folder.cut(self.state.round))
         self._resume_best()
 
     def _resume_best(self) -> None:

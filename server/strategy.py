@@ -36,6 +36,7 @@ from server.owed import Owed
 from server.replies import Replies
 
 _log = logging.getLogger(__name__)
+_MANIFEST = "manifest"
 
 
 class CsgStrategy(Strategy):
@@ -230,15 +231,33 @@ class CsgStrategy(Strategy):
             reason = f"{stage}did not answer within {self.recipe.server.round_timeout:g} s"
             self.outcome.fail(self.cohort.name(node), reason)
 
+    @property
+    def _fingerprint(self) -> NDArray[np.uint8]:
+        return np.frombuffer(bytes.fromhex(self.manifest.fingerprint), np.uint8)
+
     def state(self) -> dict[str, NDArray[Any]]:
         """What is carried from round to round besides the model, for a checkpoint."""
         found = {f"strategy/{name}": array for name, array in self.aggregation.state().items()}
-        found |= self.owed.state()
+        found |= self.owed.state() | {_MANIFEST: self._fingerprint}
         found |= {f"cohort/{name}": array for name, array in self.cohort.state().items()}
         return found | {f"downlink/{name}": a for name, a in self.downlink.state().items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Take up what ``state`` gave."""
+        """Take up what ``state`` gave.
+
+        Raises:
+            ValueError: if it is of a recipe whose models or messages were others.
+        """
+        if not np.array_equal(state.get(_MANIFEST, self._fingerprint), self._fingerprint):
+            raise ValueError(
+                f"train.batch_norm = {self.recipe.train.batch_norm!r}: the run began with another, "
+                "and other tensors travelled; set it back in config.toml, or start the run anew"
+            )
+        if self.recipe.wire.deltas and "downlink/reference" not in state:
+            raise ValueError(
+                "wire.deltas = true: the run began without, and no version that deltas could build "
+                "on is in its checkpoint; set it back in config.toml, or start the run anew"
+            )
 
         def under(prefix: str) -> dict[str, NDArray[Any]]:
             return {

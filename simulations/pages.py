@@ -27,7 +27,7 @@ def fill(found: Mapping[str, str], *pages: Path) -> None:
     Raises:
         ValueError: if there is no place for a table in any page; all are left as they were.
     """
-    texts = {page: page.read_text() for page in pages}
+    texts = {page: page.read_text("utf-8") for page in pages}
     for name, table in found.items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)

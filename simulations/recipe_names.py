@@ -16,7 +16,7 @@ def recipe_names() -> list[str]:
     """All recipes of this package; each has a twin ``-dense``, unless it is dense itself."""
     names = []
     for path in sorted(_FOLDER.glob("*.toml")):
-        model = tomllib.loads(path.read_text()).get("model", {})
+        model = tomllib.loads(path.read_text("utf-8")).get("model", {})
         dense = model.get("parametrization") == "dense"
         names += [path.stem] if dense else [path.stem, path.stem + _DENSE]
     return names

@@ -63,7 +63,7 @@ def page(runs: list[RunData]) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
-    template = environment.from_string(_TEMPLATE.read_text())
+    template = environment.from_string(_TEMPLATE.read_text("utf-8"))
     title = f"csg-fl: {runs[0].name}" if len(runs) == 1 else f"csg-fl: {len(runs)} runs"
     return template.render(
         title=title,

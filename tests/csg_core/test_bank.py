@@ -244,6 +244,16 @@ def test_torch_func_sees_the_parameters_it_is_given(layout):
     torch.testing.assert_close(both[1], other(x), atol=1e-4, rtol=1e-4)
 
 
+def test_a_traced_network_follows_its_parameters():
+    model = build(SPEC).eval()
+    x = torch.randn(2, 3, 16, 16)
+    traced = torch.jit.trace(model, x)
+    with torch.no_grad():
+        next(model.parameters()).mul_(0.5)
+        model.layer1[0].conv1.codes.mul_(-1)
+    torch.testing.assert_close(traced(x), model(x))
+
+
 def test_data_parallel_replicas_use_their_own_parameters():
     model = build(SPEC).eval()
     x = torch.randn(2, 3, 16, 16)

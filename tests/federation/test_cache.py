@@ -55,7 +55,7 @@ def test_a_damaged_or_torn_entry_is_made_anew(source, name):
     path = _entry() / name
     content = bytearray(path.read_bytes())
     content[-1] ^= 255
-    for damage in (bytes(content), b"", bytes(content)[:20]):
+    for damage in (bytes(content), b"", bytes(content)[:20], b"[]", b"3"):
         path.write_bytes(damage)
         decode = _Decoder(1)
         assert cached("x", [source], decode)[0].max() == 1

@@ -208,6 +208,10 @@ def test_a_folder_of_pictures_says_what_is_wrong_with_it(tmp_path):
     (tmp_path / "cat" / "a.png").write_text("no picture")
     with pytest.raises(DataError, match=r"a\.png: is no picture"):
         load_folder(tmp_path)
+    deep = np.linspace(0, 65535, 1024, dtype=np.uint16).reshape(32, 32)
+    Image.fromarray(deep).save(tmp_path / "cat" / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: .*more than 8 bits a channel; save it with 8"):
+        load_folder(tmp_path)
     (tmp_path / "unicorn").mkdir()
     (tmp_path / "cat" / "a.png").unlink()
     with pytest.raises(DataError, match="unicorn: is no class; call sub-folders airplane"):

@@ -92,6 +92,21 @@ def test_the_robust_ones_withstand_a_client_that_shouts(grid):
         assert np.abs(aggregation(1, current, [*_updates(1), shout])).max() < 10, name
 
 
+def test_krum_tells_small_updates_of_a_large_model_apart(grid):
+    """Distances of whole models, in float32, would be the rounding's."""
+    rng = np.random.default_rng(0)
+    current = rng.normal(size=SIZE).astype(np.float32) * 1e3
+    honest, attack = (rng.normal(size=SIZE).astype(np.float32) * 1e-3 for _ in range(2))
+    sizes = [1, 1.3, 1.5, 1.6, 1.7, 1.9, 2.5]  # the third is the nearest to five others
+    shown = [attack * np.float32(-10)] * 2 + [honest * np.float32(size) for size in sizes]
+    updates = [Update(i, 10, values) for i, values in enumerate(shown)]
+    aggregation = Aggregation("krum", {"num_malicious_nodes": 2}, trained=TRAINED)
+    aggregation.configure(1, current, grid)
+    new = aggregation(1, current, iter(updates))
+    assert new.dtype == np.float32
+    assert np.array_equal(new, current + honest * np.float32(1.5))
+
+
 @pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi"])
 def test_running_statistics_are_averaged_beside_an_optimiser(name, grid):
     _, new = _run(name, grid, 1)

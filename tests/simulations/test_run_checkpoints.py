@@ -2,34 +2,53 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from server import rounds
 from server.checkpoints import CheckpointError
 from server.record import RunFolder
-from server.state import load_state
 from simulations.cli import main
 from simulations.local_engine import run_local
 
+LOCAL = {"train": {"batch_norm": "local"}, "data": {"holdout": 0.1}}
 
-@pytest.mark.slow
-def test_a_run_without_its_checkpoints_begins_anew(tiny, run, tmp_path):
-    folder, state = run(tiny())
+
+def test_a_run_without_its_checkpoints_keeps_its_record(tiny, run):
+    folder, _ = run(tiny())
+    record, best = folder.path / "rounds.jsonl", folder.checkpoints / "best.safetensors"
+    before = record.read_bytes(), best.read_bytes()
     for path in folder.checkpoints.glob("round-*"):
         path.unlink()
-    run_local(folder.recipe(), lambda _row: None)
-    assert [row.round for row in folder.rows()] == [1, 2]
-    again = load_state(folder.checkpoints, tiny().model, tiny().train.travelling())
-    assert np.array_equal(again.values, state.values)
+    with pytest.raises(CheckpointError, match=r"holds no checkpoint, while rounds\.jsonl"):
+        run_local(folder.recipe(), lambda _row: None)
+    assert (record.read_bytes(), best.read_bytes()) == before
 
 
 def test_a_checkpoint_without_its_rows_is_not_resumed(tiny, run):
     folder, _ = run(tiny())
-    (folder.path / "rounds.jsonl").unlink()
+    record = folder.path / "rounds.jsonl"
+    record.write_bytes(torn := record.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match="does not hold rounds 1 to 2"):
         run_local(folder.recipe(), lambda _row: None)
+    assert record.read_bytes() == torn
     assert folder.summary()["outcome"].startswith("stopped: ")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        (LOCAL, {}, "train.batch_norm = 'average': the run began"),
+        ({}, LOCAL, "train.batch_norm = 'local': the run began"),
+        ({}, {"wire": {"deltas": True}}, "wire.deltas = true: the run began without"),
+    ],
+)
+def test_a_recipe_that_the_checkpoint_cannot_go_on_by_is_named(tiny, run, before, now, message):
+    folder, _ = run(tiny(**before))
+    where = {"dir": str(folder.path)}
+    with pytest.raises(ValueError, match=message):
+        run_local(tiny(run=where, **now), lambda _row: None)
+    assert [row.round for row in folder.rows()] == [1, 2]
+    run_local(tiny(run=where, **before), lambda _row: None)
 
 
 @pytest.mark.slow
