@@ -33,7 +33,8 @@ def exchanged(model: nn.Module, groups: Collection[Group] = GROUPS) -> dict[Entr
     ``groups`` narrows the exchange, as to leave norms with the clients (FedBN).
 
     Raises:
-        ValueError: if a group is unknown, or a generator is no longer a module of the model.
+        ValueError: if a group is unknown, a parameter complex, or a generator is no longer a module
+            of the model.
     """
     return {entry: getattr(module, name) for entry, module, name in _ordered(model, groups)}
 
@@ -225,6 +226,8 @@ def _walk(model: nn.Module) -> Iterator[_Place]:
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
+                if parameter.is_complex():
+                    raise ValueError(f"{prefix}{name} is complex; only real numbers are exchanged")
                 owner, kind = _parametrized(model, path) or (module, name)
                 group = "head" if owner is head else _group(owner, kind)
                 grid = _grid(owner, parameter)

@@ -270,3 +270,9 @@ def test_an_array_longer_than_its_entries_is_not_split():
     entries = list(exchanged(build(ModelSpec(width=0.25)), ["head"]))
     with pytest.raises(ValueError, match="packed array has shape"):
         split(np.zeros(10_000, np.float32), entries)
+
+
+def test_a_complex_tensor_is_named_rather_than_halved():
+    model = nn.Sequential(nn.Linear(2, 2, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"0\.weight is complex"):
+        pack(model)
