@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from datetime import date, time
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args
 
 from csg_core import build, manifest
@@ -74,6 +75,9 @@ def _unused(recipe: Recipe) -> Iterator[tuple[str, set[str] | None, str]]:
     would be.
     """
     data, model = recipe.data, recipe.model
+    if data.name == "digits":
+        why = "is of CIFAR-10, and data.name is digits, which scikit-learn brings"
+        yield "data.dir", {"data.name"}, f"{why}; leave it out, or set that"
     for rule, keys in PARTITIONS.items():
         why = f"goes with data.partition={rule}, and it is {data.partition}; leave it out"
         for key in keys if rule != data.partition else ():
@@ -153,7 +157,9 @@ def _is_text(section: str, name: str) -> bool:
     """Whether a key of a recipe is a string, or one of several kinds of values."""
     field = Recipe.model_fields.get(section)
     keys = getattr(field and field.annotation, "model_fields", {})
-    return name in keys and str in (keys[name].annotation, *get_args(keys[name].annotation))
+    annotation = keys[name].annotation if name in keys else None
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    return str in kinds
 
 
 def _put(content: dict[str, Any], setting: str) -> None:

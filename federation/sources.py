@@ -65,10 +65,7 @@ def load_split(folder: str | os.PathLike[str], split: Split) -> ImageSet:
 def _find(folder: Path, split: Split) -> tuple[list[Path], Callable[[Path], ImageSet]]:
     try:
         if not folder.is_dir():
-            raise DataError(
-                f"{folder}: no such folder; name one that holds {_FORMS}, or none (data.dir, "
-                "$CSG_DATA_DIR) to have it downloaded"
-            )
+            raise DataError(f"{folder}: no such folder; name one that holds {_FORMS}")
         os.scandir(folder).close()
         named = re.compile(rf"{split}(-\d+-of-\d+)?\.parquet")
         parquet = sorted(p for p in folder.rglob("*.parquet") if named.fullmatch(p.name))
@@ -80,7 +77,10 @@ def _find(folder: Path, split: Split) -> tuple[list[Path], Callable[[Path], Imag
             raise DataError(f"{folder}: holds several copies of {split}; name the folder of one")
         return [batches[0].parent / name for name in _BATCHES[split]], load_batch
     if not parquet:
-        raise DataError(f"{folder}: has no {split} images; name a folder that holds {_FORMS}")
+        raise DataError(
+            f"{folder}: has no {split} images; name a folder that holds {_FORMS} "
+            "(links in it to other folders are not followed)"
+        )
     whole = [path for path in parquet if path.stem == split]
     if len({path.parent for path in parquet}) > 1 or (whole and len(parquet) > 1):
         raise DataError(f"{folder}: holds several copies of {split}; name the folder of one")

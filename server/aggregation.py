@@ -86,6 +86,8 @@ class Aggregation:
             )
         if cohort is not None and isinstance(self._flower, FedTrimmedAvg):
             cut = self._flower.beta  # of each end, rounded down
+            if cohort < 3:
+                raise ValueError(f"{name} takes a cohort of 3 or more, and this one is of {cohort}")
             if not int(cut * cohort):
                 raise ValueError(
                     f"server.options.beta = {cut:g}: {name} cuts none of a cohort of {cohort}; "

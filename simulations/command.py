@@ -1,6 +1,7 @@
 """The frame of commands that are modules: ``python -m simulations...``."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 
@@ -28,11 +29,17 @@ def parser(module: str, description: str | None) -> argparse.ArgumentParser:
 
 def run(main: Callable[[], None]) -> None:
     """Run a command; what cannot be done is said in one line, with exit status 1."""
+    name = main.__globals__["__spec__"].name.removesuffix(".__main__").rpartition(".")[2]
     try:
         main()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except _SAID as error:
-        name = main.__globals__["__spec__"].name.removesuffix(".__main__")
-        sys.exit(f"{name.rpartition('.')[2]}: {error}")
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def positive(text: str) -> int:

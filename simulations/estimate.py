@@ -41,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    if options.toml and (options.json or options.table):
+        raise ValueError("--toml prints a recipe; leave out --json and --table")
     if options.table:
         if options.recipe is not None or options.set:
             raise ValueError("--table is of the paper's networks; leave out RECIPE and --set")

@@ -1,10 +1,11 @@
 """What the terminal shows of a run: a line per round, and where things are at the end."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -28,6 +29,11 @@ class Progress:
         self._first: int | None = None
         self._at = ""
 
+    @property
+    def advanced(self) -> bool:
+        """Whether a round was done."""
+        return self._first is not None
+
     def begin(self, folder: RunFolder) -> None:
         """Say what is run."""
         recipe = self._recipe
@@ -44,8 +50,7 @@ class Progress:
     def client(self, done: int, cohort: int) -> None:
         """Show how many clients of the round are done."""
         if self._live:
-            self._out.write(f"\r\033[K{self._at}client {done + 1}/{cohort}")
-            self._out.flush()
+            self._write(f"\r\033[K{self._at}client {done + 1}/{cohort}")
 
     def round(self, row: RoundRow) -> None:
         """Print a round."""
@@ -76,16 +81,18 @@ class Progress:
     def clear(self) -> None:
         """Take the live line away."""
         if self._live:
-            self._out.write("\r\033[K")
-            self._out.flush()
+            self._write("\r\033[K")
 
-    def end(self, folder: RunFolder) -> None:
-        """Say how the run ended, and where things are."""
+    def end(self, folder: RunFolder, *, goes_on: bool = True) -> None:
+        """Say how the run ended, and where things are.
+
+        ``goes_on`` says whether a run that is not complete can be resumed as it is.
+        """
         summary = folder.summary()
         if not summary:
             return
         self._say(f"outcome: {summary['outcome']}")
-        if summary["outcome"] != "completed":
+        if summary["outcome"] != "completed" and goes_on:
             self._say(f"csg resume {folder.path} goes on from there")
         if summary["best_accuracy"] is not None:
             at = summary["accuracy_round"]
@@ -112,7 +119,16 @@ class Progress:
         self._say(f"checkpoints: {folder.checkpoints}{there}   log: {folder.log}")
 
     def _say(self, line: str) -> None:
-        print(line, file=self._out, flush=True)
+        self._write(f"{line}\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            self._out.write(text)
+            self._out.flush()
+        except BrokenPipeError:  # as of `head`; a run is worth more than its reader
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+            with suppress(BrokenPipeError):
+                print("csg: nobody reads what the run says any more; it goes on", file=sys.stderr)
 
 
 @contextmanager

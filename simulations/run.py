@@ -93,7 +93,8 @@ def follow(recipe: Recipe, folder: RunFolder, command: str, *, as_json: bool) ->
         except (OSError, ValueError) as error:
             status = status or int(isinstance(error, OSError))
             message = message or f"no report could be written ({error})"
-    progress.end(folder)
+    # a run that could not be resumed would not be the next time, either
+    progress.end(folder, goes_on=command == "run" or progress.advanced or status == 130)
     if message:
         print(f"csg {command}: {message}", file=sys.stderr)
     if as_json:
@@ -120,11 +121,17 @@ def _engine(recipe: Recipe, progress: Progress) -> None:
 
 
 def check_engine(recipe: Recipe) -> None:
-    """Refuse a recipe whose engine is not installed.
+    """Refuse a recipe whose engine cannot be started.
 
     Raises:
-        RecipeError: if it needs Ray, which an extra brings.
+        RecipeError: if it needs Ray, which an extra brings, or a certificate that is not there.
     """
+    ca = recipe.run.superlink_ca
+    if ca is not None and not Path(ca).is_file():
+        raise RecipeError(
+            f"run.superlink_ca {ca}: no such file; name the certificate of the authority that the "
+            "SuperLink's is signed by"
+        )
     simulated = recipe.run.engine == "flower" and recipe.run.superlink is None
     if simulated and find_spec("ray") is None:
         raise RecipeError(

@@ -38,7 +38,7 @@ def main() -> None:
     options = _options()
     measured_on = commit()  # before a part's results change the tree
     failed: list[str] = []
-    for name in options.parts:
+    for name in options.parts or PARTS:
         part = PARTS[name]
         path = RESULTS / f"{name}.json"
         if options.show:
@@ -46,9 +46,11 @@ def main() -> None:
                 show(name, json.loads(path.read_text()))
             else:
                 print(f"{name}: {path.name} is not there; measure it first")
+                failed += [name] if options.parts else []
             continue
         if part.NEEDS_IMAGES and options.data is None:
             print(f"{name}: needs CIFAR-10; name its folder with --data (make bench DATA=DIR)")
+            failed += [name] if options.parts else []
             continue
         began = time.perf_counter()
         try:
@@ -59,6 +61,7 @@ def main() -> None:
             continue
         if found is None:
             print(f"{name}: needs a GPU; what was measured on another machine is left as it is")
+            failed += [name] if options.parts else []
             continue
         seconds = time.perf_counter() - began
         content = {
@@ -94,7 +97,7 @@ def _where(content: dict[str, Any]) -> str:
 
 def _options() -> argparse.Namespace:
     parser = command.parser("simulations.bench", __doc__)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
+    parser.add_argument("--parts", nargs="+", choices=PARTS, metavar="PART",
                         help=f"{', '.join(PARTS)} (all of them)")  # fmt: skip
     parser.add_argument(
         "--data", metavar="DIR", help="CIFAR-10, for overhead, engines, growth and peers"

@@ -133,7 +133,8 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
     done = RunFolder(folder).summary().get("outcome") == "completed"
     arguments = ["resume", str(folder)] if again else ["run", str(RECIPE), *set_options(values)]
     if not done and csg(arguments):
-        raise StudyError(f"{path.stem} did not end well; see {folder}")
+        see = f"; see {folder}" if folder.exists() else ""
+        raise StudyError(f"{path.stem} did not end well{see}")
     keep(read_run(folder), path, options.copy)
 
 

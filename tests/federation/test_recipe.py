@@ -191,6 +191,23 @@ def test_names_that_look_like_numbers_stay_as_they_are(tmp_path):
     assert read_recipe(path, ["run.dir='0.10'"]).run.dir == "0.10"
 
 
+def test_a_table_may_be_set_whole(tmp_path):
+    (path := tmp_path / "r.toml").write_text("")
+    settings = ["server.strategy=fedavgm", "server.options={server_momentum=0.3}"]
+    assert read_recipe(path, settings).server.options == {"server_momentum": 0.3}
+    with pytest.raises(RecipeError, match=r"server\.options = 3: Input should be a valid dict"):
+        read_recipe(path, ["server.options=3"])
+
+
+def test_digits_lie_in_no_folder(tmp_path):
+    (path := tmp_path / "r.toml").write_text('[data]\nname = "digits"\n')
+    with pytest.raises(
+        RecipeError, match=r"data\.dir 'here' is of CIFAR-10, and data\.name is dig"
+    ):
+        read_recipe(path, ["data.dir=here"])
+    assert read_recipe(path, ["data.dir=here", "data.name=cifar10"]).data.dir == "here"
+
+
 def test_a_learned_generator_has_no_seed_of_its_own(tmp_path):
     (path := tmp_path / "r.toml").write_text("")
     with pytest.raises(

@@ -137,6 +137,8 @@ def test_options_that_cannot_be_are_named():
         ValueError, match=r"beta = 0\.2: fedtrimmedavg cuts none of a cohort of 4; gi"
     ):
         Aggregation("fedtrimmedavg", {}, trained=1, cohort=4)
+    with pytest.raises(ValueError, match="takes a cohort of 3 or more, and this one is of 2"):
+        Aggregation("fedtrimmedavg", {}, trained=1, cohort=2)
     for cohort in (3, 4, 7):
         beta = float(f"{1e-4 + 1 / cohort:.4f}")
         assert Aggregation("fedtrimmedavg", {"beta": beta}, trained=1, cohort=cohort)

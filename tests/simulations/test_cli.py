@@ -59,6 +59,12 @@ def test_estimate_says_which_dense_twin(capsys):
 
 
 @pytest.mark.slow
+def test_estimate_prints_one_thing(capsys):
+    for options in (["demo", "--json"], ["--table"]):
+        assert main(["estimate", "--toml", *options]) == 2
+        assert "--toml prints a recipe; leave out --json and --table" in capsys.readouterr().err
+
+
 def test_estimate_prints_the_papers_table(capsys):
     assert main(["estimate", "--table"]) == 0
     table = capsys.readouterr().out

@@ -42,6 +42,17 @@ def test_the_other_engines_do_without_ray(tiny):
     check_engine(tiny(run={"engine": "flower", "superlink": "127.0.0.1:8000"}))
 
 
+def test_a_certificate_that_is_not_there_is_named_before_the_run_begins(
+    tiny_settings, tmp_path, capsys
+):
+    settings = ["run.engine=flower", "run.superlink=127.0.0.1:9", "run.superlink_ca=nosuch.crt",
+                f"run.dir={tmp_path / 'run'}"]  # fmt: skip
+    more = [part for value in settings for part in ("--set", value)]
+    assert main(["run", "demo", *tiny_settings, *more]) == 2
+    assert "nosuch.crt: no such file; name the certificate" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_command_of_flowers_that_is_not_there_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(flower_cli.sysconfig, "get_path", lambda _: str(tmp_path))
     monkeypatch.setattr(flower_cli.os, "defpath", str(tmp_path))

@@ -1,5 +1,6 @@
 """What a run leaves open is settled before it begins, and written down."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,6 +25,21 @@ def test_a_client_of_ones_own_trains_as_the_page_says(tmp_path, tiny_settings, m
     assert rows[-1].train_loss < rows[0].train_loss
     assert main(["run", "demo", *settings, "--set", "run.dir=other"]) == 0
     assert RunFolder(tmp_path / "other").rows()[-1].train_loss != rows[-1].train_loss
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_nobody_reads_what_it_says(tmp_path, tiny_settings):
+    command = [sys.executable, "-m", "simulations.cli", "run", "demo", *tiny_settings]
+    command += ["--set", f"run.dir={tmp_path / 'run'}"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()  # as `head -1`
+        process.stdout.close()
+        said = process.stderr.read()
+    assert said == "csg: nobody reads what the run says any more; it goes on\n"
+    assert process.returncode == 0
+    assert RunFolder(tmp_path / "run").summary()["outcome"] == "completed"
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,17 @@ def test_a_run_without_its_checkpoints_keeps_its_record(tiny, run):
     assert (record.read_bytes(), best.read_bytes()) == before
 
 
+def test_a_run_that_cannot_be_resumed_is_not_said_to_go_on(tiny, run, capsys):
+    folder, _ = run(tiny())
+    (folder.path / "summary.json").unlink()
+    for path in folder.checkpoints.glob("round-*"):
+        path.write_bytes(b"")
+    assert main(["resume", str(folder.path)]) == 1
+    said = capsys.readouterr()
+    assert "holds no checkpoint to go on from; start the run anew" in said.err
+    assert "goes on from there" not in said.out
+
+
 def test_a_checkpoint_without_its_rows_is_not_resumed(tiny, run):
     folder, _ = run(tiny())
     record = folder.path / "rounds.jsonl"

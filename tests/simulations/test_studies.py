@@ -117,6 +117,16 @@ def test_what_a_study_cannot_do_is_one_line(error):
     assert ended.value.code == "test_studies: no round since round 3"
 
 
+def test_an_interrupted_study_says_so(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        command.run(interrupted)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "test_studies: interrupted\n"
+
+
 def test_a_bug_of_a_study_is_shown_whole():
     def failing():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
