@@ -49,7 +49,9 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What a simulated round costs, as ratios in one run: make bench DATA=cifar10/ PARTS="steps engines".
+# What a simulated round costs, as ratios in one run of half an hour: make bench DATA=cifar10/
+# PARTS="steps engines". Other simulators get environments of 7 GB in the cache folder, and BlazeFL's
+# needs Python 3.12. Other frameworks' tasks, for a GPU: python -m simulations.bench.tasks --help.
 DATA ?= $(CSG_DATA_DIR)
 COPY ?= CIFAR-10
 PARTS ?=

@@ -11,8 +11,10 @@ import argparse
 import json
 import sys
 import time
+import traceback
 from typing import Any
 
+from federation.sources import load_images
 from server.outcome import RunError
 from simulations import command
 from simulations.bench import cohort, engines, growth, limits, overhead, server, steps
@@ -37,6 +39,8 @@ PARTS: dict[str, Part] = {
 def main() -> None:
     options = _options()
     measured_on = commit()  # before a part's results change the tree
+    if options.data is not None:
+        load_images("cifar10", options.data, "test")  # before anything is measured
     failed: list[str] = []
     for name in options.parts or PARTS:
         part = PARTS[name]
@@ -50,13 +54,15 @@ def main() -> None:
             continue
         if part.NEEDS_IMAGES and options.data is None:
             print(f"{name}: needs CIFAR-10; name its folder with --data (make bench DATA=DIR)")
-            failed += [name] if options.parts else []
+            failed.append(name)
             continue
         began = time.perf_counter()
         try:
             found = part.measure(options.data)
-        except (StudyError, RunError, OSError) as error:
-            print(f"{name}: {error}", file=sys.stderr, flush=True)
+        except Exception as error:  # whatever it is, the other parts can be measured
+            known = isinstance(error, (StudyError, RunError, OSError, ValueError))
+            said = str(error) if known else traceback.format_exc()
+            print(f"{name}: {said}", file=sys.stderr, flush=True)
             failed.append(name)
             continue
         if found is None:

@@ -2,10 +2,12 @@
 
 The arms of a network take turns, a step each, so that all see the same load of the machine. An arm
 differs in one thing from the step of a generated network in its precision, in batches of 64; an arm
-of several processes has these step at the same time.
+of several processes has these step at the same time. Without a C++ compiler nothing is compiled.
 """
 
 import multiprocessing
+import os
+import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -83,9 +85,12 @@ def _variants(first: Arm) -> dict[str, Arm]:
         FIRST: first,
         "dense": dense,
         "contiguous": replace(first, channels_last=False),
-        "torch.compile": replace(first, compiled=True),
-        "dense, torch.compile": replace(dense, compiled=True),
     }
+    if shutil.which(os.environ.get("CXX", "g++")):  # as torch looks for one
+        arms |= {
+            "torch.compile": replace(first, compiled=True),
+            "dense, torch.compile": replace(dense, compiled=True),
+        }
     arms |= {f"batch of {size}": replace(first, batch_size=size) for size in SIZES}
     many = torch.get_num_threads()
     if many > 1:

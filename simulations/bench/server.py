@@ -51,7 +51,7 @@ _POLL_S, _HEARTBEAT_S = 3.0, 20.0
 _IDLE = 1 / _POLL_S + 1 / _HEARTBEAT_S  # requests a second
 _POLL_BYTES = 1_470  # both ways, headers and all; docs/wire.md
 _REQUESTS = (
-    9  # of a message that a node takes and answers, polls and heartbeats apart; docs/wire.md
+    8  # of a message that a node takes and answers, polls and heartbeats apart; docs/wire.md
 )
 
 
@@ -161,12 +161,13 @@ def _ask(asking: list[Callable[[], Any]], seconds: float) -> int:
 
 @contextmanager
 def _superlink() -> Iterator[tuple[int, str]]:
-    """A SuperLink of its own, without a database file; its process id and address."""
+    """A SuperLink of its own, with a database file as deployed; its process id and address."""
     port = free_port()
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "flwr").mkdir()
         command = [script("flower-superlink"), "--insecure", "--host", "127.0.0.1",
                    "--port", str(port), "--isolation", "process",
+                   "--database", str(Path(scratch) / "superlink.db"),
                    "--disable-runtime-dependency-installation"]  # fmt: skip
         process = subprocess.Popen(command, env=environment_of(Path(scratch)), cwd=scratch,
                                    stdout=subprocess.DEVNULL,

@@ -14,6 +14,7 @@ import torch
 from client.replicas import Replicas
 from csg_core import ModelSpec, build
 from csg_core.images import ImageSet
+from federation.data_sets import DataError
 from federation.sections import TrainConfig
 from server.record import RunFolder
 from simulations.bench import __main__ as bench
@@ -297,9 +298,18 @@ def test_the_command_keeps_json_and_fills_its_page(tmp_path, monkeypatch, capsys
     assert kept["machine"]["torch"] == torch.__version__
 
 
-def test_a_part_that_fails_is_named_and_the_others_are_measured(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (StudyError("the arm flower failed"), "limits: the arm flower failed\n"),
+        (RuntimeError("no C++"), "limits: Traceback (most recent call last):"),
+    ],
+)
+def test_a_part_that_fails_is_named_and_the_others_are_measured(
+    tmp_path, monkeypatch, capsys, error, said
+):
     def fails(_images):
-        raise StudyError("the arm flower failed")
+        raise error
 
     page = tmp_path / "speed.md"
     page.write_text("".join(f"<!-- {n} -->\n<!-- end of {n} -->\n"
@@ -312,8 +322,15 @@ def test_a_part_that_fails_is_named_and_the_others_are_measured(tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["bench", "--parts", "limits", "server"])
     with pytest.raises(StudyError, match="not measured: limits"):
         bench.main()
-    assert "limits: the arm flower failed" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["server.json"]
+
+
+def test_images_that_are_not_there_are_named_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr(limits, "measure", lambda _images: pytest.fail("it was measured"))
+    monkeypatch.setattr(sys, "argv", ["bench", "--parts", "limits", "--data", "nowhere"])
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        bench.main()
 
 
 def test_stacked_models_step_as_replicas_do():

@@ -1,6 +1,7 @@
 """Peers get the same work as ours, run in their own processes, and a failure is named."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +9,10 @@ import torch
 from csg_core import ModelSpec, build
 from federation.data_sets import DataError
 from simulations.bench.peers import side_by_side
-from simulations.bench.peers.arms import ARMS, BASE, FROM_FLOWER
-from simulations.bench.peers.environments import Environment, interpreter_of
+from simulations.bench.peers.arms import ARMS, BARE, BASE, FROM_FLOWER
+from simulations.bench.peers.environments import OWN, Environment, interpreter_of
 from simulations.bench.peers.plain import ResNet20, Work
-from simulations.bench.peers.tables import ratio, table
+from simulations.bench.peers.tables import ratio, split, table
 from simulations.bench.peers.work import Asked, write_work
 from simulations.command import StudyError
 
@@ -79,9 +80,24 @@ def test_the_table_says_what_the_distance_is_made_of_and_what_was_not_measured()
     turn = {BASE: _found(20.0, 0.4), **{arm: _found(seconds) for arm, seconds in steps}}
     said = table(_content(turn, failed={"pfl": "does not install"}))
     assert "| csg-fl, fp32 | 20.00 | 1.00 | 9.0 | 60.0 | 700 | 200 | 40.00 % |" in said
-    assert "takes 3.00 times as long a round as csg-fl, workers, precision auto: the images" in said
-    assert "memory 1.25, precision 1.50, the engine and what else a client does 1.60." in said
     assert "Not measured: pfl (does not install)." in said
+
+
+def test_what_the_distance_to_flower_is_made_of_is_said_by_turn():
+    arms = (*FROM_FLOWER, BARE)
+    first, second = (
+        {arm: _found(seconds) for arm, seconds in zip(arms, of, strict=True)}
+        for of in ((30.0, 24.0, 16.0, 10.0, 8.0), (33.0, 24.0, 16.0, 10.0, 5.0))
+    )
+    said = split(_content(first, second))
+    assert said.startswith(
+        "Flower on Ray, a CPU a client, takes 3.15 (3.00, 3.30) times as long a round as csg-fl, "
+        "workers, precision auto: the images' format in memory 1.31 (1.25, 1.38), precision 1.50 ("
+    )
+    assert said.endswith("The latter takes 1.62 (1.25, 2.00) times as long as its bare steps, a pr"
+                         "ocess a core.")  # fmt: skip
+    assert "precision 1.50, the engine and what else a client does 1.60." in split(_content(first))
+    assert split(_content({BASE: _found(20.0)})) == ""
 
 
 def test_a_python_that_is_not_here_is_named(tmp_path):
@@ -91,11 +107,14 @@ def test_a_python_that_is_not_here_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_ours_and_flower_on_ray_side_by_side():
+def test_ours_and_flower_on_ray_side_by_side(monkeypatch):
     asked = Asked(clients=2, images=40, rounds=2)
-    found = side_by_side.measure("digits", asked, arms=("ours-fp32", "flower-ray"), turns=1)
+    monkeypatch.setitem(ARMS, "flower-ray", replace(ARMS["flower-ray"], environment=OWN))
+    arms = ("ours-fp32", "flower-ray", BARE)
+    found = side_by_side.measure("digits", asked, arms=arms, turns=1)
     assert found["failed"] == {}
     (turn,) = found["turns"]
+    assert turn[BARE]["round"] < turn["flower-ray"]["round"]
     for arm in ("ours-fp32", "flower-ray"):
         assert len(turn[arm]["rounds"]) == 2
         assert 0 < turn[arm]["begin"] < turn[arm]["wall"]

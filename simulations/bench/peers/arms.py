@@ -13,6 +13,7 @@ from simulations.bench.measured import Measured, measured
 from simulations.bench.peers.environments import (
     BLAZEFL,
     FEDLAB,
+    FLOWER,
     OWN,
     PFL,
     Environment,
@@ -24,6 +25,7 @@ from simulations.command import StudyError
 from simulations.recipe_names import set_options
 
 LIMIT_S = 3600.0  # of an arm
+BARE = "bare"  # no simulator: what a round cannot be faster than
 BASE = "ours-fp32"  # what others are compared with: their precision, too
 
 
@@ -59,12 +61,18 @@ ARMS = {
             "model.code_size=72",
         ),
     ),
-    "flower-ray": Arm(says="Flower on Ray, a CPU a client", script=("run_flower", "1")),
+    BARE: Arm(says="bare steps of it, a process a core, precision auto", script=("run_bare",)),
+    "flower-ray": Arm(
+        says="Flower on Ray, a CPU a client", environment=FLOWER, script=("run_flower", "1")
+    ),
     "flower-ray-last": Arm(
-        says="Flower on Ray, channels last", script=("run_flower", "1", "--channels-last")
+        says="Flower on Ray, channels last",
+        environment=FLOWER,
+        script=("run_flower", "1", "--channels-last"),
     ),
     "flower-ray-bf16": Arm(
         says="Flower on Ray, channels last, bf16",
+        environment=FLOWER,
         script=("run_flower", "1", "--channels-last", "--bf16"),
     ),
     "blazefl": Arm(says="BlazeFL, one by one", environment=BLAZEFL, script=("run_blazefl",)),
@@ -91,7 +99,7 @@ class Found:
     wall: float
     begin: float
     peak_mb: float
-    test_accuracy: float
+    test_accuracy: float | None
     rounds: list[float]
 
     def row(self) -> dict[str, object]:
@@ -154,7 +162,7 @@ def _of_lines(name: str, done: Measured, rounds: int) -> Found:
     return _found(done, seconds, reports[0][0], reports[-1][1]["test_accuracy"])
 
 
-def _found(done: Measured, seconds: Sequence[float], first: float, accuracy: float) -> Found:
+def _found(done: Measured, seconds: Sequence[float], first: float, accuracy: float | None) -> Found:
     """``first`` is when the first round was reported, in seconds from the start."""
     return Found(
         round=statistics.median(seconds[1:] or seconds),

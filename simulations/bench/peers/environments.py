@@ -33,6 +33,11 @@ class Environment:
 
 
 OWN = Environment(name="own")
+FLOWER = Environment(
+    name="flower",
+    python="3.11",
+    packages=("torch==2.13.0", "numpy==2.4.6", "flwr[simulation]==1.41.0"),
+)
 # Its 2.x needs Python 3.12, its 3.x needs 3.14.
 BLAZEFL = Environment(
     name="blazefl",

@@ -174,7 +174,7 @@ def accuracy(network: nn.Module, batches: Batches) -> float:
     return correct / seen
 
 
-def report(round_: int, seconds: float, test_accuracy: float) -> None:
-    """Tell the study of a round."""
+def report(round_: int, seconds: float, test_accuracy: float | None) -> None:
+    """Tell the study of a round; bare steps have no accuracy."""
     row = {"round": round_, "seconds": seconds, "test_accuracy": test_accuracy}
     print(json.dumps(row), flush=True)

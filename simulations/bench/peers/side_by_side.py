@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from federation.cache import cache_folder
-from simulations.bench.peers.arms import ARMS, FROM_FLOWER, run
+from simulations.bench.peers.arms import ARMS, BARE, FROM_FLOWER, run
 from simulations.bench.peers.environments import Environment, interpreter_of, torch_alone
-from simulations.bench.peers.tables import short_table, table
+from simulations.bench.peers.tables import short_table, split, table
 from simulations.bench.peers.work import Asked, write_work
 from simulations.command import StudyError
 
 NEEDS_IMAGES = True
 _WORK = Asked(clients=10, images=5_000, rounds=3)
-_AGAIN = FROM_FLOWER  # after the first turn
+_AGAIN = (*FROM_FLOWER, BARE)  # after the first turn
 
 
 def measure(
@@ -64,7 +64,11 @@ def measure(
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """Markdown: every arm, and what is said of it."""
-    return {"peers": table(found), "peers-short": short_table(found)}
+    return {
+        "peers": table(found),
+        "peers-short": short_table(found),
+        "peers-split": split(found),
+    }
 
 
 def _environments(arms: Sequence[str], folder: Path) -> tuple[dict[str, Any], dict[str, str]]:

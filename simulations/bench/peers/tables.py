@@ -1,13 +1,13 @@
 """The table of what was measured side by side, and the sentences below it."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from simulations.bench.peers.arms import ARMS, BASE, FROM_FLOWER, STEPS
+from simulations.bench.peers.arms import ARMS, BARE, BASE, FROM_FLOWER, STEPS
 
-_OTHER_WORK = ("ours-csg",)
+_OTHER_WORK = ("ours-csg", BARE)
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -40,25 +40,29 @@ def short_table(found: Mapping[str, Any]) -> str:
 
 def ratio(arm: str, base: str, found: Mapping[str, Any]) -> float | None:
     """Seconds of a round of ``arm`` per second of one of ``base``: the median over turns."""
+    return statistics.median(ratios) if (ratios := _ratios(arm, base, found)) else None
+
+
+def _ratios(arm: str, base: str, found: Mapping[str, Any]) -> list[float]:
+    """The same, of each turn that has both."""
     both = [turn for turn in found["turns"] if arm in turn and base in turn]
-    if not both:
-        return None
-    return float(statistics.median(turn[arm]["round"] / turn[base]["round"] for turn in both))
+    return [turn[arm]["round"] / turn[base]["round"] for turn in both]
 
 
 def _row(arm: str, found: Mapping[str, Any]) -> str:
     runs = _all(arm, found)
     middle = {
-        key: statistics.median(run[key] for run in runs)
-        for key in ("round", "wall", "peak_mb", "test_accuracy")
+        key: statistics.median(run[key] for run in runs) for key in ("round", "wall", "peak_mb")
     }
+    reached = [run["test_accuracy"] for run in runs if run["test_accuracy"] is not None]
+    accuracy = f"{100 * statistics.median(reached):.2f} %" if reached else ""
     start_up = statistics.median(_start_up(run) for run in runs)
     times = ratio(arm, BASE, found)
     alone = found["environments"][ARMS[arm].environment.name]["torch_alone_mb"]
     return (
         f"| {ARMS[arm].says} | {middle['round']:.2f} | {'' if times is None else f'{times:.2f}'} "
         f"| {start_up:.1f} | {middle['wall']:.1f} | {middle['peak_mb']:.0f} "
-        f"| {alone:.0f} | {100 * middle['test_accuracy']:.2f} % |"
+        f"| {alone:.0f} | {accuracy} |"
     )
 
 
@@ -82,21 +86,30 @@ def _sentences(found: Mapping[str, Any]) -> list[str]:
         f"{found['rounds']} rounds of {found['clients']} clients, {found['images']:,} "
         f"images, {found['test_images']:,} to test on{turns}. {versions}."
     ]
-    split = _of_format_precision_and_engine(found)
-    lines += [split] if split else []
     lines += [f"Not measured: {ARMS[arm].says} ({why})." for arm, why in found["failed"].items()]
     return lines
 
 
-def _of_format_precision_and_engine(found: Mapping[str, Any]) -> str:
-    """What the distance to Flower is made of, step by step."""
+def split(found: Mapping[str, Any]) -> str:
+    """What the distance to Flower is made of, step by step, and how near to bare steps ours is."""
     first, *_, last = FROM_FLOWER
-    times = [ratio(*pair, found) for pair in ((first, last), *pairwise(FROM_FLOWER))]
-    if None in times:
+    pairs = ((first, last), *pairwise(FROM_FLOWER), (last, BARE))
+    whole, *steps, bare = (_in_turns(_ratios(*pair, found)) for pair in pairs)
+    if not whole or not all(steps):
         return ""
-    whole, *of = (f"{of:.2f}" for of in times if of is not None)
-    parts = [f"{name} {factor}" for name, factor in zip(STEPS, of, strict=True)]
+    parts = [f"{name} {factor}" for name, factor in zip(STEPS, steps, strict=True)]
+    rest = (
+        f" The latter takes {bare} times as long as its bare steps, a process a core."
+        if bare
+        else ""
+    )
     return (
         f"{ARMS[first].says}, takes {whole} times as long a round as {ARMS[last].says}: "
-        f"{', '.join(parts)}."
+        f"{', '.join(parts)}.{rest}"
     )
+
+
+def _in_turns(ratios: Sequence[float]) -> str:
+    """The median, and every turn's where there are several."""
+    of = f" ({', '.join(f'{ratio:.2f}' for ratio in ratios)})" if len(ratios) > 1 else ""
+    return f"{statistics.median(ratios):.2f}{of}" if ratios else ""
