@@ -21,13 +21,14 @@ from typing import Any
 import torch
 
 from csg_core import build
+from federation.data_sets import source_of
 from federation.devices import device_of, precision_of
 from federation.recipe import Recipe
 from simulations import command
 from simulations.bench.part import RESULTS, SPEED, batch, training_step
 from simulations.bench.runs import measured_run
 from simulations.command import StudyError, several
-from simulations.machine import device_name, machine
+from simulations.machine import commit, device_name, machine
 from simulations.pages import fill, keep_json
 from simulations.recipe_names import recipe_from
 
@@ -66,6 +67,7 @@ def measure(task: str, settings: Sequence[str]) -> dict[str, Any]:
         "precision": precision_of(recipe),
         "device": _device_name(recipe),
         "machine": machine(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -113,7 +115,9 @@ def main() -> None:
     options = _options()
     kept = json.loads(FILE.read_text())["tasks"] if FILE.exists() else {}
     if options.data is not None:
-        settings = [f"data.dir={options.data}", *options.set]
+        name, folder = source_of(options.data)
+        settings = [f"data.name={name}"] if folder is None else [f"data.dir={folder}"]
+        settings += options.set
         settings += [f"train.rounds={options.rounds}"] if options.rounds else []
         for task in options.tasks:
             kept[task] = {**measure(task, settings), "data": options.copy}
@@ -150,7 +154,7 @@ def _device_name(recipe: Recipe) -> str:
 
 def _options() -> argparse.Namespace:
     parser = command.parser("simulations.bench.tasks", __doc__)
-    parser.add_argument("--data", metavar="DIR", help="CIFAR-10; none: only the table")
+    parser.add_argument("--data", metavar="DIR", help="CIFAR-10, or digits; none: only the table")
     parser.add_argument("--copy", default="CIFAR-10", help="which copy of the data this is")
     parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="RECIPE",
                         help=", ".join(TASKS))  # fmt: skip

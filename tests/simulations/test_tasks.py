@@ -109,16 +109,25 @@ def test_a_task_is_measured_and_the_page_filled(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tasks, "LARGE_BATCH", 64)
     monkeypatch.setattr(tasks, "_SECONDS", 0.1)
     tasks.FILE.write_text(json.dumps({"tasks": {"bench-blazefl-cnn": ROW}}))
-    values = ["data.name=digits", "data.clients=100", "train.clients_per_round=4"]
+    values = ["data.clients=100", "train.clients_per_round=4"]
     settings = [part for value in values for part in ("--set", value)]
-    asked = ["--tasks", "bench-pfl-cifar10", "--rounds", "2", "--data", "x", "--copy", "digits"]
+    asked = [
+        "--tasks",
+        "bench-pfl-cifar10",
+        "--rounds",
+        "2",
+        "--data",
+        "digits",
+        "--copy",
+        "digits",
+    ]
     monkeypatch.setattr(sys, "argv", ["tasks", *asked, *settings])
     tasks.main()
     kept = json.loads(tasks.FILE.read_text())["tasks"]
     assert kept["bench-blazefl-cnn"] == ROW, "what was measured before stays"
     row = kept["bench-pfl-cifar10"]
     assert (row["rounds"], row["rounds_of_task"], row["data"]) == (2, 1500, "digits")
-    assert row["settings"] == [*values, "train.rounds=2"]
+    assert row["settings"] == ["data.name=digits", *values, "train.rounds=2"]
     assert 0 < row["round_seconds"] < row["seconds"]
     speeds = ("images_per_second", "step_images_per_second", "large_images_per_second")
     assert all(row[speed] > 0 for speed in speeds)

@@ -61,7 +61,10 @@ ARMS = {
             "model.code_size=72",
         ),
     ),
-    BARE: Arm(says="bare steps of it, a process a core, precision auto", script=("run_bare",)),
+    BARE: Arm(
+        says="bare steps of the dense network, a process a core, precision auto",
+        script=("run_bare",),
+    ),
     "flower-ray": Arm(
         says="Flower on Ray, a CPU a client", environment=FLOWER, script=("run_flower", "1")
     ),
