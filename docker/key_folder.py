@@ -246,6 +246,7 @@ class KeyFolder:
         return partition
 
     def _superlink(self, address: str) -> SuperLink:
+        self._of_authority("ca.crt")  # else nothing proves the SuperLink
         return SuperLink(address, self.path / "server" / "ca.crt")
 
     def _authority(self) -> certificates.Certified:

@@ -248,6 +248,7 @@ def test_without_the_authoritys_key_nothing_is_renewed(made):
         (["renew", "--days", "0"], "--days: '0' is no number"),
         (["revoke", "a"], "'a' is unknown; there are none"),
         (["register", "a"], "'a' is unknown; there are none"),
+        (["register"], "has no authority; keys make"),
     ],
 )
 def test_a_mistake_gets_one_line_and_leaves_nothing(tmp_path, arguments, reason):
