@@ -1,6 +1,7 @@
 """What simulating costs in memory and start, by engine, and what further cores give.
 
-All are on the CPU, on the same work, each arm in a process of its own; the arms take turns. Seconds
+All are on the CPU, on the same work, each arm in a process of its own; one core and workers, of
+which the ratio is taken, twice, in turns. Seconds
 of a round are the median of all but the first and the last, which evaluates; memory is the most
 that all processes of an arm took. How the loop and the engine compare, in turns in one process, is
 in ``overhead``.
@@ -13,9 +14,9 @@ from typing import Any
 from simulations.bench.runs import measured_run
 
 NEEDS_IMAGES = True
-_TURNS = 2
 _ROUNDS = ("train.rounds=3", "run.eval_every=1000", "run.device=cpu")
 _ONE_CORE, _WORKERS = "local, one core", "local, workers"
+_SCALING = (_WORKERS, _ONE_CORE)  # in a second turn as well
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 ARMS: dict[str, tuple[str, ...]] = {
     "local": ("run.engine=local", "run.workers=1"),
@@ -30,16 +31,16 @@ _WORK = ("data.clients=50", "data.images=15000", "train.clients_per_round=10")
 
 def measure(images: str | None) -> list[dict[str, Any]]:
     """A row for each arm and turn."""
-    return compare(_RECIPE, (*_ROUNDS, *_WORK, f"data.dir={images}"), tuple(ARMS), _TURNS)
+    return compare(_RECIPE, (*_ROUNDS, *_WORK, f"data.dir={images}"), (tuple(ARMS), _SCALING))
 
 
 def compare(
-    recipe: str, settings: Sequence[str], arms: Sequence[str], turns: int
+    recipe: str, settings: Sequence[str], turns: Sequence[Sequence[str]]
 ) -> list[dict[str, Any]]:
-    """Seconds of a round and in all, and memory, of each arm in each turn."""
+    """Seconds of a round and in all, and memory, of the arms of each turn."""
     return [
         {"turn": turn, "arm": arm, **_measure(arm, recipe, settings)}
-        for turn in range(1, turns + 1)
+        for turn, arms in enumerate(turns, 1)
         for arm in arms
     ]
 

@@ -2,7 +2,8 @@
 
 The arms of a network take turns, a step each, so that all see the same load of the machine. An arm
 differs in one thing from the step of a generated network in its precision, in batches of 64; an arm
-of several processes has these step at the same time. Without a C++ compiler nothing is compiled.
+of several processes has these step at the same time. The smaller network is compiled, too (the
+larger takes a minute an arm to compile), where there is a C++ compiler.
 """
 
 import multiprocessing
@@ -11,7 +12,7 @@ import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
@@ -27,6 +28,7 @@ from simulations.bench.steps import usable_precisions
 
 NEEDS_IMAGES = False
 NETWORKS = ("resnet20", "resnet56")
+COMPILED = "resnet20"
 SIZES = (10, 20, 32, 128)
 FIRST = "csg, batch of 64"
 _START_S = 600.0
@@ -86,7 +88,7 @@ def _variants(first: Arm) -> dict[str, Arm]:
         "dense": dense,
         "contiguous": replace(first, channels_last=False),
     }
-    if shutil.which(os.environ.get("CXX", "g++")):  # as torch looks for one
+    if first.network == COMPILED and shutil.which(os.environ.get("CXX", "g++")):  # as torch looks
         arms |= {
             "torch.compile": replace(first, compiled=True),
             "dense, torch.compile": replace(dense, compiled=True),
@@ -190,10 +192,15 @@ def _step_here(arm: Arm) -> None:
 
 def flops_of_image(arm: Arm) -> float:
     """Floating-point operations of a step for each image, kernels' generation included."""
-    step = replace(arm, compiled=False, precision="fp32").step()
+    return _flops(Arm(arm.network, arm.parametrization, batch_size=arm.batch_size)) / arm.batch_size
+
+
+@cache
+def _flops(arm: Arm) -> int:
+    step = arm.step()
     with FlopCounterMode(display=False) as counted:
         step()
-    return float(counted.get_total_flops()) / arm.batch_size
+    return int(counted.get_total_flops())
 
 
 def shares(arm: Arm) -> dict[str, float]:

@@ -120,7 +120,7 @@ def test_bare_steps_loop_and_engine_take_turns(tiny):
 @pytest.mark.slow
 def test_engines_are_measured_in_processes_of_their_own():
     values = (*TINY, "train.rounds=3", "run.device=cpu")
-    rows = engines.compare("demo", values, ("local", "local, one core"), 1)
+    rows = engines.compare("demo", values, [("local", "local, one core")])
     assert [(row["turn"], row["arm"]) for row in rows] == [(1, "local"), (1, "local, one core")]
     assert all(row["memory"] > 100 for row in rows)
     assert engines.tables(rows)["engines"].count("| local") == 2

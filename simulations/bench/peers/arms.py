@@ -49,9 +49,6 @@ ARMS = {
         says="csg-fl, workers, precision auto",
         settings=("train.precision=auto", "run.workers=0"),
     ),
-    "ours-workers-fp32": Arm(
-        says="csg-fl, workers, fp32", settings=("train.precision=fp32", "run.workers=0")
-    ),
     "ours-csg": Arm(
         says="csg-fl, generated kernels, precision auto",
         settings=(

@@ -7,9 +7,11 @@ named with the reason.
 """
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from simulations.bench.peers.work import Asked, write_work
 from simulations.command import StudyError
 
 NEEDS_IMAGES = True
-_WORK = Asked(clients=10, images=5_000, rounds=3)
+_WORK = Asked(clients=10, images=4_000, rounds=3)
 _AGAIN = (*FROM_FLOWER, BARE)  # after the first turn
 
 
@@ -79,9 +81,11 @@ def _environments(arms: Sequence[str], folder: Path) -> tuple[dict[str, Any], di
     found: dict[str, Any] = {}
     failed: dict[str, str] = {}
     needed: dict[str, Environment] = {e.name: e for e in (ARMS[arm].environment for arm in arms)}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # pip takes one core
+        made = {name: pool.submit(interpreter_of, e, folder) for name, e in needed.items()}
     for name, environment in needed.items():
         try:
-            python = interpreter_of(environment, folder)
+            python = made[name].result()
             found[name] = {"packages": environment.packages, **torch_alone(python)}
         except StudyError as error:
             print(f"peers: {error}", file=sys.stderr, flush=True)
