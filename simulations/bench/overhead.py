@@ -53,13 +53,13 @@ class Work:
 
 WORKS = {
     "10 clients of 300 images": Work(
-        "cifar10-resnet20", ("data.clients=10", "data.images=3000"), turns=6
+        "cifar10-resnet20", ("data.clients=10", "data.images=3000"), turns=5
     ),
     "20 clients of 500 images": Work(
         "cifar10-resnet20", ("data.clients=100", "train.clients_per_round=20"), turns=2
     ),
     "50 clients of 50 images, two convolutions, 1.6 M parameters": Work(
-        "bench-pfl-cifar10", (), turns=6
+        "bench-pfl-cifar10", (), turns=5
     ),
     "10 clients of 300 images, ResNet-56, lossy codecs": Work(
         "cifar10-compressed",

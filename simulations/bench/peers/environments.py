@@ -71,9 +71,7 @@ def interpreter_of(environment: Environment, folder: Path) -> Path:
     if place.exists():
         shutil.rmtree(place)
     _run([_found(environment.python), "-m", "venv", str(place)], environment)
-    # modules are compiled as they are imported, which few of the gigabytes are
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-compile"]
-    _run([*pip, *environment.packages], environment)
+    _run([str(python), "-m", "pip", "install", "--quiet", *environment.packages], environment)
     made.write_text(wanted)
     return python
 

@@ -24,7 +24,7 @@ from simulations.command import StudyError
 
 NEEDS_IMAGES = True
 _WORK = Asked(clients=10, images=4_000, rounds=3)
-_AGAIN = (*FROM_FLOWER, BARE)  # after the first turn
+_AGAIN = (FROM_FLOWER[0], FROM_FLOWER[-1], BARE)  # in a second turn, too: the goal's
 
 
 def measure(
