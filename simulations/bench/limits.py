@@ -105,7 +105,7 @@ def _variants(first: Arm) -> dict[str, Arm]:
 
 
 def measure(
-    _images: str | None = None, *, networks: Sequence[str] = NETWORKS, turns: int = 8
+    _images: str | None = None, *, networks: Sequence[str] = NETWORKS, turns: int = 6
 ) -> dict[str, Any]:
     """Images a second by arm, the share of operators in a step, and what a product reaches."""
     precisions = usable_precisions()
