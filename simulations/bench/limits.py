@@ -2,8 +2,8 @@
 
 The arms of a network take turns, a step each, so that all see the same load of the machine. An arm
 differs in one thing from the step of a generated network in its precision, in batches of 64; an arm
-of several processes has these step at the same time. The smaller network is compiled, too (the
-larger takes a minute an arm to compile), where there is a C++ compiler.
+of several processes has these step at the same time. The smaller network is compiled, too,
+where there is a C++ compiler; an arm of the larger takes most of a minute to compile.
 """
 
 import multiprocessing
