@@ -1,10 +1,9 @@
 """What simulating costs in memory and start, by engine, and what further cores give.
 
 All are on the CPU, on the same work, each arm in a process of its own; one core and workers, of
-which the ratio is taken, twice, in turns. Seconds
-of a round are the median of all but the first and the last, which evaluates; memory is the most
-that all processes of an arm took. How the loop and the engine compare, in turns in one process, is
-in ``overhead``.
+which the ratio is taken, twice, in turns. Seconds of a round are the second's of three, as the last
+evaluates; memory is the most that all processes of an arm took. How the loop and the engine
+compare, in turns in one process, is in ``overhead``.
 """
 
 import statistics

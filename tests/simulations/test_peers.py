@@ -72,7 +72,9 @@ def test_the_table_says_how_often_what_was_run():
     again = {BASE: _found(20.0), "flower-ray": _found(50.0)}
     said = table(_content(turn, again))
     assert "| Flower on Ray, a CPU a client | 40.00 | 2.00 |" in said
-    assert "200 to test on; 2 of 3 arms 2 times, in turns. " in said
+    assert (
+        "200 to test on; 2 of 3 arms 2 times, in turns, of which seconds are medians; rat" in said
+    )
 
 
 def test_the_table_says_what_the_distance_is_made_of_and_what_was_not_measured():
@@ -97,6 +99,9 @@ def test_what_the_distance_to_flower_is_made_of_is_said_by_turn():
     assert said.endswith("The latter takes 1.62 (1.25, 2.00) times as long as its bare steps, a pr"
                          "ocess a core.")  # fmt: skip
     assert "precision 1.50, the engine and what else a client does 1.60." in split(_content(first))
+    ends = {arm: second[arm] for arm in (FROM_FLOWER[0], FROM_FLOWER[-1], BARE)}
+    said = split(_content(first, ends))
+    assert "auto: in the first turn the images' format in memory 1.25, precision 1.50, the" in said
     assert split(_content({BASE: _found(20.0)})) == ""
 
 
@@ -104,6 +109,15 @@ def test_a_python_that_is_not_here_is_named(tmp_path):
     odd = Environment(name="odd", python="3.99", packages=("numpy",))
     with pytest.raises(StudyError, match=r"needs Python 3\.99"):
         interpreter_of(odd, tmp_path)
+
+
+def test_an_environment_that_cannot_be_made_leaves_the_other_arms(monkeypatch):
+    odd = Environment(name="odd", python="3.99", packages=("numpy",))
+    monkeypatch.setitem(ARMS, "pfl", replace(ARMS["pfl"], environment=odd))
+    asked = Asked(clients=2, images=40, rounds=2)
+    found = side_by_side.measure("digits", asked, arms=("pfl", BARE), turns=1)
+    assert found["failed"] == {"pfl": "needs Python 3.99, which is not here"}
+    assert list(found["turns"][0]) == [BARE]
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ named with the reason.
 """
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -81,7 +80,7 @@ def _environments(arms: Sequence[str], folder: Path) -> tuple[dict[str, Any], di
     found: dict[str, Any] = {}
     failed: dict[str, str] = {}
     needed: dict[str, Environment] = {e.name: e for e in (ARMS[arm].environment for arm in arms)}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # pip takes one core
+    with ThreadPoolExecutor(len(needed)) as pool:  # pip takes one core
         made = {name: pool.submit(interpreter_of, e, folder) for name, e in needed.items()}
     for name, environment in needed.items():
         try:

@@ -77,7 +77,12 @@ def _all(arm: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _sentences(found: Mapping[str, Any]) -> list[str]:
     arms, *later = (len(turn) for turn in found["turns"])
-    turns = f"; {later[0]} of {arms} arms {len(later) + 1} times, in turns" if later else ""
+    turns = (
+        f"; {later[0]} of {arms} arms {len(later) + 1} times, in turns, of which seconds are "
+        "medians; ratios are within a turn"
+        if later
+        else ""
+    )
     versions = ", ".join(
         f"{e['packages'][-1] if e['packages'] else 'ours'} with torch {e['torch']}"
         for e in found["environments"].values()
@@ -94,9 +99,12 @@ def split(found: Mapping[str, Any]) -> str:
     """What the distance to Flower is made of, step by step, and how near to bare steps ours is."""
     first, *_, last = FROM_FLOWER
     pairs = ((first, last), *pairwise(FROM_FLOWER), (last, BARE))
-    whole, *steps, bare = (_in_turns(_ratios(*pair, found)) for pair in pairs)
+    of_pairs = [_ratios(*pair, found) for pair in pairs]
+    whole, *steps, bare = (_in_turns(ratios) for ratios in of_pairs)
     if not whole or not all(steps):
         return ""
+    # of the first turn alone, whose factors are not those of the median over turns
+    turn = "in the first turn " if len(of_pairs[1]) < len(of_pairs[0]) else ""
     parts = [f"{name} {factor}" for name, factor in zip(STEPS, steps, strict=True)]
     rest = (
         f" The latter takes {bare} times as long as its bare steps, a process a core."
@@ -105,7 +113,7 @@ def split(found: Mapping[str, Any]) -> str:
     )
     return (
         f"{ARMS[first].says}, takes {whole} times as long a round as {ARMS[last].says}: "
-        f"{', '.join(parts)}.{rest}"
+        f"{turn}{', '.join(parts)}.{rest}"
     )
 
 
