@@ -8,8 +8,8 @@ of them accuracy; of frontier-ecsq-predict all of them clipped and with momentum
 kind of shards is cannot be changed by --set, which only says how runs are run.
 
 Every run is a ``csg run``; what is kept of it is one JSON file, and a run whose file is there is
-not repeated. The tables in docs/results.md and the README, and the pictures, are made from the
-files. Example:
+not repeated, but with ``--again``, which says what was kept before and what now. The tables in
+docs/results.md and the README, and the pictures, are made from the files. Example:
 
     python -m simulations.studies.federated --data cifar10/ --copy "JPEG copy of CIFAR-10" \\
       --arms csg csg-ecsq --partitions dirichlet
@@ -17,6 +17,7 @@ files. Example:
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -49,6 +50,7 @@ from simulations.studies.federated_tables import (
     SOME_TARGETS,
     Result,
     by_payload,
+    cheapest_table,
     codec_table,
     short_table,
     table,
@@ -58,6 +60,7 @@ RESULTS = Path(__file__).parent / "federated"
 RECIPE = Path(__file__).parent / "federated.toml"
 PAGE = DOCS / "results.md"
 _ENOUGH = 4  # networks on the same shards, for a table and a picture of the frontier
+_DRAWN = [*product(PARTITIONS, [0]), ("small", 1)]  # where most arms were run
 _HOW = ("run.cohort", "run.workers", "run.device")  # what --set may change
 
 
@@ -79,13 +82,14 @@ def main() -> None:
     tables = {
         "federated-short": short_table(whole, SHORT),
         "federated": table(whole),
+        "cheapest": cheapest_table(whole),
         "codec-names": codec_table(),
         "federated-some": table(some, SOME_TARGETS),
         "frontier": table(by_payload([*sized, *beside]), ()),
     }
     print("\n\n".join(tables.values()))
     fill(tables, PAGE, README)
-    draw([result for result in named if result.seed == 0], RESULTS / "accuracy.svg")
+    draw([r for r in results if (r.partition, r.seed) in _DRAWN], RESULTS / "accuracy.svg")
     short = [r for r in whole if r.seed == 0 and r.arm in SHORT.get(r.partition, ())]
     draw(short, RESULTS / "brief.svg", in_words=True)
     if sized:
@@ -94,14 +98,16 @@ def main() -> None:
 
 def kept() -> list[Result]:
     """All results, by shards, in the order of the arms."""
-    results = []
-    for path in RESULTS.glob("*-seed*.json"):
-        arm, partition, seed = path.stem.rsplit("-", 2)
-        content = json.loads(path.read_text())
-        results.append(Result(partition, arm, int(seed.removeprefix("seed")), content))
+    results = [_result(path) for path in RESULTS.glob("*-seed*.json")]
     arms = list(ARMS)
     shards = list(PARTITIONS)
     return sorted(results, key=lambda r: (shards.index(r.partition), r.seed, arms.index(r.arm)))
+
+
+def _result(path: Path) -> Result:
+    arm, partition, seed = path.stem.rsplit("-", 2)
+    content = json.loads(path.read_text())
+    return Result(partition, arm, int(seed.removeprefix("seed")), content)
 
 
 def on_frontiers(results: Sequence[Result]) -> list[Result]:
@@ -124,9 +130,12 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
         f"run.dir={folder}",
         *options.set,
     ]
-    if path.exists():
-        _refuse_another_arm(path, json.loads(path.read_text())["recipe"], values)
-        return
+    before = _result(path) if path.exists() else None
+    if before is not None:
+        _refuse_another_arm(path, before.content["recipe"], values)
+        if not options.again:
+            print(f"{path.stem} is kept; --again runs it anew", file=sys.stderr)
+            return
     again = (folder / "rounds.jsonl").exists()
     if again:
         _refuse_another_arm(folder, RunFolder(folder).recipe().model_dump(), values)
@@ -136,6 +145,10 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
         see = f"; see {folder}" if folder.exists() else ""
         raise StudyError(f"{path.stem} did not end well{see}")
     keep(read_run(folder), path, options.copy)
+    if before is not None:
+        for when, result in (("before", before), ("now", _result(path))):
+            print(f"{path.stem}, {when}: {100 * result.accuracy:.2f} %, "
+                  f"{result.curve[-1][0]:.2f} MB, {result.machine}", file=sys.stderr)  # fmt: skip
 
 
 def _refuse_another_arm(place: Path, kept: dict[str, Any], values: Sequence[str]) -> None:
@@ -188,6 +201,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="run.KEY=VALUE", type=_of_run,
                         help="how every run is run, as run.cohort=20 or run.workers=0")  # fmt: skip
+    parser.add_argument("--again", action="store_true",
+                        help="run what is kept, too, and keep that in its place")  # fmt: skip
     parser.add_argument("--arms", nargs="+", type=_arm, metavar="ARM",
                         default=["dense", "csg", "dense-narrow"],
                         help=f"a network ({', '.join(NETWORKS)}), a dash and a codec "

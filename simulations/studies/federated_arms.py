@@ -49,9 +49,6 @@ _CLIPPED = ("dense", "csg", "dense-narrow", "csg-small", "csg-wide", "dense32", 
             "dense56-narrow", "csg56", "csg56-small", "csg56-tiny")  # fmt: skip
 _CLIP = ("train.clip_norm=1",)
 NETWORKS |= {f"{name}-clip": NETWORKS[name] + _CLIP for name in _CLIPPED}
-NETWORKS |= {
-    f"{name}-clip5": NETWORKS[name] + ("train.clip_norm=5",) for name in ("csg", "csg-wide")
-}
 # the server goes on by half of its last step (Hsu et al., "Measuring the effects of non-identical
 # data distribution", 2019)
 _MOMENTUM = ("server.strategy=fedavgm", "server.options.server_momentum=0.5")
@@ -84,7 +81,6 @@ CODECS: dict[str, tuple[str, ...]] = {
     # one bit a value, turned first (DRIVE)
     "one-bit": _both("uniform:bits=1,rotate=true", _DELTAS),
     "ecsq": _both("ecsq", _DELTAS),
-    "ecsq-fine": _both("ecsq:step=1", _DELTAS),
     "ecsq-low": _both("ecsq:step=3,codes=4", _DELTAS),
     # nearly all levels zero, as in sparse compression
     "ecsq-sparse": _both("ecsq:step=8,codes=8", _DELTAS),

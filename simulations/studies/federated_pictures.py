@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simulations import plots
-from simulations.studies.federated_arms import NAMED
 from simulations.studies.federated_tables import Result
 
 if TYPE_CHECKING:
@@ -23,16 +22,19 @@ _MARKERS = {"resnet20": "o", "resnet32": "s", "resnet56": "^"}
 
 
 def draw(results: Sequence[Result], path: Path, *, in_words: bool = False) -> None:
-    """Accuracy against cumulative payload, one panel for each kind of shards.
+    """Accuracy against cumulative payload, one panel for each kind of shards and seed.
 
     A colour is a network, by its arm's name or ``in_words``; its codec stands at the end of a line.
     """
-    names = {r: "; ".join(r.described) if in_words else NAMED[r.arm][0] for r in results}
+    names = {
+        r: "; ".join(r.described) if in_words else r.arm.removesuffix(f"-{r.codec}")
+        for r in results
+    }
     networks = list(dict.fromkeys(names.values()))
     lines: dict[str, Line2D] = {}
-    figure, panels = _panels(_by(lambda of: of.partition, results), width=6, height=5)
+    figure, panels = _panels(_by(lambda of: (of.partition, of.seed), results), width=6, height=5)
     for axes, shown in panels:
-        axes.set_title(shown[0].partition)
+        axes.set_title(f"{shown[0].partition}, seed {shown[0].seed}")
         for result in shown:
             network = names[result]
             number = networks.index(network)

@@ -1,14 +1,17 @@
 """Tables of the federated study, from what was kept of its runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from statistics import fmean
 from typing import Any
 
 from simulations.studies.federated_arms import CODECS, NAMED
 from simulations.studies.wire_tables import interface_bytes
 
-TARGETS = (0.6, 0.65, 0.7, 0.75, 0.8)  # accuracies, of runs on all images
+TARGETS = (0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8)  # accuracies, of runs on all images
+CHEAPEST = tuple(percent / 100 for percent in range(20, 90, 5))  # to find the least payload to
 SOME_TARGETS = (0.25, 0.3, 0.35, 0.4)  # of runs on a tenth of them, or three
 _ROUND = 10  # from which on ratios have no fraction
 _NAMES = {"csg": "CSG", "fedpara": "FedPara", "flocora": "FLoCoRA"}  # of kernels, for a reader
@@ -88,6 +91,10 @@ class Result:
                 found.append((total / 1e6, float(row["test_accuracy"])))
         return found
 
+    def megabytes_to(self, accuracy: float) -> float | None:
+        """Payload of all clients in both directions until an accuracy was reached, if it was."""
+        return next((mb for mb, reached in self.curve if reached >= accuracy), None)
+
     @property
     def accuracy(self) -> float:
         """At the end."""
@@ -132,18 +139,40 @@ def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
         "| --- | --: | --- | --- |" + " --: |" * (7 + len(targets)),
     ]
     for result in results:
-        curve, (up, down) = result.curve, result.kilobytes_each
+        up, down = result.kilobytes_each
         points, fewer = _to_dense(result, results)
         failed = f" ({result.failures} failed)" if result.failures else ""
         cells = [result.partition, str(result.seed), result.machine, result.arm + failed]
         cells += [f"{result.late_loss:.3f}", f"{100 * result.accuracy:.2f} %", points]
         wire = interface_bytes(1e3 * (up + down)) / 1e3
-        cells += [f"{up:.1f} + {down:.1f}", fewer, f"{wire:.1f}", f"{curve[-1][0]:.2f}"]
+        cells += [f"{up:.1f} + {down:.1f}", fewer, f"{wire:.1f}", f"{result.curve[-1][0]:.2f}"]
         for target in targets:
-            reached = next((mb for mb, accuracy in curve if accuracy >= target), None)
+            reached = result.megabytes_to(target)
             cells.append("–" if reached is None else f"{reached:.2f}")  # noqa: RUF001
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def cheapest_table(results: Sequence[Result]) -> str:
+    """Markdown: which arm came to an accuracy with the least payload, by shards and seed."""
+    lines = ["| shards | seed | accuracy | arm | MB |", "| --- | --: | --- | --- | --: |"]
+    for partition, seed in dict.fromkeys((r.partition, r.seed) for r in results):
+        of = [r for r in results if (r.partition, r.seed) == (partition, seed)]
+        found = [
+            (target, *min((mb, r.arm) for r in of if (mb := r.megabytes_to(target)) is not None))
+            for target in CHEAPEST
+            if target <= max(accuracy for r in of for _, accuracy in r.curve)
+        ]
+        for arm, alike in groupby(found, key=itemgetter(2)):
+            targets, payloads, _ = zip(*alike, strict=True)
+            percent = _range(f"{100 * target:.0f}" for target in (targets[0], targets[-1]))
+            megabytes = _range(f"{mb:.2f}" for mb in (payloads[0], payloads[-1]))
+            lines.append(f"| {partition} | {seed} | {percent} % | {arm} | {megabytes} |")
+    return "\n".join(lines)
+
+
+def _range(ends: Iterable[str]) -> str:
+    return " to ".join(dict.fromkeys(ends))
 
 
 def codec_table() -> str:

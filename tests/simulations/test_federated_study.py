@@ -18,7 +18,7 @@ from simulations.pages import README
 from simulations.recipe_names import recipe_from
 from simulations.studies import federated, federated_arms
 from simulations.studies.federated_pictures import best, draw_frontier
-from simulations.studies.federated_tables import short_table, table
+from simulations.studies.federated_tables import Result, cheapest_table, short_table, table
 
 COMPRESSED = "csg56-small-clip-momentum-ecsq-predict"
 
@@ -76,7 +76,7 @@ def test_a_run_of_another_arm_is_neither_kept_nor_gone_on_with(tiny, tmp_path, m
         round=1, clients=4, failures=0, train_loss=2.0, test_loss=1.5, test_accuracy=0.3,
         payload_bytes_up=1, payload_bytes_down=2, seconds=1.0, models=4, updates=4,
     ))  # fmt: skip
-    options = SimpleNamespace(runs=tmp_path, seed=7, data="x", set=[], copy="a copy")
+    options = SimpleNamespace(runs=tmp_path, seed=7, data="x", set=[], copy="a copy", again=False)
     for outcome in ("stopped", "completed"):
         folder.write_summary({"outcome": outcome})
         with pytest.raises(StudyError, match=r"csg-small-seed7 is of another arm .*clip_norm=2"):
@@ -84,7 +84,7 @@ def test_a_run_of_another_arm_is_neither_kept_nor_gone_on_with(tiny, tmp_path, m
     assert not (tmp_path / "results").exists()
 
 
-def test_a_run_that_is_done_is_kept_and_not_run_again(tmp_path, monkeypatch):
+def test_a_run_that_is_done_is_kept_and_not_run_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(federated, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(federated, "csg", lambda _arguments: pytest.fail("it is done"))
     folder = RunFolder(tmp_path / "csg-small-seed7")
@@ -95,11 +95,56 @@ def test_a_run_that_is_done_is_kept_and_not_run_again(tmp_path, monkeypatch):
         payload_bytes_up=1, payload_bytes_down=2, seconds=1.0, models=4, updates=4,
     ))  # fmt: skip
     folder.write_summary({"outcome": "completed"})
-    options = SimpleNamespace(runs=tmp_path, seed=7, data="x", set=[], copy="a copy")
+    options = SimpleNamespace(runs=tmp_path, seed=7, data="x", set=[], copy="a copy", again=False)
     federated._run("csg", "small", options)
+    federated._run("csg", "small", options)
+    assert capsys.readouterr().err == "csg-small-seed7 is kept; --again runs it anew\n"
     kept = json.loads((tmp_path / "results" / "csg-small-seed7.json").read_text())
     assert kept["environment"] == {"code": "of then"}
     assert (kept["rows"][0]["models"], kept["rows"][0]["updates"]) == (4, 4)
+
+
+def test_what_is_kept_is_run_anew_if_asked_for_and_replaced(tmp_path, monkeypatch, capsys):
+    result = next(r for r in federated.kept() if (r.arm, r.partition) == ("dense", "small"))
+    monkeypatch.setattr(federated, "RESULTS", tmp_path)
+    (tmp_path / "dense-small-seed0.json").write_text(json.dumps(result.content))
+
+    def run(arguments):
+        assert arguments[:2] == ["run", str(federated.RECIPE)]
+        folder = RunFolder(tmp_path / "runs" / "dense-small-seed0")
+        values = [value for value in arguments[2:] if value != "--set"]
+        folder.create(read_recipe(federated.RECIPE, values), result.content["environment"], [])
+        folder.append(RoundRow(
+            round=1, clients=4, failures=0, train_loss=2.0, test_loss=1.5, test_accuracy=0.3,
+            payload_bytes_up=10**6, payload_bytes_down=0, seconds=1.0, models=4, updates=4,
+        ))  # fmt: skip
+
+    monkeypatch.setattr(federated, "csg", run)
+    options = SimpleNamespace(
+        runs=tmp_path / "runs", seed=0, data="x", set=[], copy="a copy", again=True
+    )
+    federated._run("dense", "small", options)
+    before, now = capsys.readouterr().err.splitlines()
+    assert before.startswith(f"dense-small-seed0, before: {100 * result.accuracy:.2f} %, ")
+    assert now.startswith("dense-small-seed0, now: 30.00 %, 1.00 MB, ")
+    assert len(json.loads((tmp_path / "dense-small-seed0.json").read_text())["rows"]) == 1
+
+
+def test_the_arm_of_the_fewest_bytes_is_named_where_it_changes():
+    content = next(r for r in federated.kept() if r.arm == "csg").content
+
+    def result(arm, *reached):
+        rows = [{"payload_bytes_up": 10**6, "payload_bytes_down": 0, "test_accuracy": accuracy}
+                for accuracy in reached]  # fmt: skip
+        return Result("iid", arm, 0, content | {"rows": rows})
+
+    slow, fast = result("slow", 0.31, 0.31, 0.46), result("fast", 0.26, 0.36, 0.41)
+    assert cheapest_table([slow, fast]).splitlines()[2:] == [
+        "| iid | 0 | 20 to 25 % | fast | 1.00 |",
+        "| iid | 0 | 30 % | slow | 1.00 |",
+        "| iid | 0 | 35 to 40 % | fast | 2.00 to 3.00 |",
+        "| iid | 0 | 45 % | slow | 3.00 |",
+    ]
 
 
 def test_what_was_kept_is_of_the_arms_as_they_are_now():
@@ -112,7 +157,9 @@ def test_what_was_kept_is_of_the_arms_as_they_are_now():
 def test_a_result_of_another_arm_is_not_taken_for_this_one(monkeypatch):
     monkeypatch.setitem(federated_arms.ARMS, "csg-clip", ("train.clip_norm=2", "train.lr=0.1"))
     monkeypatch.setattr(federated, "csg", lambda _arguments: pytest.fail("it was run"))
-    options = SimpleNamespace(runs=federated.RESULTS, seed=0, data="x", set=[], copy="a copy")
+    options = SimpleNamespace(
+        runs=federated.RESULTS, seed=0, data="x", set=[], copy="a copy", again=False
+    )
     with pytest.raises(StudyError, match=r"lr=0\.05, now 0\.1, train\.clip_norm=1\.0, now 2\.0"):
         federated._run("csg-clip", "small", options)
     monkeypatch.setitem(federated_arms.ARMS, "csg-clip", ())
