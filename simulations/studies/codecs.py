@@ -46,6 +46,9 @@ LINES = ("fp32", "fp32z", "fp16", "uniform:bits=8", "uniform:bits=4", "uniform:b
          "uniform:bits=1,rotate=true", "ternary", "topk:fraction=0.01",
          "topk:fraction=0.0025,ternary=true", "ecsq:dct=false", "ecsq:step=0.5,codes=0.5",
          "ecsq:step=1", "ecsq", "ecsq:codes=1.5", "ecsq:step=3,codes=4")  # fmt: skip
+# of rivals and schedules that the README does not show
+_FURTHER = ("csg-ecsq", "csg-frozen-ecsq", "dense-fp16", "dense-int8", "dense-one-bit",
+            "dense-topk", "dense-stc-40")  # fmt: skip
 _DIGITS = ("data.name=digits", "data.clients=2", "data.images=400", "data.partition=iid")
 _COLUMNS = "| codec | bytes | bits a value | left out | ms to encode | ms to decode |"
 
@@ -176,7 +179,9 @@ def main() -> None:
     here = machine()
     tables = {
         "codecs": codecs(update, parts, options.repeats),
-        "whole-models": whole_models(dict.fromkeys(chain(*SHORT.values())), options.repeats),
+        "whole-models": whole_models(
+            dict.fromkeys(chain(*SHORT.values(), _FURTHER)), options.repeats
+        ),
         "coders": coders(update, parts, options.repeats),
         "where": f"{options.network}, {update.size:,} values; one core of {here['cpu']}, "
         f"{time.strftime('%Y-%m-%d')}.",
