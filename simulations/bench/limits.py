@@ -88,7 +88,8 @@ def _variants(first: Arm) -> dict[str, Arm]:
         "dense": dense,
         "contiguous": replace(first, channels_last=False),
     }
-    if first.network == COMPILED and shutil.which(os.environ.get("CXX", "g++")):  # as torch looks
+    compiler = shutil.which(os.environ.get("CXX", "g++"))  # as torch looks for one
+    if first.network == COMPILED and compiler:
         arms |= {
             "torch.compile": replace(first, compiled=True),
             "dense, torch.compile": replace(dense, compiled=True),

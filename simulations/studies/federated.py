@@ -136,11 +136,14 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
         if not options.again:
             print(f"{path.stem} is kept; --again runs it anew", file=sys.stderr)
             return
-    again = (folder / "rounds.jsonl").exists()
-    if again:
+    begun = (folder / "rounds.jsonl").exists()
+    if begun:
         _refuse_another_arm(folder, RunFolder(folder).recipe().model_dump(), values)
     done = RunFolder(folder).summary().get("outcome") == "completed"
-    arguments = ["resume", str(folder)] if again else ["run", str(RECIPE), *set_options(values)]
+    arguments = ["resume", str(folder)] if begun else ["run", str(RECIPE), *set_options(values)]
+    if before is not None and done:
+        print(f"{folder} is complete, and kept; to run it anew, name another folder with --runs",
+              file=sys.stderr)  # fmt: skip
     if not done and csg(arguments):
         see = f"; see {folder}" if folder.exists() else ""
         raise StudyError(f"{path.stem} did not end well{see}")

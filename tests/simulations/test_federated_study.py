@@ -128,6 +128,10 @@ def test_what_is_kept_is_run_anew_if_asked_for_and_replaced(tmp_path, monkeypatc
     assert before.startswith(f"dense-small-seed0, before: {100 * result.accuracy:.2f} %, ")
     assert now.startswith("dense-small-seed0, now: 30.00 %, 1.00 MB, ")
     assert len(json.loads((tmp_path / "dense-small-seed0.json").read_text())["rows"]) == 1
+    RunFolder(tmp_path / "runs" / "dense-small-seed0").write_summary({"outcome": "completed"})
+    federated._run("dense", "small", options)
+    said, *_ = capsys.readouterr().err.splitlines()
+    assert said.endswith("is complete, and kept; to run it anew, name another folder with --runs")
 
 
 def test_the_arm_of_the_fewest_bytes_is_named_where_it_changes():
