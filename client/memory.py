@@ -1,7 +1,9 @@
 """What a client keeps from round to round: in Flower's context, and in a file that outlives it.
 
 A SuperNode's context is lost when it is restarted, and a resumed run is a new one to Flower. So a
-deployed client also writes what only it has to its cache, under the run and its partition.
+client also writes what only it has to a file, under the run and its partition: a deployed one in
+its cache, one of Flower's simulation in the run's folder. The engine ``local`` keeps contexts in
+its checkpoints, and its clients write nothing.
 """
 
 import hashlib
@@ -76,7 +78,7 @@ def recall(
     names = (_KEPT, _RESIDUAL, _BEFORE)
     own = {name: records[name][name].numpy() for name in names if name in records}
     rounds = {name: _round(numbers[name]) for name in (_ROUND, _ROUND_BEFORE) if name in numbers}
-    if not own and recipe.run.superlink is not None:
+    if not own and _writes(recipe):
         own, rounds = _read(_file(context, recipe, partition))
     last, before = rounds.get(_ROUND, 0), rounds.get(_ROUND_BEFORE)
     name, of = _RESIDUAL, last
@@ -97,11 +99,11 @@ def keep(
 ) -> None:
     """Keep the memory of a round. A file that cannot be written costs a warning, no more.
 
-    ``before`` is what the round began with: a deployed client, whose update may be lost on its way,
-    goes back to what was owed then.
+    ``before`` is what the round began with: a client whose update may be lost on its way, as it is
+    where the run ends before its checkpoint, goes back to what was owed then.
     """
-    deployed = recipe.run.superlink is not None
-    owed = before.residual if deployed and memory.residual is not None else None
+    writes = _writes(recipe)
+    owed = before.residual if writes and memory.residual is not None else None
     values = {_KEPT: memory.kept, _RESIDUAL: memory.residual, _BEFORE: owed}
     own = {name: array for name, array in values.items() if array is not None}
     rounds = {_ROUND: round_} if own else {}
@@ -120,9 +122,11 @@ def keep(
         packed = Array(dtype="float16", shape=shape, stype="bytes", data=held.packed)
         context.state[_HELD] = ArrayRecord({_HELD: packed})
         context.state[_VERSION] = MetricRecord({"version": held.version})
-    if own and deployed:
+    if own and writes:
         path = _file(context, recipe, partition)
         try:
+            if recipe.run.superlink is not None:
+                _drop_stale(path.parent)
             _write(path, own, rounds)
         except (OSError, SafetensorError) as error:
             _log.warning("%s: what this client keeps is not written (%s)", path, error)
@@ -130,13 +134,19 @@ def keep(
                 path.unlink(missing_ok=True)
 
 
+def _writes(recipe: Recipe) -> bool:
+    """Whether nothing but the client itself makes what it keeps outlive its process."""
+    return recipe.run.engine == "flower"
+
+
 def _file(context: Context, recipe: Recipe, partition: int) -> Path:
     """By the run: recipe, which names its folder, when it began, and code, so that sizes fit."""
+    home = cache_folder() if recipe.run.superlink is not None else Path(str(recipe.run.dir))
     started = context.run_config.get(STARTED, "")
     recipe_ = recipe.model_dump_json(exclude={"train": {"rounds"}})  # a run may be made longer
     described = f"{recipe_} {started} {code_identity()}"
     run = hashlib.sha256(described.encode()).hexdigest()[:16]
-    return cache_folder() / "clients" / f"{run}-{partition}.safetensors"
+    return home / "clients" / f"{run}-{partition}.safetensors"
 
 
 def _round(record: MetricRecord) -> int:
@@ -163,9 +173,13 @@ def _read(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, int]]:
 
 def _write(path: Path, arrays: dict[str, NDArray[np.float32]], rounds: dict[str, int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    for old in path.parent.iterdir():
+    texts = {name: str(of) for name, of in rounds.items()}
+    replace_file(path, save(arrays, texts), private=True)
+
+
+def _drop_stale(folder: Path) -> None:
+    """Remove what clients of runs of long ago kept in a cache."""
+    for old in folder.glob("*"):
         with suppress(OSError):  # another client's, renamed in between
             if time.time() - old.stat().st_mtime > _STALE_S:
                 old.unlink()
-    texts = {name: str(of) for name, of in rounds.items()}
-    replace_file(path, save(arrays, texts), private=True)

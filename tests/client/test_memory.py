@@ -104,7 +104,7 @@ def test_what_was_owed_before_updates_that_were_lost_is_owed_still(deployed, res
     assert recalled(9, 4).residual is None
 
 
-def test_a_simulated_client_keeps_one_array_of_what_it_owes(tiny):
+def test_a_client_of_the_local_engine_keeps_one_array_of_what_it_owes(tiny):
     context = _context()
     keep(context, tiny(), 0, 1, Memory(residual=RESIDUAL))
     keep(context, tiny(), 0, 2, Memory(residual=RESIDUAL), recall(context, tiny(), 0, 2, 1))
@@ -128,7 +128,20 @@ def test_a_run_begun_anew_in_the_same_folder_takes_nothing_of_the_one_before(dep
     assert recall(_context("2026-01-02T00:00:00Z"), deployed(), 0, round_) == Memory()
 
 
-def test_a_simulated_client_writes_nothing(tiny, tmp_path, monkeypatch):
+def test_a_client_of_flowers_simulation_keeps_it_with_its_run(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("CSG_CACHE_DIR", str(tmp_path / "cache"))
+    recipe = tiny(run={"engine": "flower", "dir": str(tmp_path / "run")})
+    keep(_context(), recipe, 0, 4, MEMORY)
+    (file,) = tmp_path.glob("run/clients/*")
+    years_ago = time.time() - 1000 * 86_400
+    os.utime(file, (years_ago, years_ago))
+    keep(_context(), recipe, 1, 4, Memory(residual=3 * RESIDUAL))
+    assert not (tmp_path / "cache").exists()
+    np.testing.assert_array_equal(recall(_context(), recipe, 0, 5, 4).residual, RESIDUAL)
+    np.testing.assert_array_equal(recall(_context(), recipe, 1, 5, 4).residual, 3 * RESIDUAL)
+
+
+def test_a_client_of_the_local_engine_writes_nothing(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("CSG_CACHE_DIR", str(tmp_path))
     keep(_context(), tiny(), 0, 4, MEMORY)
     assert not list(tmp_path.iterdir())

@@ -65,6 +65,30 @@ def test_both_engines_average_to_the_same_model(tmp_path, scratch, tiny_settings
 
 
 @pytest.mark.slow
+def test_a_run_resumed_ends_as_one_that_was_not_interrupted(tmp_path, scratch, tiny_settings):
+    """Clients take up the norms that stay with them, and what their codec left out."""
+    kept = ["wire.uplink=ternary", "train.batch_norm=local", "data.holdout=0.25"]
+    values = [*kept, "train.lr_schedule=constant"]
+    settings = [*tiny_settings, *(part for value in values for part in ("--set", value))]
+    for name, engine, rounds in (("whole", "local", 4), ("parts", "flower", 2)):
+        values = [f"run.dir={name}", f"run.engine={engine}", f"train.rounds={rounds}"]
+        more = [part for value in values for part in ("--set", value)]
+        done = _csg("run", "demo", *settings, *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    config = tmp_path / "parts" / "config.toml"
+    config.write_text(config.read_text().replace("rounds = 2\n", "rounds = 4\n"))
+    done = _csg("resume", "parts", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    whole, parts = (_state(tmp_path / name) for name in ("whole", "parts"))
+    assert whole.round == parts.round == 4
+    np.testing.assert_allclose(parts.values, whole.values, rtol=1e-4, atol=1e-4)
+    losses = [[row.test_loss for row in RunFolder(tmp_path / n).rows()] for n in ("whole", "parts")]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+    assert len(list((tmp_path / "parts" / "clients").iterdir())) == 4
+    assert not _left_in(scratch)
+
+
+@pytest.mark.slow
 def test_a_failed_run_is_passed_on_and_cleaned_up(tmp_path, scratch, tiny_settings):
     (tmp_path / "failing.py").write_text(
         "from flwr.clientapp import ClientApp\n"
