@@ -1,11 +1,13 @@
 """Bytes to accuracy: ten clients a round, 20 rounds or 100, every network with every codec.
 
 Networks are ResNet-20 where no depth is named, as in csg56; in arms called clip, the norm of each
-step's gradient is at most 1, in those called momentum the server's momentum is 0.5. The arms of a
-frontier are dense and generated networks of many depths and widths with the same codec: of
-frontier-ecsq the generated ones clipped, the dense ones clipped and not, since clipping costs some
-of them accuracy; of frontier-ecsq-predict all of them clipped and with momentum. What an arm or a
-kind of shards is cannot be changed by --set, which only says how runs are run.
+step's gradient is at most 1, in those called momentum the server's momentum is 0.5. Those called
+donated begin with the generator of a ResNet-32 that was trained on handwritten digits, which takes
+minutes, once; in those called never the generator stays as it begins. The arms of a frontier are
+dense and generated networks of many depths and widths with the same codec: of frontier-ecsq the
+generated ones clipped, the dense ones clipped and not, since clipping costs some of them accuracy;
+of frontier-ecsq-predict all of them clipped and with momentum. What an arm or a kind of shards is
+cannot be changed by --set, which only says how runs are run.
 
 Every run is a ``csg run``; what is kept of it is one JSON file, and a run whose file is there is
 not repeated, but with ``--again``, which says what was kept before and what now. The tables in
@@ -37,10 +39,13 @@ from simulations.recipe_names import set_options
 from simulations.studies.federated_arms import (
     ARMS,
     CODECS,
+    DONOR,
+    DONOR_RECIPE,
     FRONTIERS,
     NAMED,
     NETWORKS,
     PARTITIONS,
+    SCHEDULED,
     SCHEDULES,
     SHORT,
 )
@@ -130,6 +135,9 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
         f"run.dir={folder}",
         *options.set,
     ]
+    donated = f"server.start_from={DONOR}" in values
+    if donated:
+        values.append(f"server.start_from={options.runs / DONOR}")
     before = _result(path) if path.exists() else None
     if before is not None:
         _refuse_another_arm(path, before.content["recipe"], values)
@@ -144,6 +152,8 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
     if before is not None and done:
         print(f"{folder} is complete, and kept; to run it anew, name another folder with --runs",
               file=sys.stderr)  # fmt: skip
+    if donated and not done:
+        _train_donor(options.runs / DONOR)
     if not done and csg(arguments):
         see = f"; see {folder}" if folder.exists() else ""
         raise StudyError(f"{path.stem} did not end well{see}")
@@ -152,6 +162,18 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
         for when, result in (("before", before), ("now", _result(path))):
             print(f"{path.stem}, {when}: {100 * result.accuracy:.2f} %, "
                   f"{result.curve[-1][0]:.2f} MB, {result.machine}", file=sys.stderr)  # fmt: skip
+
+
+def _train_donor(checkpoint: Path) -> None:
+    """Train the network whose generator others begin with, unless that was done."""
+    folder = checkpoint.parent.parent
+    if RunFolder(folder).summary().get("outcome") == "completed":
+        return
+    recipe, *values = DONOR_RECIPE
+    begun = (folder / "rounds.jsonl").exists()
+    anew = ["run", recipe, *set_options([*values, f"run.dir={folder}"])]
+    if csg(["resume", str(folder)] if begun else anew):
+        raise StudyError(f"the donor of generators did not end well; see {folder}")
 
 
 def _refuse_another_arm(place: Path, kept: dict[str, Any], values: Sequence[str]) -> None:
@@ -168,7 +190,7 @@ def differences(kept: dict[str, Any], values: Sequence[str]) -> str:
     """
     default, arm = Recipe().model_dump(), read_recipe(RECIPE, values).model_dump()
     of_arm = {section: list(arm[section]) for section in ("model", "data", "train", "wire")}
-    of_arm |= {"server": ["strategy", "options"], "run": ["seed", "eval_every"]}
+    of_arm |= {"server": ["strategy", "options", "start_with"], "run": ["seed", "eval_every"]}
     return ", ".join(
         f"{section}.{key}={was}, now {arm[section][key]}"
         for section, keys in of_arm.items()
@@ -191,6 +213,8 @@ def keep(run: RunData, path: Path, copy: str) -> None:
     rows = [{key: asdict(row)[key] for key in columns + payload} for row in run.rows]
     environment = {key: value for key, value in run.environment.items() if key != "spread"}
     recipe = run.recipe.model_dump(exclude={"data": {"dir"}, "run": {"dir"}}, exclude_none=True)
+    if recipe["server"].get("start_from") is not None:
+        recipe["server"]["start_from"] = DONOR
     content = {"data": copy, "environment": environment, "recipe": recipe, "rows": rows}
     keep_json(path, content)
 
@@ -210,7 +234,7 @@ def _options() -> argparse.Namespace:
                         default=["dense", "csg", "dense-narrow"],
                         help=f"a network ({', '.join(NETWORKS)}), a dash and a codec "
                              f"({', '.join(filter(None, CODECS))}; none: float32); "
-                             f"{', '.join(f'csg-{name}' for name in SCHEDULES)}; or "
+                             f"{' or '.join(SCHEDULED)}, a dash and {', '.join(SCHEDULES)}; or "
                              f"{' or '.join(FRONTIERS)}, all networks that are drawn as one",
                         )  # fmt: skip
     parser.add_argument("--partitions", nargs="+", choices=PARTITIONS,

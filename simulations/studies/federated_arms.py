@@ -22,6 +22,11 @@ PARTITIONS: dict[str, tuple[str, ...]] = {
     "small_skewed": ("data.partition=dirichlet", "data.alpha=0.1", *_SMALL),
 }
 
+# Whose generator csg-donated begins with: a ResNet-32 that was trained on handwritten digits. Its
+# checkpoint lies in the folder of the study's runs.
+DONOR = "donor/checkpoints/best.safetensors"
+DONOR_RECIPE = ("demo", "model.name=resnet32", "model.slice_size=12", "model.code_size=72")
+
 NETWORKS: dict[str, tuple[str, ...]] = {
     "dense": ("model.parametrization=dense",),
     "csg": (),
@@ -33,6 +38,7 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "csg-wide": ("model.width=1.5", "model.code_size=36"),
     "csg-wide-slow": ("model.width=1.5", "model.code_size=36", "train.generator_lr=0.3"),
     "csg-frozen": ("model.generator=frozen", "model.code_size=144"),
+    "csg-donated": (f"server.start_from={DONOR}", "server.start_with=generator"),
     "fedpara": ("model.parametrization=fedpara",),
     "flocora": ("model.parametrization=flocora", "model.options.rank=8"),
     "dense32": ("model.parametrization=dense", "model.name=resnet32"),
@@ -104,9 +110,11 @@ CODECS: dict[str, tuple[str, ...]] = {
         "wire.predict=true",
     ),
 }
-SCHEDULES: dict[str, tuple[str, ...]] = {  # of the generator, for csg alone
+SCHEDULED = ("csg", "csg-donated")
+SCHEDULES: dict[str, tuple[str, ...]] = {  # of the generator
     "ecsq-seldom": (*CODECS["ecsq"], "wire.generator_every=4"),
     "ecsq-freeze": (*CODECS["ecsq"], "wire.generator_until=5"),
+    "ecsq-never": (*CODECS["ecsq"], "wire.generator_until=0"),
 }
 _DEPTHS = (20, 32, 56)
 # Networks of the frontier, dense ones by depth and channels of the first stage, generated ones by
@@ -160,7 +168,7 @@ FRONTIERS = {f"frontier-{codec}": list(arms) for codec, arms in _FRONTIERS.items
 # arms by name, with their network and their codec
 NAMED = {
     f"{network}-{codec}".rstrip("-"): (network, codec)
-    for network, codec in [*product(NETWORKS, CODECS), *product(["csg"], SCHEDULES)]
+    for network, codec in [*product(NETWORKS, CODECS), *product(SCHEDULED, SCHEDULES)]
 }
 ARMS = {
     arm: NETWORKS[network] + (CODECS | SCHEDULES)[codec] for arm, (network, codec) in NAMED.items()
