@@ -36,6 +36,8 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "csg-small": ("model.code_size=36",),
     # more channels with shorter codes: 67,042 parameters for 115,426
     "csg-wide": ("model.width=1.5", "model.code_size=36"),
+    # as many channels with the usual codes, for a generator that never travels
+    "csg-wide-long": ("model.width=1.5",),
     "csg-wide-slow": ("model.width=1.5", "model.code_size=36", "train.generator_lr=0.3"),
     "csg-frozen": ("model.generator=frozen", "model.code_size=144"),
     "csg-donated": (f"server.start_from={DONOR}", "server.start_with=generator"),
@@ -51,15 +53,16 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "csg56-tiny": ("model.name=resnet56", "model.slice_size=8", "model.code_size=18"),
     "csg56-slow": ("model.name=resnet56", "train.generator_lr=0.3"),
 }
-_CLIPPED = ("dense", "csg", "dense-narrow", "csg-small", "csg-wide", "dense32", "dense56",
-            "dense56-narrow", "csg56", "csg56-small", "csg56-tiny")  # fmt: skip
+_CLIPPED = ("dense", "csg", "dense-narrow", "csg-small", "csg-wide", "csg-wide-long",
+            "dense32", "dense56", "dense56-narrow", "csg56", "csg56-small",
+            "csg56-tiny")  # fmt: skip
 _CLIP = ("train.clip_norm=1",)
 NETWORKS |= {f"{name}-clip": NETWORKS[name] + _CLIP for name in _CLIPPED}
 # the server goes on by half of its last step (Hsu et al., "Measuring the effects of non-identical
 # data distribution", 2019)
 _MOMENTUM = ("server.strategy=fedavgm", "server.options.server_momentum=0.5")
 _WITH_MOMENTUM = ("dense", "dense-clip", "dense-narrow", "dense-narrow-clip", "csg-clip",
-                  "csg-wide", "csg-wide-clip", "dense56", "dense56-clip",
+                  "csg-wide", "csg-wide-clip", "csg-wide-long-clip", "dense56", "dense56-clip",
                   "dense56-narrow-clip", "csg56-clip", "csg56-small-clip",
                   "csg56-tiny-clip")  # fmt: skip
 NETWORKS |= {f"{name}-momentum": NETWORKS[name] + _MOMENTUM for name in _WITH_MOMENTUM}
@@ -110,7 +113,7 @@ CODECS: dict[str, tuple[str, ...]] = {
         "wire.predict=true",
     ),
 }
-SCHEDULED = ("csg", "csg-donated")
+SCHEDULED = ("csg", "csg-donated", "csg-wide-clip-momentum", "csg-wide-long-clip-momentum")
 SCHEDULES: dict[str, tuple[str, ...]] = {  # of the generator
     "ecsq-seldom": (*CODECS["ecsq"], "wire.generator_every=4"),
     "ecsq-freeze": (*CODECS["ecsq"], "wire.generator_until=5"),
