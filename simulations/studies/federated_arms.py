@@ -149,6 +149,7 @@ _KNOWN = {  # networks above, which have names
     "csg20-16-s12-d72": "csg",
     "csg20-16-s12-d36": "csg-small",
     "csg20-24-s12-d36": "csg-wide",
+    "csg20-24-s12-d72": "csg-wide-long",
     "csg56-16-s8-d18": "csg56-tiny",
     "csg56-16-s12-d36": "csg56-small",
     "csg56-16-s12-d72": "csg56",
