@@ -140,11 +140,15 @@ def _writes(recipe: Recipe) -> bool:
 
 
 def _file(context: Context, recipe: Recipe, partition: int) -> Path:
-    """By the run: recipe, which names its folder, when it began, and code, so that sizes fit."""
-    home = cache_folder() if recipe.run.superlink is not None else Path(str(recipe.run.dir))
+    """By the run: recipe, when it began, and code, so that sizes fit.
+
+    In a cache, a run's folder tells it from others; that of a simulation may be moved.
+    """
+    home, changes = cache_folder(), {"train": {"rounds"}}  # a run may be made longer
+    if recipe.run.superlink is None:
+        home, changes = Path(str(recipe.run.dir)), changes | {"run": {"dir"}}
     started = context.run_config.get(STARTED, "")
-    recipe_ = recipe.model_dump_json(exclude={"train": {"rounds"}})  # a run may be made longer
-    described = f"{recipe_} {started} {code_identity()}"
+    described = f"{recipe.model_dump_json(exclude=changes)} {started} {code_identity()}"
     run = hashlib.sha256(described.encode()).hexdigest()[:16]
     return home / "clients" / f"{run}-{partition}.safetensors"
 

@@ -130,7 +130,11 @@ def test_a_run_begun_anew_in_the_same_folder_takes_nothing_of_the_one_before(dep
 
 def test_a_client_of_flowers_simulation_keeps_it_with_its_run(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("CSG_CACHE_DIR", str(tmp_path / "cache"))
-    recipe = tiny(run={"engine": "flower", "dir": str(tmp_path / "run")})
+
+    def simulated(folder):
+        return tiny(run={"engine": "flower", "dir": str(tmp_path / folder)})
+
+    recipe = simulated("run")
     keep(_context(), recipe, 0, 4, MEMORY)
     (file,) = tmp_path.glob("run/clients/*")
     years_ago = time.time() - 1000 * 86_400
@@ -139,6 +143,9 @@ def test_a_client_of_flowers_simulation_keeps_it_with_its_run(tiny, tmp_path, mo
     assert not (tmp_path / "cache").exists()
     np.testing.assert_array_equal(recall(_context(), recipe, 0, 5, 4).residual, RESIDUAL)
     np.testing.assert_array_equal(recall(_context(), recipe, 1, 5, 4).residual, 3 * RESIDUAL)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = recall(_context(), simulated("moved"), 0, 5, 4)
+    np.testing.assert_array_equal(moved.residual, RESIDUAL)
 
 
 def test_a_client_of_the_local_engine_writes_nothing(tiny, tmp_path, monkeypatch):
