@@ -13,7 +13,7 @@ from client.memory import keep, recall
 from client.shard import Shard, Shards, own_folder, partition_of
 from federation.code import check_code
 from federation.interface import Interface, InterfaceError
-from federation.messages import RECIPE, TAKEN, numbers_in, payload_in, reply
+from federation.messages import RECIPE, RESUMED, TAKEN, numbers_in, payload_in, reply
 from federation.recipe import Recipe
 
 _log = logging.getLogger(__name__)
@@ -75,13 +75,15 @@ class Worker:
         client, shard, partition = self.ready(context)
         config = numbers_in(message.content)
         round_ = int(_number(config["server-round"]))
-        taken = int(_number(config[TAKEN])) if TAKEN in config else None
+        taken, resumed = (
+            int(_number(config[key])) if key in config else None for key in (TAKEN, RESUMED)
+        )
         return client, Job(
             payload=payload_in(message.content),
             shard=shard,
             round_=round_,
             partition=partition,
-            memory=recall(context, client.recipe, partition, round_, taken),
+            memory=recall(context, client.recipe, partition, round_, taken, resumed),
             proximal_mu=_number(config.get("proximal-mu", 0.0)),
         )
 

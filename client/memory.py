@@ -58,15 +58,21 @@ NOTHING = Memory()
 
 
 def recall(
-    context: Context, recipe: Recipe, partition: int, round_: int, taken: int | None = None
+    context: Context,
+    recipe: Recipe,
+    partition: int,
+    round_: int,
+    taken: int | None = None,
+    resumed: int | None = None,
 ) -> Memory:
     """What this run's client of a partition kept, for ``round_``.
 
     What the codec left out is of an update, and is sent after that, if the server took it, and
     once: an update may be refused or lost, and a round asked for again, when a run is resumed from
-    further back. ``taken`` is the last round whose update it took, where it says so: if that is not
-    the last one, but the one whose residual the last one began with, this is owed still. The
-    tensors that stay are those of the later round, which is nearer than to begin anew.
+    further back. ``taken`` is the last round whose update it took, where it says so; ``resumed``
+    the one that a run goes on from which does not know that of this client: it took none later. If
+    the residual of that is not the last one, but the one that the last one began with, this is owed
+    still. The tensors that stay are those of the later round, which is nearer than to begin anew.
     """
     records, numbers = context.state.array_records, context.state.metric_records
     held = None
@@ -78,14 +84,19 @@ def recall(
     names = (_KEPT, _RESIDUAL, _BEFORE)
     own = {name: records[name][name].numpy() for name in names if name in records}
     rounds = {name: _round(numbers[name]) for name in (_ROUND, _ROUND_BEFORE) if name in numbers}
-    if not own and _writes(recipe):
+    if not own and _has_file(recipe):
         own, rounds = _read(_file(context, recipe, partition))
-    last, before = rounds.get(_ROUND, 0), rounds.get(_ROUND_BEFORE)
-    name, of = _RESIDUAL, last
-    if taken is not None and taken == before:
-        name, of = _BEFORE, before
-    follows = of < round_ if taken is None else of == taken
-    residual = own.get(name) if follows else None
+    last = rounds.get(_ROUND, 0)
+    owed = {last: _RESIDUAL}
+    if _ROUND_BEFORE in rounds:
+        owed[rounds[_ROUND_BEFORE]] = _BEFORE
+    if taken is not None:
+        of = taken
+    elif resumed is not None:
+        of = max((round_ for round_ in owed if round_ <= resumed), default=0)
+    else:
+        of = last if last < round_ else 0
+    residual = own.get(owed[of]) if of in owed else None
     return Memory(kept=own.get(_KEPT), residual=residual, residual_of=of, held=held)
 
 
@@ -102,8 +113,8 @@ def keep(
     ``before`` is what the round began with: a client whose update may be lost on its way, as it is
     where the run ends before its checkpoint, goes back to what was owed then.
     """
-    writes = _writes(recipe)
-    owed = before.residual if writes and memory.residual is not None else None
+    has_file = _has_file(recipe)
+    owed = before.residual if has_file and memory.residual is not None else None
     values = {_KEPT: memory.kept, _RESIDUAL: memory.residual, _BEFORE: owed}
     own = {name: array for name, array in values.items() if array is not None}
     rounds = {_ROUND: round_} if own else {}
@@ -122,10 +133,10 @@ def keep(
         packed = Array(dtype="float16", shape=shape, stype="bytes", data=held.packed)
         context.state[_HELD] = ArrayRecord({_HELD: packed})
         context.state[_VERSION] = MetricRecord({"version": held.version})
-    if own and writes:
+    if own and has_file:
         path = _file(context, recipe, partition)
         try:
-            if recipe.run.superlink is not None:
+            if _deployed(recipe):
                 _drop_stale(path.parent)
             _write(path, own, rounds)
         except (OSError, SafetensorError) as error:
@@ -134,21 +145,27 @@ def keep(
                 path.unlink(missing_ok=True)
 
 
-def _writes(recipe: Recipe) -> bool:
-    """Whether nothing but the client itself makes what it keeps outlive its process."""
+def _deployed(recipe: Recipe) -> bool:
+    return recipe.run.superlink is not None
+
+
+def _has_file(recipe: Recipe) -> bool:
+    """Whether what this client keeps is lost with its process, but for a file of its own."""
     return recipe.run.engine == "flower"
 
 
 def _file(context: Context, recipe: Recipe, partition: int) -> Path:
-    """By the run: recipe, when it began, and code, so that sizes fit.
+    """By when the run began, and by the code, so that sizes fit; in a cache by the recipe, too.
 
-    In a cache, a run's folder tells it from others; that of a simulation may be moved.
+    That names the folder of a run, which tells it from others. Where the file lies in that folder,
+    this may be moved, and how the run is run be changed.
     """
-    home, changes = cache_folder(), {"train": {"rounds"}}  # a run may be made longer
-    if recipe.run.superlink is None:
-        home, changes = Path(str(recipe.run.dir)), changes | {"run": {"dir"}}
-    started = context.run_config.get(STARTED, "")
-    described = f"{recipe.model_dump_json(exclude=changes)} {started} {code_identity()}"
+    described = f"{context.run_config.get(STARTED, '')} {code_identity()}"
+    home = Path(str(recipe.run.dir))
+    if _deployed(recipe):
+        home = cache_folder()
+        longer = {"train": {"rounds"}}  # as a run may be made
+        described = f"{recipe.model_dump_json(exclude=longer)} {described}"
     run = hashlib.sha256(described.encode()).hexdigest()[:16]
     return home / "clients" / f"{run}-{partition}.safetensors"
 

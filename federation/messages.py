@@ -29,6 +29,9 @@ RECIPE, STARTED = "recipe", "started"
 # key of a message to train: the last round whose update of this client was taken, 0: none was; not
 # there where that was the last one that it was asked for
 TAKEN = "taken"
+# key of one to a node that a resumed run does not know: the round that it goes on from, after which
+# no update of this client was taken
+RESUMED = "resumed"
 
 
 class ReplyError(ValueError):

@@ -8,7 +8,7 @@ import numpy as np
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from federation.messages import ReplyError
+from federation.messages import RESUMED, TAKEN, ReplyError
 from federation.recipe import Recipe
 from federation.seeds import derived_numpy_rng
 from server.nodes import Node, connected, gather
@@ -33,6 +33,8 @@ class Cohort:
         self._taken: dict[int, int] = {}  # the last round whose update was taken, by node
         self._sure: set[int] = set()  # nodes that were not asked for another since
         self._not_last: dict[int, int] = {}  # of those that are asked, where it was not their last
+        self._resumed = 0  # the round that a resumed run goes on from
+        self._new: list[int] = []  # of those that are asked, those that it does not know
         self._away: set[int] = set()
 
     def sample(self, round_: int, grid: Grid) -> tuple[list[int], list[int]]:
@@ -48,7 +50,10 @@ class Cohort:
         known = [node for node in self.asked if node in self._taken and node not in self._sure]
         self._not_last = {node: self._taken[node] for node in known}
         self._sure.difference_update(self.asked)
-        self._taken = dict.fromkeys(self.asked, 0) | self._taken
+        if self._resumed:
+            self._new = [node for node in self.asked if node not in self._taken]
+        else:
+            self._taken = dict.fromkeys(self.asked, 0) | self._taken
         self._away = set()
         return self.asked, restarted
 
@@ -134,11 +139,15 @@ class Cohort:
         self._taken[node] = round_
         self._sure.add(node)
 
-    def last_taken(self, node: int) -> int | None:
-        """The last round whose update of a node was taken, 0: none was; None if that was the last
-        that it was asked for, or it is not known.
+    def told(self, node: int) -> dict[str, int]:
+        """What a node has to know of its updates: the last round whose one was taken, 0: none was;
+        nothing where that was the last that it was asked for.
+
+        A resumed run may not know its nodes, as a simulation's, which have other ids every time.
         """
-        return self._not_last.get(node)
+        if node in self._new:
+            return {RESUMED: self._resumed}
+        return {TAKEN: self._not_last[node]} if node in self._not_last else {}
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What a checkpoint has to hold."""
@@ -149,6 +158,7 @@ class Cohort:
         """Take up what ``state`` gave, or nothing, as of older checkpoints."""
         if "taken" in state:
             self._taken = dict(state["taken"].view(np.uint64).tolist())
+            self._resumed = max(self._taken.values(), default=0)  # some are taken in each round
 
     def name(self, node: int) -> str:
         """A node for a reader: by its partition, else the name of its key, else its id."""

@@ -1,7 +1,7 @@
 """The folder of a run: the one place that names its files, writes them and reads them back.
 
 ``config.toml`` (the recipe, resolved), ``environment.json``, ``rounds.jsonl``, ``summary.json``,
-``checkpoints/*.safetensors``.
+``checkpoints/*.safetensors``. Clients of Flower's simulation keep what is theirs in ``clients/``.
 """
 
 import json
@@ -85,7 +85,8 @@ class RunFolder:
                 time.sleep(0.5)
             for name in _FILES:
                 drop_partial(self.path, name)
-            drop_partial(self.checkpoints, "*.safetensors")
+            for folder in (self.checkpoints, self.path / "clients"):
+                drop_partial(folder, "*.safetensors")
             yield
 
     def held(self) -> bool:

@@ -25,7 +25,7 @@ Arrays = dict[str, NDArray[Any]]
 class ServerState:
     """After ``round`` rounds: the packed model, what the strategy carries, and clients' states.
 
-    ``clients`` are by partition, and empty except in simulations whose clients keep something
+    ``clients`` are by partition, of the engine ``local`` alone, whose clients may keep something
     between rounds.
     """
 

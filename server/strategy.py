@@ -21,7 +21,6 @@ from csg_core.codecs import CodecError, Float32, codec_named
 from csg_core.codecs.base import FLOAT16_MAX, Values
 from csg_core.payload import Payload
 from federation.messages import (
-    TAKEN,
     EvaluationReport,
     ReplyError,
     evaluation_report_in,
@@ -210,10 +209,7 @@ class CsgStrategy(Strategy):
 
     def _told(self, node: int) -> dict[str, int]:
         """What a node has to know of the updates it sent, where a codec left something out."""
-        taken = self.cohort.last_taken(node)
-        if taken is None or not self.recipe.wire.feeds_back:
-            return {}
-        return {TAKEN: taken}
+        return self.cohort.told(node) if self.recipe.wire.feeds_back else {}
 
     @property
     def _momentum(self) -> Values:

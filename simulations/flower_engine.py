@@ -1,9 +1,10 @@
 """The engine ``flower``: Flower's Simulation Engine (Ray), started, followed and cleaned up here.
 
 A SuperLink of our own runs in a scratch folder and on a free port, the recipe travels in the run
-config, and the server side writes the run's folder as it does everywhere. With ``$RAY_ADDRESS``
-set, Ray joins that cluster instead of starting one. With ``run.superlink`` set, nothing is started:
-the run goes to that SuperLink, which shares this file system, and to its SuperNodes.
+config, and the server side writes the run's folder as it does everywhere; clients keep what is
+theirs there, too. With ``$RAY_ADDRESS`` set, Ray joins that cluster instead of starting one. With
+``run.superlink`` set, nothing is started: the run goes to that SuperLink, which shares this file
+system, and to its SuperNodes.
 """
 
 import logging

@@ -20,6 +20,7 @@ docs/results.md and the README, and the pictures, are made from the files. Examp
 import argparse
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -39,8 +40,8 @@ from simulations.recipe_names import set_options
 from simulations.studies.federated_arms import (
     ARMS,
     CODECS,
+    DONATES,
     DONOR,
-    DONOR_RECIPE,
     FRONTIERS,
     NAMED,
     NETWORKS,
@@ -135,7 +136,7 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
         f"run.dir={folder}",
         *options.set,
     ]
-    donated = f"server.start_from={DONOR}" in values
+    donated = "server.start_with=generator" in ARMS[arm]
     if donated:
         values.append(f"server.start_from={options.runs / DONOR}")
     before = _result(path) if path.exists() else None
@@ -152,8 +153,8 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
     if before is not None and done:
         print(f"{folder} is complete, and kept; to run it anew, name another folder with --runs",
               file=sys.stderr)  # fmt: skip
-    if donated and not done:
-        _train_donor(options.runs / DONOR)
+    if donated and not begun:
+        _train_donor(options)
     if not done and csg(arguments):
         see = f"; see {folder}" if folder.exists() else ""
         raise StudyError(f"{path.stem} did not end well{see}")
@@ -164,16 +165,20 @@ def _run(arm: str, partition: str, options: argparse.Namespace) -> None:
                   f"{result.curve[-1][0]:.2f} MB, {result.machine}", file=sys.stderr)  # fmt: skip
 
 
-def _train_donor(checkpoint: Path) -> None:
+def _train_donor(options: argparse.Namespace) -> None:
     """Train the network whose generator others begin with, unless that was done."""
-    folder = checkpoint.parent.parent
-    if RunFolder(folder).summary().get("outcome") == "completed":
+    place = (options.runs / DONOR).parent.parent
+    folder = RunFolder(place)
+    while folder.held():  # by a study beside this one
+        time.sleep(1.0)
+    begun = (place / "rounds.jsonl").exists()
+    if begun:
+        _refuse_another_arm(place, folder.recipe().model_dump(), DONATES)
+    if folder.summary().get("outcome") == "completed":
         return
-    recipe, *values = DONOR_RECIPE
-    begun = (folder / "rounds.jsonl").exists()
-    anew = ["run", recipe, *set_options([*values, f"run.dir={folder}"])]
-    if csg(["resume", str(folder)] if begun else anew):
-        raise StudyError(f"the donor of generators did not end well; see {folder}")
+    values = [*DONATES, f"run.dir={place}", *options.set]
+    if csg(["resume", str(place)] if begun else ["run", str(RECIPE), *set_options(values)]):
+        raise StudyError(f"the donor of generators did not end well; see {place}")
 
 
 def _refuse_another_arm(place: Path, kept: dict[str, Any], values: Sequence[str]) -> None:

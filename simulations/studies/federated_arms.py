@@ -23,9 +23,10 @@ PARTITIONS: dict[str, tuple[str, ...]] = {
 }
 
 # Whose generator csg-donated begins with: a ResNet-32 that was trained on handwritten digits. Its
-# checkpoint lies in the folder of the study's runs.
+# run lies beside the study's.
 DONOR = "donor/checkpoints/best.safetensors"
-DONOR_RECIPE = ("demo", "model.name=resnet32", "model.slice_size=12", "model.code_size=72")
+DONATES = ("model.name=resnet32", "data.name=digits", "data.clients=5", "train.rounds=15",
+           "train.batch_size=32", "train.augment=false")  # fmt: skip
 
 NETWORKS: dict[str, tuple[str, ...]] = {
     "dense": ("model.parametrization=dense",),

@@ -86,6 +86,18 @@ def test_a_round_that_is_gone_through_again_begins_with_what_it_began_with(deplo
     np.testing.assert_array_equal(recall(_context(), recipe, 0, 5, 4).residual, RESIDUAL)
 
 
+@pytest.mark.parametrize(("resumed", "owed"), [(3, None), (4, RESIDUAL), (5, 5 * RESIDUAL)])
+def test_a_run_goes_on_from_what_a_client_owed_then_or_it_owes_nothing(deployed, resumed, owed):
+    """Whose update the server took last is not known of a node that it sees for the first time."""
+    context, recipe = _context(), deployed()
+    keep(context, recipe, 0, 4, Memory(residual=RESIDUAL))
+    keep(context, recipe, 0, 5, Memory(residual=5 * RESIDUAL), recall(context, recipe, 0, 5))
+    for round_ in (resumed + 1, resumed + 3):  # in whichever it is asked next
+        found = recall(_context(), recipe, 0, round_, resumed=resumed).residual
+        assert (found is None) == (owed is None)
+        np.testing.assert_array_equal(found, owed)
+
+
 @pytest.mark.parametrize("restarted", [False, True])
 def test_what_was_owed_before_updates_that_were_lost_is_owed_still(deployed, restarted):
     context, recipe = _context(), deployed()

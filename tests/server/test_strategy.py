@@ -6,6 +6,7 @@ from flwr.app import ConfigRecord
 
 from csg_core.payload import header_of
 from federation.messages import (
+    RESUMED,
     TAKEN,
     EvaluationReport,
     numbers_in,
@@ -109,6 +110,27 @@ def test_a_resumed_run_tells_what_it_took_and_leaves_unsaid_what_it_does_not_kno
     exact = made(wire={"uplink": "fp32z"}, asks=False)
     exact.restore(state)
     assert _told(_sent(exact, arrays, 2, Nodes())) == dict.fromkeys(NODES)
+
+
+def test_a_resumed_run_tells_nodes_that_it_does_not_know_from_which_round_it_goes_on(made):
+    """As a simulation's, which have other ids; until it takes an update of theirs."""
+    begun = made(wire={"uplink": "ecsq"})
+    arrays = _trained(begun)
+    resumed = made(wire={"uplink": "ecsq"}, asks=False)
+    resumed.restore(begun.state())
+
+    def told(round_):
+        sent = _sent(resumed, arrays, round_, Nodes((21, 22, 23)))
+        found = [numbers_in(message.content) for message in sent.values()]
+        return [(numbers.get(TAKEN), numbers.get(RESUMED)) for numbers in found]
+
+    assert told(2) == 3 * [(None, 1)]
+    second = [message_of(node, honest(resumed, node - 21, round_=2)) for node in (21, 22)]
+    arrays, _ = resumed.aggregate_train(2, second)
+    assert told(3) == [(None, None), (None, None), (None, 1)]
+    third = [message_of(node, honest(resumed, node - 21, round_=3)) for node in (22, 23)]
+    arrays, _ = resumed.aggregate_train(3, third)
+    assert told(4) == [(2, None), (None, None), (None, None)]
 
 
 def test_a_node_that_was_restarted_is_sent_a_whole_model(made):

@@ -5,10 +5,12 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from csg_core.spec import SHAPE_OF_GENERATOR
 from federation.recipe_file import read_recipe
 from server.record import RunFolder
 from server.rows import RoundRow
@@ -102,6 +104,40 @@ def test_a_run_that_is_done_is_kept_and_not_run_again(tmp_path, monkeypatch, cap
     kept = json.loads((tmp_path / "results" / "csg-small-seed7.json").read_text())
     assert kept["environment"] == {"code": "of then"}
     assert (kept["rows"][0]["models"], kept["rows"][0]["updates"]) == (4, 4)
+
+
+def test_a_generator_is_taken_from_a_run_of_the_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(federated, "RESULTS", tmp_path / "results")
+    ran = []
+
+    def run(arguments):
+        recipe = read_recipe(federated.RECIPE, [v for v in arguments[2:] if v != "--set"])
+        ran.append(recipe)
+        folder = RunFolder(Path(recipe.run.dir))
+        folder.create(recipe, {"code": "of then"}, [])
+        folder.append(RoundRow(
+            round=1, clients=4, failures=0, train_loss=2.0, test_loss=1.5, test_accuracy=0.3,
+            payload_bytes_up=1, payload_bytes_down=2, seconds=1.0, models=4, updates=4,
+        ))  # fmt: skip
+        folder.write_summary({"outcome": "completed"})
+
+    monkeypatch.setattr(federated, "csg", run)
+    options = SimpleNamespace(runs=tmp_path, seed=7, data="x", set=[], copy="a copy", again=False)
+    for arm in ("csg-donated-ecsq", "csg-donated-ecsq-never"):
+        federated._run(arm, "small", options)
+    donor, first, second = ran
+    assert (donor.data.name, donor.run.dir) == ("digits", str(tmp_path / "donor"))
+    for recipe in (first, second):
+        assert recipe.server.start_from == str(tmp_path / federated.DONOR)
+        for key in SHAPE_OF_GENERATOR:
+            assert getattr(recipe.model, key) == getattr(donor.model, key)
+        assert recipe.model.name != donor.model.name
+    kept = json.loads((tmp_path / "results" / "csg-donated-ecsq-small-seed7.json").read_text())
+    assert kept["recipe"]["server"]["start_from"] == federated.DONOR
+    config = tmp_path / "donor" / "config.toml"
+    config.write_text(config.read_text().replace("rounds = 15", "rounds = 16"))
+    with pytest.raises(StudyError, match=r"donor is of another arm \(train.rounds=16, now 15\)"):
+        federated._run("csg-donated", "small", options)
 
 
 def test_what_is_kept_is_run_anew_if_asked_for_and_replaced(tmp_path, monkeypatch, capsys):
