@@ -224,7 +224,8 @@ def decode(payload: bytes | memoryview, label: Label, codec: Codec) -> Values:
     """
     limit = most_payload_bytes(label.parts, codec)
     if not HEADER_BYTES <= len(payload) <= limit:
-        raise PayloadError(f"payload of {len(payload):,} bytes; this round takes {limit:,}")
+        raise PayloadError(f"payload of {len(payload):,} bytes; "
+                           f"this round takes {HEADER_BYTES} to {limit:,}")  # fmt: skip
     header = header_of(payload, label.fingerprint)
     if header.codec != _identity(codec):
         raise PayloadError(f"payload of another codec; expected {codec}")

@@ -28,6 +28,17 @@ class Sender:
     """Makes each version once, and to each client the frames that it lacks.
 
     A chain that begins with version 1 has no frame that leads there: it is sent whole.
+
+    Attributes:
+        held: the newest version, as receivers have it.
+
+    Args:
+        channel: what both ends know.
+        model: of that first version, float32 [size].
+        version: its number.
+
+    Raises:
+        CodecError: if deltas are sent, and a value of the model is beyond float16.
     """
 
     def __init__(self, channel: Channel, model: Values, version: int = 0) -> None:
@@ -71,7 +82,10 @@ class Sender:
             self._frames.popleft()
 
     def pass_on(self, model: Values, round_: int) -> Passed:
-        """Make the next version, of whole models in fp32, for clients of this process."""
+        """Make the next version, a whole model, float32 [size], for clients of this process.
+
+        Nothing is encoded: they are handed its memory.
+        """
         self.held, self._round = Held(self.held.version + 1, model), round_
         self._frames.clear()
         return Passed(values=torch.from_numpy(model), kind="model", round=round_,
@@ -113,7 +127,9 @@ class Sender:
         return self._whole
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """What a checkpoint has to hold."""
+        """What a checkpoint has to hold: ``numbers``, int64 [2], version and round; with deltas,
+        ``reference`` and ``frames``, too, uint8, the packed version and its last frames.
+        """
         numbers = {"numbers": np.array([self.held.version, self._round], np.int64)}
         if not self.channel.deltas:
             return numbers
@@ -123,7 +139,10 @@ class Sender:
         }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Take up what ``state`` gave."""
+        """Take up what ``state`` gave; frames of another format are left out.
+
+        Receivers are then sent the version whole.
+        """
         version, self._round = state["numbers"].tolist()
         self._whole = b""
         self._frames.clear()

@@ -47,7 +47,8 @@ class Codec(ABC):
     def decode(self, body: bytes | memoryview, parts: Parts) -> Values:
         """The array, float32 [sum of the parts], in memory of some ten times its size at most.
 
-        It may be read-only and share the body's memory.
+        It may be read-only and share the body's memory. Foreign bytes may give NaN and infinity,
+        which ``payload.decode`` refuses.
 
         Raises:
             CodecError: if the bytes are not those of such an array.
@@ -112,7 +113,7 @@ def unframed(rest: memoryview, name: str) -> tuple[memoryview, memoryview]:
     """The first framed bytes, and what follows; raises CodecError if they are not whole."""
     end = FRAME_BYTES + int.from_bytes(rest[:FRAME_BYTES], "little")
     if len(rest) < max(end, FRAME_BYTES):
-        raise CodecError(f"the bytes of {name} end early")
+        raise CodecError(f"the bytes of {name} end early: {len(rest):,} are left, of {end:,}")
     return rest[FRAME_BYTES:end], rest[end:]
 
 
@@ -129,8 +130,10 @@ def require_size(values: Values, parts: Parts, name: str) -> None:
 
 def require_finite(values: Values, name: str) -> None:
     """Raise CodecError for NaN or infinity."""
-    if not np.isfinite(values).all():
-        raise CodecError(f"{name} holds no NaN or infinity")
+    finite = np.isfinite(values)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        raise CodecError(f"value {first:,} is {values[first]}; {name} holds no NaN or infinity")
 
 
 def require_length(body: bytes | memoryview, wanted: int, name: str) -> None:

@@ -52,9 +52,14 @@ class Ecsq(Codec):
 
     Attributes:
         step: of the tensor's root mean square: 1.5 takes about 1.5 bits a value without kernels.
-        codes: the same of codes, which many rounds add up to, if more.
-        fine: the same of norms, head and statistics, few values on which much depends, if less.
+        codes: the same of codes, where that is more than ``step``: what they are is the sum of
+            many rounds, in which errors of single updates are lost.
+        fine: the same of norms, head and statistics, where that is less than ``step``: few values
+            on which much depends.
         dct: whether kernels are written by frequency.
+
+    Raises:
+        ValueError: if steps are not from 0.001 to 100.
     """
 
     step: float = 1.5
@@ -103,7 +108,7 @@ class Ecsq(Codec):
         classes = _classes(used)
         end = MODEL_BYTES + _HEAD * len(classes)
         if len(body) < end:
-            raise CodecError("the body ends early")
+            raise CodecError(f"{len(body):,} bytes of {self.name}; it takes {end:,} and more")
         models = np.frombuffer(body[: end - len(classes)], np.uint8).reshape(-1, MODEL_BYTES)
         shifts = np.frombuffer(body[end - len(classes) : end], np.int8)
         counts = [len(used), *(places.size for places in classes)]
@@ -118,7 +123,11 @@ class Ecsq(Codec):
         return from_frequencies(written, used)
 
     def most_bytes(self, parts: Parts) -> int:
-        # the mean of a fitted geometric model is at most 12 bits, single levels may take 24
+        # Bits of a geometric model are linear in the magnitude, so that their mean depends on the
+        # mean magnitude alone, which is at most 128: 9 bits. Whether a level is zero, whether it
+        # is beyond one and its sign take up to one each, and what rounds the model's three numbers
+        # to bytes costs less than 0.2: of 512 levels beyond zero (or of 512 steps) less than one
+        # has a probability that is rounded to 2^-24. So 16 bits a level are more than enough.
         used = self._used(parts)
         if not used:
             return 0
@@ -168,12 +177,17 @@ class Ecsq(Codec):
         steps = np.maximum(np.minimum(np.rint(nearest), most), np.ceil(enough))
         found[some] = np.clip(steps, _ZERO + 1, None)
         if (found > _LARGEST).any():
-            raise CodecError(f"{self.name} holds no value as large as {peaks.max():g}")
+            largest = MOST * float(_steps(np.array([_LARGEST], np.int8))[0])
+            raise CodecError(f"{self.name} holds no value as large as {peaks.max():g}, up to "
+                             f"{largest:.3g}; use fp32z or fp32")  # fmt: skip
         return found.astype(np.int8)
 
 
 def energies(part: Part) -> list[float]:
-    """Energy of each frequency of a tensor's kernels to expect, the mean over them being one."""
+    """Energy to expect of each frequency of a tensor's kernels: [height * width], row by row.
+
+    Their mean is one. ``[1.0]`` of tensors without kernels.
+    """
     height, width = (_shares(size) for size in part.grid.sides)
     return [len(height) * len(width) * down * across for down in height for across in width]
 

@@ -24,7 +24,9 @@ _queue, _models = constriction.stream.queue, constriction.stream.model
 
 
 def code(symbols: Symbols, alphabet: int) -> bytes:
-    """The bytes of symbols from 0 to ``alphabet - 1``, the model included."""
+    """The bytes of symbols, int32 [count] from 0 to ``alphabet - 1``: the model, then words of 32
+    bits; of a single symbol, however often, the model alone.
+    """
     counts = np.bincount(symbols, minlength=alphabet)
     costs = _costs(counts)
     if np.count_nonzero(counts) <= 1:
@@ -45,20 +47,22 @@ def decode(body: bytes | memoryview, count: int, alphabet: int) -> Symbols:
     present = np.flatnonzero(costs != _ABSENT)
     if len(present) <= 1:
         if words.size or (count and not present.size):
-            raise CodecError("the model of the symbols is damaged")
+            raise CodecError(f"the model is not that of {count:,} symbols: damaged")
         return np.full(count, present[0] if count else 0, np.int32)
     model = _model(costs)
     try:
         symbols: Symbols = _queue.RangeDecoder(words).decode(model, count)
     except AssertionError as error:  # constriction's way of saying so
-        raise CodecError("the symbols are damaged") from error
+        raise CodecError(f"{len(body):,} bytes are no symbols: damaged") from error
     if not np.array_equal(_words(symbols, model), words):  # cut off, or too long
-        raise CodecError("the symbols are damaged")
+        raise CodecError(
+            f"{len(body):,} bytes are not those of {count:,} symbols: cut off, or too long"
+        )
     return symbols
 
 
 def entropy_bits(symbols: NDArray[np.integer]) -> float:
-    """Bits of the symbols with the best fixed model (Shannon), without the model itself."""
+    """Bits of symbols, of any shape, with the best fixed model (Shannon), without the model."""
     if not symbols.size:
         return 0.0
     counts = np.bincount((symbols - symbols.min()).ravel())

@@ -27,6 +27,9 @@ class Grouped(Codec):
     Attributes:
         default: for the groups that are not named.
         others: by group.
+
+    Raises:
+        ValueError: if a group is unknown, or has two codecs.
     """
 
     default: Codec
@@ -56,7 +59,7 @@ class Grouped(Codec):
             written, rest = unframed(rest, codec.name)
             values[rows] = codec.decode(written, chosen)
         if len(rest):
-            raise CodecError(f"{len(rest):,} bytes are left over")
+            raise CodecError(f"{len(rest):,} bytes of {self.name} are left over")
         return values
 
     def most_bytes(self, parts: Parts) -> int:

@@ -24,7 +24,11 @@ _queue, _categorical = constriction.stream.queue, constriction.stream.model.Cate
 
 
 def model_of(levels: Levels) -> bytes:
-    """The model of a class of levels: three bytes; zeros if no level differs from zero."""
+    """The model of a class of levels, int32 [count] from -128 to 127: ``MODEL_BYTES`` bytes.
+
+    The square root of the share of levels that are not zero, of these the share beyond one, and of
+    the steps from two on the share that goes further, in 256ths; zeros if all levels are zero.
+    """
     counts = np.bincount(np.abs(levels), minlength=3).astype(np.float64)
     used, beyond = float(counts[1:].sum()), float(counts[2:].sum())
     if not used:
@@ -36,7 +40,10 @@ def model_of(levels: Levels) -> bytes:
 
 
 def code(classes: Sequence[tuple[Levels, bytes]]) -> bytes:
-    """The bytes of all classes of levels, each with its model; models are not in them."""
+    """The bytes of all classes of levels, int32 [count] from -128 to 127, each with its model.
+
+    Models are not in them. Of a class whose model is zeros nothing is written.
+    """
     encoder = _queue.RangeEncoder()
     for levels, model in classes:
         if model[0]:
@@ -46,7 +53,7 @@ def code(classes: Sequence[tuple[Levels, bytes]]) -> bytes:
 
 
 def decode(body: bytes | memoryview, classes: Sequence[tuple[int, bytes]]) -> list[Levels]:
-    """The levels of each class, of which number and model are known.
+    """The levels of each class, int32 [count], of which count and model are known.
 
     Raises:
         CodecError: if the bytes are not those of such levels.
@@ -61,9 +68,9 @@ def decode(body: bytes | memoryview, classes: Sequence[tuple[int, bytes]]) -> li
             levels = decoder.decode(_weights(model), count) if used else np.full(count, MOST + 1)
             found.append((levels - (MOST + 1)).astype(np.int32))
     except AssertionError as error:  # constriction's way of saying so
-        raise CodecError("the levels are damaged") from error
+        raise CodecError(f"{len(body):,} bytes are no levels: damaged") from error
     if code([(levels, model) for levels, (_, model) in zip(found, classes, strict=True)]) != body:
-        raise CodecError("the levels are damaged")  # cut off, or too long
+        raise CodecError(f"{len(body):,} bytes are not those of the levels: cut off, or too long")
     return found
 
 

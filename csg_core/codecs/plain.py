@@ -5,7 +5,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from csg_core.codecs.base import Codec, CodecError, Values, require_length, require_size, total
+from csg_core.codecs.base import (
+    Codec,
+    CodecError,
+    Values,
+    require_finite,
+    require_length,
+    require_size,
+    total,
+)
 from csg_core.entries import Group, Parts
 
 
@@ -16,10 +24,13 @@ class _Plain(Codec):
 
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:  # noqa: ARG002
         require_size(values, parts, self.name)
+        require_finite(values, self.name)
+        most = np.finfo(self.dtype).max
         with np.errstate(over="ignore"):
             written = values.astype(self.dtype, copy=False)
         if not np.isfinite(written).all():
-            raise CodecError(f"a value is NaN, infinite or too large for {self.name}; use fp32")
+            raise CodecError(f"{np.abs(values).max():g} is too large for {self.name}, which holds "
+                             f"up to {most:g}; use fp32")  # fmt: skip
         return written.tobytes()
 
     def decode(self, body: bytes | memoryview, parts: Parts) -> Values:

@@ -78,7 +78,7 @@ class Predicted(Codec):
         shape = (len(self._groups(parts)), TAPS)
         end = shape[0] * TAPS
         if len(body) < end:
-            raise CodecError("the body ends early")
+            raise CodecError(f"{len(body):,} bytes of {self.name}; it takes {end:,} and more")
         return np.frombuffer(body[:end], np.int8).reshape(shape), body[end:]
 
     def _factors(self, values: Values, parts: Parts) -> NDArray[np.int8]:

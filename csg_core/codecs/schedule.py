@@ -15,14 +15,23 @@ class GeneratorSchedule:
     with the next round's model.
 
     In between it is to the server what clients have. Codes and the rest always train.
+
+    Attributes:
+        every: rounds, from 1 on.
+        until: the last round that may train it, from 0 on; None: all may.
+
+    Raises:
+        ValueError: if they are less.
     """
 
     every: int = 1
     until: int | None = None
 
     def __post_init__(self) -> None:
-        if self.every < 1 or (self.until is not None and self.until < 0):
-            raise ValueError(f"every={self.every}, until={self.until}: give 1 and 0 or more")
+        if self.every < 1:
+            raise ValueError(f"every={self.every}: give a number of rounds from 1 on")
+        if self.until is not None and self.until < 0:
+            raise ValueError(f"until={self.until}: give a round from 0 on, or none")
 
     def trains(self, round_: int) -> bool:
         """Whether the generator trains in a round, from 1 on."""

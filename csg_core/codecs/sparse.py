@@ -97,10 +97,13 @@ class TopK(Codec):
         if not count:
             return b""
         magnitudes = np.abs(values)
-        chosen = np.argpartition(magnitudes, -count)[-count:]
+        least = np.partition(magnitudes, -count)[-count]
+        above, alike = magnitudes > least, np.flatnonzero(magnitudes == least)
+        above[alike[: count - np.count_nonzero(above)]] = True
+        chosen = np.flatnonzero(above)
         symbols = np.ones(values.size, np.int32)
         symbols[chosen] += np.where(values[chosen] < 0, -1, 1)
-        kept = magnitudes[np.sort(chosen)]
+        kept = magnitudes[chosen]
         sent = kept.mean(keepdims=True, dtype=np.float64) if self.ternary else kept
         if not self.ternary and sent.max() > FLOAT16_MAX:
             raise CodecError(f"{sent.max():g} is beyond float16, in which {self.name} sends values")

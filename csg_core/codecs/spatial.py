@@ -20,12 +20,14 @@ _GRID = 1 << 22  # the basis is rounded to multiples of 1 / _GRID
 
 
 def to_frequencies(values: Values, parts: Parts) -> Values:
-    """A copy in which frequencies take the places of each kernel's height and width."""
+    """A copy of values, float32 [sum of the parts], in which frequencies take the places of each
+    kernel's height and width.
+    """
     return _each_kernel(values, parts, inverse=False)
 
 
 def from_frequencies(values: Values, parts: Parts) -> Values:
-    """What ``to_frequencies`` was given, but for rounding."""
+    """What ``to_frequencies`` was given, float32 [sum of the parts], but for rounding."""
     return _each_kernel(values, parts, inverse=True)
 
 

@@ -3,7 +3,7 @@
 The update is that of one client's epoch on digits: generator and codes of ResNet-56 with s=12 d=72
 (its running statistics are so large that they would hide the rest). Of networks and codecs of the
 federated study, it is all that travels in the fourth round of one client. Times are medians on one
-thread. The tables go into docs/codecs.md. Example:
+thread. What was measured is one JSON file, of which the tables in docs/codecs.md are made. Example:
 
     python -m simulations.studies.codecs
 """
@@ -12,8 +12,9 @@ import bz2
 import lzma
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from itertools import chain
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -29,28 +30,30 @@ from csg_core import build, manifest, pack
 from csg_core.codecs import Codec, Parts, codec_named, total
 from csg_core.codecs.base import Values
 from csg_core.codecs.entropy import code, entropy_bits
-from csg_core.networks import NETWORKS
 from csg_core.payload import decode
 from federation.recipe import recipe_of
 from federation.recipe_file import read_recipe
 from server.downlink import Downlink
+from server.owed import Owed
 from simulations import command
 from simulations.command import positive
 from simulations.machine import machine
-from simulations.pages import DOCS, fill
+from simulations.pages import DOCS, fill, keep_json
 from simulations.studies.federated import RECIPE
 from simulations.studies.federated_arms import ARMS, SHORT
 
 PAGE = DOCS / "codecs.md"
+_NETWORK = "resnet56"
+RESULTS = Path(__file__).parent / "codecs" / f"{_NETWORK}.json"
 LINES = ("fp32", "fp32z", "fp16", "uniform:bits=8", "uniform:bits=4", "uniform:bits=2",
          "uniform:bits=1,rotate=true", "ternary", "topk:fraction=0.01",
          "topk:fraction=0.0025,ternary=true", "ecsq:dct=false", "ecsq:step=0.5,codes=0.5",
          "ecsq:step=1", "ecsq", "ecsq:codes=1.5", "ecsq:step=3,codes=4")  # fmt: skip
-# of rivals and schedules that the README does not show
-_FURTHER = ("csg-ecsq", "csg-frozen-ecsq", "dense-fp16", "dense-int8", "dense-one-bit",
-            "dense-topk", "dense-stc-40")  # fmt: skip
+# that the README does not show
+_FURTHER = ("csg56-clip-momentum-ecsq-even", "csg56-tiny-clip-momentum-ecsq-predict",
+            "dense56-clip-momentum-ecsq-predict", "csg-ecsq", "csg-frozen-ecsq", "dense-fp16",
+            "dense-int8", "dense-one-bit", "dense-topk", "dense-stc-40")  # fmt: skip
 _DIGITS = ("data.name=digits", "data.clients=2", "data.images=400", "data.partition=iid")
-_COLUMNS = "| codec | bytes | bits a value | left out | ms to encode | ms to decode |"
 
 
 def update_of(network: str) -> tuple[Values, Parts]:
@@ -71,65 +74,72 @@ def update_of(network: str) -> tuple[Values, Parts]:
     return update[: total(parts)], parts
 
 
-def codecs(update: Values, parts: Parts, repeats: int) -> str:
-    """Markdown: each codec on the update; ``left out`` is |error|^2 over |update|^2."""
-    rows = [_row(line, update, parts, repeats) for line in LINES]
-    return "\n".join([_COLUMNS, "| --- | --: | --: | --: | --: | --: |", *rows])
+def measured(repeats: int) -> dict[str, Any]:
+    """All that the tables show: bytes, squared error over squared update, and milliseconds."""
+    update, parts = update_of(_NETWORK)
+    arms = dict.fromkeys(chain(*SHORT.values(), _FURTHER))
+    return {
+        "machine": machine(),
+        "date": time.strftime("%Y-%m-%d"),
+        "network": _NETWORK,
+        "values": update.size,
+        "codecs": {line: _on_update(codec_named(line), update, parts, repeats) for line in LINES},
+        "arms": {arm: _of_arm(arm, repeats) for arm in arms},
+        "coders": _of_coders(update, parts, repeats),
+    }
 
 
-def _row(line: str, update: Values, parts: Parts, repeats: int) -> str:
-    codec = codec_named(line)
-    body, encode, decode_ = _timed(codec, update, parts, repeats)
+def _on_update(codec: Codec, update: Values, parts: Parts, repeats: int) -> dict[str, float]:
+    body, times = _timed(codec, update, parts, repeats)
     error = codec.decode(body, parts) - update
-    left = 100 * float((error**2).sum() / (update**2).sum())
-    bits = 8 * len(body) / update.size
-    return (
-        f"| `{line}` | {len(body):,} | {bits:.2f} | {left:.1f} % | {encode:.1f} | {decode_:.1f} |"
-    )
+    left = float((error**2).sum() / (update**2).sum())
+    return {"bytes": len(body), "left_out": left, **times}
 
 
-def whole_models(arms: Iterable[str], repeats: int) -> str:
-    """Markdown: what codecs make of the fourth round of their arms, of every tensor."""
-    lines = [
-        "| arm | values | bytes up | ms to encode | ms to decode "
-        "| bytes down | ms to encode | ms to decode |",
-        "| --- |" + " --: |" * 7,
-    ]
-    for arm in arms:
-        found = _fourth_round(arm)
-        cells = [f"`{arm}`", f"{found[0][1].size:,}"]
-        for codec, values, parts in found:
-            body, encode, decode_ = _timed(codec, values, parts, repeats)
-            cells += [f"{len(body):,}", f"{encode:.1f}", f"{decode_:.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def _of_arm(arm: str, repeats: int) -> dict[str, Any]:
+    """What codecs make of the fourth round of an arm, of every tensor, up and down."""
+    up, down = _fourth_round(arm)
+    found: dict[str, Any] = {"values": up[1].size}
+    for way, (codec, values, parts) in (("up", up), ("down", down)):
+        body, times = _timed(codec, values, parts, repeats)
+        found[way] = {"bytes": len(body), **times}
+    return found
 
 
 def _fourth_round(arm: str) -> list[tuple[Codec, Values, Parts]]:
-    """Update and delta of a run's fourth round of one client on digits: codec, values, parts."""
+    """Update and delta of a run's fourth round of one client on digits: codec, values, parts.
+
+    With what is owed of the rounds before, and without the server's momentum.
+    """
     recipe = read_recipe(RECIPE, [*ARMS[arm], *_DIGITS])
     client = LocalClient(recipe)
     shard = Shards(recipe, client.device)[0]
     model = build(recipe.model, seed=recipe.run.seed)
     found, values = manifest(model), pack(model)
     downlink, memory = Downlink(recipe, found, values), NOTHING
+    owed = Owed(found, recipe.wire.schedule)
     for round_ in range(1, 5):
         before = downlink.held
         down = downlink.predicting(codec_named(recipe.wire.downlink))  # of the deltas before
-        (payload,) = downlink.payloads(values, round_, "train", [0])
-        delta = values - before
+        target = owed.added_to(values)
+        (payload,) = downlink.payloads(target, round_, "train", [0])
+        sent = downlink.held
+        owed.note(target, sent)
         job = Job(payload=payload, shard=shard, round_=round_, partition=0, memory=memory)
         trained = client.train(job)
         up = downlink.predicting(recipe.wire.update_codec(found.parts, round_))
         assert isinstance(trained.payload, bytes)
         update = decode(trained.payload, downlink.update_label(round_), up)
-        values, memory = downlink.held + update, trained.memory
+        values, memory = sent + update, trained.memory
+        owed.settle(round_, values, sent, np.zeros(found.trained, np.float32))
         downlink.answered(0)
-    return [(up, update, found.parts), (down, delta, found.parts)]
+    whole = update if memory.residual is None else update + memory.residual  # before it was encoded
+    delta = target - before if recipe.wire.deltas else target
+    return [(up, whole, found.parts), (down, delta, found.parts)]
 
 
-def coders(update: Values, parts: Parts, repeats: int) -> str:
-    """Markdown: the symbols of steps of 1.5 deviations of each tensor, by several libraries."""
+def _of_coders(update: Values, parts: Parts, repeats: int) -> dict[str, Any]:
+    """The symbols of steps of 1.5 deviations of each tensor, by several libraries."""
     ends = np.cumsum([part.size for part in parts])
     tensors = np.split(update, ends[:-1])
     steps = np.concatenate([np.full(t.size, 1.5 * np.sqrt(np.mean(t**2))) for t in tensors])
@@ -144,20 +154,25 @@ def coders(update: Values, parts: Parts, repeats: int) -> str:
         "bz2": lambda: bz2.compress(raw),
         "lzma": lambda: lzma.compress(raw),
     }
-    bound = entropy_bits(symbols) / 8
-    lines = ["| coder | bytes | of the entropy | ms to encode |", "| --- | --: | --: | --: |"]
-    for name, way in ways.items():
-        size = len(way())
-        lines.append(f"| {name} | {size:,} | {size / bound:.3f} | {_ms(way, repeats):.1f} |")
-    return "\n".join(lines)
+    return {
+        "entropy_bytes": entropy_bits(symbols) / 8,
+        "by": {
+            name: {"bytes": len(way()), "encode_ms": _ms(way, repeats)}
+            for name, way in ways.items()
+        },
+    }
 
 
-def _timed(codec: Codec, values: Values, parts: Parts, repeats: int) -> tuple[bytes, float, float]:
+def _timed(
+    codec: Codec, values: Values, parts: Parts, repeats: int
+) -> tuple[bytes, dict[str, float]]:
     """What a codec makes of values, and milliseconds to encode and decode them."""
     rng = np.random.default_rng(0)
     body = codec.encode(values, parts, rng)
-    encode = _ms(lambda: codec.encode(values, parts, rng), repeats)
-    return body, encode, _ms(lambda: codec.decode(body, parts), repeats)
+    return body, {
+        "encode_ms": _ms(lambda: codec.encode(values, parts, rng), repeats),
+        "decode_ms": _ms(lambda: codec.decode(body, parts), repeats),
+    }
 
 
 def _ms(call: Callable[[], Any], repeats: int) -> float:
@@ -169,25 +184,62 @@ def _ms(call: Callable[[], Any], repeats: int) -> float:
     return median(found)
 
 
+def tables(content: Mapping[str, Any]) -> dict[str, str]:
+    """Markdown tables of what was measured, by the names that the page has for them.
+
+    ``left out`` is |error|^2 over |update|^2.
+    """
+    values, coders = content["values"], content["coders"]
+    on_update = [
+        "| codec | bytes | bits a value | left out | ms to encode | ms to decode |",
+        "| --- | --: | --: | --: | --: | --: |",
+        *(
+            f"| `{line}` | {of['bytes']:,} | {8 * of['bytes'] / values:.2f} "
+            f"| {100 * of['left_out']:.1f} % | {of['encode_ms']:.1f} | {of['decode_ms']:.1f} |"
+            for line, of in content["codecs"].items()
+        ),
+    ]
+    of_arms = [
+        "| arm | values | bytes up | ms to encode | ms to decode "
+        "| bytes down | ms to encode | ms to decode |",
+        "| --- |" + " --: |" * 7,
+        *(
+            f"| `{arm}` | {of['values']:,} | "
+            + " | ".join(
+                f"{of[way]['bytes']:,} | {of[way]['encode_ms']:.1f} | {of[way]['decode_ms']:.1f}"
+                for way in ("up", "down")
+            )
+            + " |"
+            for arm, of in content["arms"].items()
+        ),
+    ]
+    of_coders = [
+        "| coder | bytes | of the entropy | ms to encode |",
+        "| --- | --: | --: | --: |",
+        *(
+            f"| {name} | {of['bytes']:,} | {of['bytes'] / coders['entropy_bytes']:.3f} "
+            f"| {of['encode_ms']:.1f} |"
+            for name, of in coders["by"].items()
+        ),
+    ]
+    where = (
+        f"{content['network']}, {values:,} values; one core of {content['machine']['cpu']}, "
+        f"{content['date']}."
+    )
+    found = {"codecs": on_update, "whole-models": of_arms, "coders": of_coders, "where": [where]}
+    return {name: "\n".join(lines) for name, lines in found.items()}
+
+
 def main() -> None:
     parser = command.parser("simulations.studies.codecs", __doc__)
-    parser.add_argument("--network", choices=NETWORKS, default="resnet56")
     parser.add_argument("--repeats", type=positive, default=21)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    update, parts = update_of(options.network)
-    here = machine()
-    tables = {
-        "codecs": codecs(update, parts, options.repeats),
-        "whole-models": whole_models(
-            dict.fromkeys(chain(*SHORT.values(), _FURTHER)), options.repeats
-        ),
-        "coders": coders(update, parts, options.repeats),
-        "where": f"{options.network}, {update.size:,} values; one core of {here['cpu']}, "
-        f"{time.strftime('%Y-%m-%d')}.",
-    }
-    print("\n\n".join(tables.values()))
-    fill(tables, PAGE)
+    content = measured(options.repeats)
+    keep_json(RESULTS, content)
+    found = tables(content)
+    print("\n\n".join(found.values()))
+    fill(found, PAGE)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,12 @@ PARTITIONS: dict[str, tuple[str, ...]] = {
     "iid": ("data.partition=iid",),
     "dirichlet": ("data.partition=dirichlet",),
     "dirichlet50": ("data.partition=dirichlet", "data.clients=50", "train.clients_per_round=10"),
-    "dirichlet_b16": ("data.partition=dirichlet", "train.batch_size=16"),
     "skewed": ("data.partition=dirichlet", "data.alpha=0.1"),
     "iid_b16": ("data.partition=iid", "train.batch_size=16"),
     "iid_long": ("data.partition=iid", "train.rounds=100", "run.eval_every=5"),
     "middle": ("data.partition=dirichlet", _THREE_TENTHS),
     "middle_b16": ("data.partition=dirichlet", _THREE_TENTHS, "train.batch_size=16"),
     "small": ("data.partition=dirichlet", *_SMALL),
-    "small_iid": ("data.partition=iid", *_SMALL),
     "small_skewed": ("data.partition=dirichlet", "data.alpha=0.1", *_SMALL),
 }
 
@@ -39,11 +37,11 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "csg-wide": ("model.width=1.5", "model.code_size=36"),
     # as many channels with the usual codes, for a generator that never travels
     "csg-wide-long": ("model.width=1.5",),
-    "csg-wide-slow": ("model.width=1.5", "model.code_size=36", "train.generator_lr=0.3"),
     "csg-frozen": ("model.generator=frozen", "model.code_size=144"),
     "csg-donated": (f"server.start_from={DONOR}", "server.start_with=generator"),
     "fedpara": ("model.parametrization=fedpara",),
     "flocora": ("model.parametrization=flocora", "model.options.rank=8"),
+    "flocora-32": ("model.parametrization=flocora", "model.options.rank=32"),
     "dense32": ("model.parametrization=dense", "model.name=resnet32"),
     "dense56": ("model.parametrization=dense", "model.name=resnet56"),
     # six channels: half as many parameters again as csg56-small
@@ -52,7 +50,6 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "csg56-small": ("model.name=resnet56", "model.code_size=36"),
     # smaller slices with codes as short for their size: 42,010 parameters for 82,798
     "csg56-tiny": ("model.name=resnet56", "model.slice_size=8", "model.code_size=18"),
-    "csg56-slow": ("model.name=resnet56", "train.generator_lr=0.3"),
 }
 _CLIPPED = ("dense", "csg", "dense-narrow", "csg-small", "csg-wide", "csg-wide-long",
             "dense32", "dense56", "dense56-narrow", "csg56", "csg56-small",
@@ -62,10 +59,9 @@ NETWORKS |= {f"{name}-clip": NETWORKS[name] + _CLIP for name in _CLIPPED}
 # the server goes on by half of its last step (Hsu et al., "Measuring the effects of non-identical
 # data distribution", 2019)
 _MOMENTUM = ("server.strategy=fedavgm", "server.options.server_momentum=0.5")
-_WITH_MOMENTUM = ("dense", "dense-clip", "dense-narrow", "dense-narrow-clip", "csg-clip",
-                  "csg-wide", "csg-wide-clip", "csg-wide-long-clip", "dense56", "dense56-clip",
-                  "dense56-narrow-clip", "csg56-clip", "csg56-small-clip",
-                  "csg56-tiny-clip")  # fmt: skip
+_WITH_MOMENTUM = ("dense", "dense-clip", "dense-narrow-clip", "csg-wide-clip",
+                  "csg-wide-long-clip", "dense56-clip", "dense56-narrow-clip", "csg56-clip",
+                  "csg56-small-clip", "csg56-tiny-clip")  # fmt: skip
 NETWORKS |= {f"{name}-momentum": NETWORKS[name] + _MOMENTUM for name in _WITH_MOMENTUM}
 
 
@@ -183,18 +179,15 @@ for _arms in _FRONTIERS.values():
 
 # Those of the README, by shards.
 SHORT: dict[str, tuple[str, ...]] = {
-    "iid": ("csg56-small-clip-momentum-ecsq-predict", "csg56-small-clip-momentum-ecsq-mid-lean",
-            "csg56-clip-momentum-ecsq-even", "csg56-tiny-clip-momentum-ecsq-predict",
-            "dense56-narrow-clip-momentum-ecsq-predict", "dense56-clip-momentum-ecsq-predict",
+    "iid": ("csg56-small-clip-momentum-ecsq-predict", "dense56-narrow-clip-momentum-ecsq-predict",
             "dense56-clip-momentum", "dense56", "csg-wide-clip-momentum-ecsq-predict",
-            "dense20-8-clip-momentum-ecsq-predict", "dense-narrow-clip-momentum-ecsq-predict",
-            "dense-clip-momentum-ecsq-predict", "csg", "dense"),
+            "dense-narrow-clip-momentum-ecsq-predict", "dense-clip-momentum-ecsq-predict",
+            "dense"),
     "iid_long": ("csg56-small-clip-momentum-ecsq-predict", "dense56"),
     "dirichlet": ("csg56-small-clip-momentum-ecsq-predict",
                   "dense56-narrow-clip-momentum-ecsq-predict", "dense56",
-                  "csg-wide-clip-momentum-ecsq-predict", "dense-narrow-clip-momentum-ecsq-predict",
-                  "dense-int4", "dense-ternary", "dense-stc", "fedpara-ecsq", "flocora-int8",
-                  "dense"),
+                  "csg-wide-clip-momentum-ecsq-predict", "dense-int4", "dense-ternary",
+                  "dense-stc", "fedpara-ecsq", "flocora-int8", "dense"),
     "skewed": ("csg56-small-clip-momentum-ecsq-predict",
                "dense56-narrow-clip-momentum-ecsq-predict", "dense56"),
 }  # fmt: skip

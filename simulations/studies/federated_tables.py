@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from statistics import fmean
 from typing import Any
 
 from simulations.studies.federated_arms import CODECS, NAMED
-from simulations.studies.wire_tables import interface_bytes
+from simulations.studies.wire_tables import interface_kilobytes
 
 TARGETS = (0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8)  # accuracies, of runs on all images
 CHEAPEST = tuple(percent / 100 for percent in range(20, 90, 5))  # to find the least payload to
@@ -120,6 +120,11 @@ class Result:
         return up / updates / 1e3, down / models / 1e3
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """In what it was made otherwise than a run of today's code would be."""
+        return tuple(self.content.get("remarks", ()))
+
+    @property
     def failures(self) -> int:
         """Clients whose round came to nothing, of all rounds."""
         return sum(row["failures"] for row in self.content["rows"])
@@ -130,7 +135,7 @@ def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
 
     What is on the wire is what such payloads come to as deployed.
 
-    Points are to a run on the same machine, in the same precision.
+    Points are to a run on the same machine, in the same precision. Remarks of results stand below.
     """
     goals = "".join(f" MB to {100 * target:g} % |" for target in targets)
     lines = [
@@ -138,18 +143,21 @@ def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
         f"| times fewer | kB on the wire | MB |{goals}",
         "| --- | --: | --- | --- |" + " --: |" * (7 + len(targets)),
     ]
+    remarks = list(dict.fromkeys(chain.from_iterable(result.remarks for result in results)))
     for result in results:
         up, down = result.kilobytes_each
         points, fewer = _to_dense(result, results)
         failed = f" ({result.failures} failed)" if result.failures else ""
-        cells = [result.partition, str(result.seed), result.machine, result.arm + failed]
+        marks = "".join(f" [{1 + remarks.index(remark)}]" for remark in result.remarks)
+        cells = [result.partition, str(result.seed), result.machine, result.arm + marks + failed]
         cells += [f"{result.late_loss:.3f}", f"{100 * result.accuracy:.2f} %", points]
-        wire = interface_bytes(1e3 * (up + down)) / 1e3
-        cells += [f"{up:.1f} + {down:.1f}", fewer, f"{wire:.1f}", f"{result.curve[-1][0]:.2f}"]
+        wire = interface_kilobytes(1e3 * (up + down))
+        cells += [f"{up:.1f} + {down:.1f}", fewer, f"{wire}", f"{result.curve[-1][0]:.2f}"]
         for target in targets:
             reached = result.megabytes_to(target)
             cells.append("–" if reached is None else f"{reached:.2f}")  # noqa: RUF001
         lines.append("| " + " | ".join(cells) + " |")
+    lines += [f"\n[{number}] {remark}." for number, remark in enumerate(remarks, 1)]
     return "\n".join(lines)
 
 
@@ -213,7 +221,7 @@ def short_table(results: Sequence[Result], arms: Mapping[str, Sequence[str]]) ->
         cells = [shards, network, codec, training, accuracies]
         cells += [", ".join(points), f"{payload:,.1f}"]
         cells.append("" if fewer is None else f"{fewer:.0f}" if fewer >= _ROUND else f"{fewer:.1f}")
-        cells.append(f"{interface_bytes(1e3 * payload) / 1e3:,.1f}")
+        cells.append(interface_kilobytes(1e3 * payload))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -41,17 +41,20 @@ def tables(content: Mapping[str, Any], *, link: bool) -> dict[str, str]:
     }
 
 
-def interface_bytes(payload: float) -> float:
-    """What a payload of a client and round, both ways, comes to at the interface as deployed.
+def interface_kilobytes(payload: float) -> str:
+    """What a payload of a client and round, both ways, bytes, comes to at the interface, in kB.
 
     By a straight line through the arms over HTTP/2 with short rounds, of least squares of relative
-    errors; a long round has some polls more.
+    errors; a long round has some polls more. A smaller payload than any of these has a "≈" before.
     """
-    return float(np.polyval(_line(), payload))
+    slope, intercept, least = _line()
+    about = "≈ " if payload < least else ""
+    return f"{about}{(slope * payload + intercept) / 1e3:,.1f}"
 
 
 @cache
-def _line() -> tuple[float, float]:
+def _line() -> tuple[float, float, float]:
+    """Slope, intercept and least payload of the arms, bytes."""
     results = json.loads(FILE.read_text())["results"].values()
     deployed = [
         found
@@ -61,7 +64,7 @@ def _line() -> tuple[float, float]:
     payloads = np.array([found["payload_up"] + found["payload_down"] for found in deployed])
     sent = np.array([found["client_wire_up"] + found["wire_down"] for found in deployed])
     slope, intercept = np.polyfit(payloads, sent, 1, w=1 / sent)
-    return float(slope), float(intercept)
+    return float(slope), float(intercept), float(payloads.min())
 
 
 def bytes_table(results: Results) -> str:

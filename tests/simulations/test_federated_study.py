@@ -40,7 +40,7 @@ def test_the_readme_shows_what_was_kept(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     for run in results.glob("*.json"):
         arm, shards, seed = run.stem.rsplit("-", 2)
-        row = rf"\| {shards} \| {seed[4:]} \| [^|]+ \| {arm}( \(\d+ failed\))? \|"
+        row = rf"\| {shards} \| {seed[4:]} \| [^|]+ \| {arm}( \[\d\])*( \(\d+ failed\))? \|"
         assert re.search(row, printed), run.stem
     assert readme.read_text() == README.read_text(), "the README holds the table of these results"
     assert page.read_text() == before, "so does the page of all results"
@@ -66,7 +66,20 @@ def test_payloads_are_counted_and_failures_shown():
     assert [row["failures"] for row in result.content["rows"]].count(1) == result.failures == 1
     up = [row["payload_bytes_up"] for row in result.content["rows"][1:]]
     assert result.kilobytes_each[0] == pytest.approx(max(up) / 10 / 1e3)
-    assert "| flocora-int8 (1 failed) |" in table([result])
+    assert "| flocora-int8 [1] (1 failed) |" in table([result])
+
+
+def test_remarks_of_results_are_told_below_the_table():
+    named = {(r.arm, r.partition, r.seed): r for r in federated.kept()}
+    freeze, low, today = (
+        named[arm, "small", seed]
+        for arm, seed in [("csg-ecsq-freeze", 0), ("csg-ecsq-low", 0), ("csg-ecsq", 1)]
+    )
+    shown = table([today, freeze, low]).splitlines()
+    assert [line.split(" | ")[3] for line in shown[2:5]] == [
+        "csg-ecsq", "csg-ecsq-freeze [1] [2]", "csg-ecsq-low [1]"
+    ]  # fmt: skip
+    assert shown[5:] == ["", f"[1] {freeze.remarks[0]}.", "", f"[2] {freeze.remarks[1]}."]
 
 
 def test_a_run_of_another_arm_is_neither_kept_nor_gone_on_with(tiny, tmp_path, monkeypatch):
