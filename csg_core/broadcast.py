@@ -92,7 +92,10 @@ class Channel:
         return self.codec, without_generator(self.codec, self.parts)
 
     def codec_for(self, delta: Values) -> Codec:
-        """What a delta, float32 [size], is written with: no generator that does not change."""
+        """What a delta, float32 [size], is written with.
+
+        A generator that does not change is left out.
+        """
         of_generator = np.array([part.group == "generator" for part in self.parts], bool)
         of_values = np.repeat(of_generator, np.array([part.size for part in self.parts], int))
         return self.codecs[0 if delta[of_values].any() else 1]
@@ -105,7 +108,6 @@ class Channel:
     def predicting(self, codec: Codec, held: Held, depth: int = TAPS) -> Codec:
         """What a codec becomes for what builds on a version: its update, or the next delta.
 
-        Both are float32 [size].
         The last ``depth`` deltas that led to the version are made use of.
         """
         return Predicted(codec, held.deltas[:depth]) if self.predict else codec
@@ -116,7 +118,7 @@ class Channel:
         return Held(held.version + 1, _stepped(held.values, step), before)
 
     def first(self, model: Values, version: int = 0) -> Held:
-        """What the chain begins with, a model, float32 [size]: version 0 is what the seed makes.
+        """The first version of the chain, of a model, float32 [size]; 0 is what the seed makes.
 
         Raises:
             CodecError: if deltas are sent, and a value is NaN, infinite or beyond float16.

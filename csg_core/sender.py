@@ -38,7 +38,7 @@ class Sender:
         version: its number.
 
     Raises:
-        CodecError: if deltas are sent, and a value of the model is beyond float16.
+        CodecError: if deltas are sent, and a value of the model is NaN or beyond float16.
     """
 
     def __init__(self, channel: Channel, model: Values, version: int = 0) -> None:

@@ -113,7 +113,7 @@ def unframed(rest: memoryview, name: str) -> tuple[memoryview, memoryview]:
     """The first framed bytes, and what follows; raises CodecError if they are not whole."""
     end = FRAME_BYTES + int.from_bytes(rest[:FRAME_BYTES], "little")
     if len(rest) < max(end, FRAME_BYTES):
-        raise CodecError(f"the bytes of {name} end early: {len(rest):,} are left, of {end:,}")
+        raise CodecError(f"the bytes of {name} end early: {len(rest):,} are left")
     return rest[FRAME_BYTES:end], rest[end:]
 
 
@@ -132,8 +132,8 @@ def require_finite(values: Values, name: str) -> None:
     """Raise CodecError for NaN or infinity."""
     finite = np.isfinite(values)
     if not finite.all():
-        first = int(np.argmin(finite))
-        raise CodecError(f"value {first:,} is {values[first]}; {name} holds no NaN or infinity")
+        value = values[np.argmin(finite)]
+        raise CodecError(f"a value is {value}; {name} holds no NaN or infinity")
 
 
 def require_length(body: bytes | memoryview, wanted: int, name: str) -> None:

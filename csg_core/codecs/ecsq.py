@@ -52,8 +52,8 @@ class Ecsq(Codec):
 
     Attributes:
         step: of the tensor's root mean square: 1.5 takes about 1.5 bits a value without kernels.
-        codes: the same of codes, where that is more than ``step``: what they are is the sum of
-            many rounds, in which errors of single updates are lost.
+        codes: the same of codes, where that is more than ``step``: coarse steps of theirs cost no
+            training that was seen (docs/codecs.md).
         fine: the same of norms, head and statistics, where that is less than ``step``: few values
             on which much depends.
         dct: whether kernels are written by frequency.
@@ -82,9 +82,9 @@ class Ecsq(Codec):
         used = self._used(parts)
         if not used:
             return b""
-        with np.errstate(over="ignore", invalid="ignore"):  # refused in the next line
+        require_finite(values, self.name)
+        with np.errstate(over="ignore", invalid="ignore"):  # refused with the exponents
             written = to_frequencies(values, used)
-        require_finite(written, self.name)
         exponents = self._exponents(written, used)
         steps = np.repeat(_steps(exponents), [part.size for part in used])
         classes, shifts = [_told_apart(exponents)], []
@@ -123,11 +123,12 @@ class Ecsq(Codec):
         return from_frequencies(written, used)
 
     def most_bytes(self, parts: Parts) -> int:
-        # Bits of a geometric model are linear in the magnitude, so that their mean depends on the
-        # mean magnitude alone, which is at most 128: 9 bits. Whether a level is zero, whether it
-        # is beyond one and its sign take up to one each, and what rounds the model's three numbers
-        # to bytes costs less than 0.2: of 512 levels beyond zero (or of 512 steps) less than one
-        # has a probability that is rounded to 2^-24. So 16 bits a level are more than enough.
+        # Two bytes a level are more than enough: bits of a geometric model are linear in the
+        # magnitude, so that their mean depends on the mean magnitude alone, which is at most 128,
+        # less than 9 bits. Whether a level is zero, whether it is beyond one, and its sign take up
+        # to one each. Rounding the model to bytes costs little: a share below 1/512 may round to
+        # nothing, and a level of it then costs 24 bits, 0.05 a level, for each of two shares. The
+        # last eight bytes are what the coder ends with.
         used = self._used(parts)
         if not used:
             return 0
@@ -164,6 +165,8 @@ class Ecsq(Codec):
         Raises:
             CodecError: if a value takes larger steps than there are.
         """
+        if not np.isfinite(values).all():
+            raise self._too_large(np.inf)
         sizes = np.array([part.size for part in parts])
         wanted = np.array([self._step(part.group) for part in parts])
         starts = np.cumsum([0, *sizes[:-1]])
@@ -174,13 +177,17 @@ class Ecsq(Codec):
         enough = np.log2(peaks[some] / MOST) * _OCTAVE
         most = np.floor(np.log2(2 * peaks[some]) * _OCTAVE)
         found = np.full(len(parts), _ZERO)
+        if (beyond := np.ceil(enough) > _LARGEST).any():
+            raise self._too_large(peaks[some][beyond].max())
         steps = np.maximum(np.minimum(np.rint(nearest), most), np.ceil(enough))
-        found[some] = np.clip(steps, _ZERO + 1, None)
-        if (found > _LARGEST).any():
-            largest = MOST * float(_steps(np.array([_LARGEST], np.int8))[0])
-            raise CodecError(f"{self.name} holds no value as large as {peaks.max():g}, up to "
-                             f"{largest:.3g}; use fp32z or fp32")  # fmt: skip
+        found[some] = np.clip(steps, _ZERO + 1, _LARGEST)
         return found.astype(np.int8)
+
+    def _too_large(self, peak: float) -> CodecError:
+        most = MOST * float(_steps(np.array([_LARGEST], np.int8))[0])
+        kernels = ", kernels by frequency" if self.dct else ""
+        return CodecError(f"{self.name} holds no value as large as {peak:g}, but up to {most:.3g}"
+                          f"{kernels}; use fp32z or fp32")  # fmt: skip
 
 
 def energies(part: Part) -> list[float]:

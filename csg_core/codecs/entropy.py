@@ -47,17 +47,17 @@ def decode(body: bytes | memoryview, count: int, alphabet: int) -> Symbols:
     present = np.flatnonzero(costs != _ABSENT)
     if len(present) <= 1:
         if words.size or (count and not present.size):
-            raise CodecError(f"the model is not that of {count:,} symbols: damaged")
+            raise CodecError(f"a model of symbols is damaged: it fits no {count:,} of them")
         return np.full(count, present[0] if count else 0, np.int32)
     model = _model(costs)
     try:
         symbols: Symbols = _queue.RangeDecoder(words).decode(model, count)
     except AssertionError as error:  # constriction's way of saying so
-        raise CodecError(f"{len(body):,} bytes are no symbols: damaged") from error
-    if not np.array_equal(_words(symbols, model), words):  # cut off, or too long
         raise CodecError(
-            f"{len(body):,} bytes are not those of {count:,} symbols: cut off, or too long"
-        )
+            f"symbols are damaged: {len(body):,} bytes do not give {count:,}"
+        ) from error
+    if not np.array_equal(_words(symbols, model), words):  # cut off, or too long
+        raise CodecError(f"symbols are damaged: {len(body):,} bytes are not those of {count:,}")
     return symbols
 
 

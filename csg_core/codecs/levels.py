@@ -68,9 +68,9 @@ def decode(body: bytes | memoryview, classes: Sequence[tuple[int, bytes]]) -> li
             levels = decoder.decode(_weights(model), count) if used else np.full(count, MOST + 1)
             found.append((levels - (MOST + 1)).astype(np.int32))
     except AssertionError as error:  # constriction's way of saying so
-        raise CodecError(f"{len(body):,} bytes are no levels: damaged") from error
+        raise CodecError(f"levels are damaged: {len(body):,} bytes do not give them") from error
     if code([(levels, model) for levels, (_, model) in zip(found, classes, strict=True)]) != body:
-        raise CodecError(f"{len(body):,} bytes are not those of the levels: cut off, or too long")
+        raise CodecError(f"levels are damaged: {len(body):,} bytes are not theirs")  # or too long
     return found
 
 

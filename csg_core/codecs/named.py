@@ -64,13 +64,13 @@ def _one(text: str, line: str) -> Codec:
 def _value(text: str, kind: type, where: str) -> bool | int | float | str:
     if kind is bool:
         if text not in ("true", "false"):
-            raise ValueError(f"{where} is neither true nor false; give one of them")
+            raise ValueError(f"{where}: give true or false")
         return text == "true"
     try:
         return int(text) if kind is int else float(text)
     except ValueError as error:
         wanted = "whole number, as 4" if kind is int else "number, as 1.5"
-        raise ValueError(f"{where} is no {wanted}") from error
+        raise ValueError(f"{where}: give a {wanted}") from error
 
 
 def _list(names: Iterable[str]) -> str:

@@ -42,10 +42,13 @@ class Predicted(Codec):
 
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:
         require_size(values, parts, self.name)
-        with np.errstate(over="ignore", invalid="ignore"):  # refused in the next line
+        require_finite(values, self.name)
+        with np.errstate(over="ignore", invalid="ignore"):  # refused in the next lines
             factors = self._factors(values, parts)
             differences = values - self._prediction(factors, parts)
-        require_finite(differences, self.name)
+        if not np.isfinite(differences).all():
+            most = np.abs(values).max(initial=0)
+            raise CodecError(f"{most:g} is too large for {self.name}; set wire.predict=false")
         return factors.tobytes() + self.codec.encode(differences, parts, rng)
 
     def decode(self, body: bytes | memoryview, parts: Parts) -> Values:

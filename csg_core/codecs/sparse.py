@@ -68,6 +68,8 @@ class Ternary(Codec):
 class TopK(Codec):
     """The largest magnitudes of all values together; the others are zero.
 
+    Of equal magnitudes the first places are kept.
+
     With ``ternary`` they are sent as plus or minus their mean magnitude: sparse ternary compression
     (Sattler et al., 2019, algorithm 1), its positions range-coded instead of Golomb-coded.
 
@@ -98,15 +100,17 @@ class TopK(Codec):
             return b""
         magnitudes = np.abs(values)
         least = np.partition(magnitudes, -count)[-count]
-        above, alike = magnitudes > least, np.flatnonzero(magnitudes == least)
-        above[alike[: count - np.count_nonzero(above)]] = True
-        chosen = np.flatnonzero(above)
+        kept, alike = magnitudes > least, np.flatnonzero(magnitudes == least)
+        kept[alike[: count - np.count_nonzero(kept)]] = True
+        chosen = np.flatnonzero(kept)
         symbols = np.ones(values.size, np.int32)
         symbols[chosen] += np.where(values[chosen] < 0, -1, 1)
-        kept = magnitudes[chosen]
-        sent = kept.mean(keepdims=True, dtype=np.float64) if self.ternary else kept
-        if not self.ternary and sent.max() > FLOAT16_MAX:
-            raise CodecError(f"{sent.max():g} is beyond float16, in which {self.name} sends values")
+        sent = magnitudes[chosen]
+        if self.ternary:
+            sent = sent.mean(keepdims=True, dtype=np.float64)
+        elif sent.max() > FLOAT16_MAX:
+            raise CodecError(f"{sent.max():g} is too large for {self.name}, which sends values in "
+                             f"float16, up to {FLOAT16_MAX:g}; use fp32")  # fmt: skip
         return sent.astype(self._format).tobytes() + code(symbols, _ALPHABET)
 
     def decode(self, body: bytes | memoryview, parts: Parts) -> Values:

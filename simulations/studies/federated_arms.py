@@ -180,7 +180,8 @@ for _arms in _FRONTIERS.values():
 # Those of the README, by shards.
 SHORT: dict[str, tuple[str, ...]] = {
     "iid": ("csg56-small-clip-momentum-ecsq-predict", "dense56-narrow-clip-momentum-ecsq-predict",
-            "dense56-clip-momentum", "dense56", "csg-wide-clip-momentum-ecsq-predict",
+            "dense56-clip-momentum-ecsq-predict", "dense56-clip-momentum", "dense56",
+            "csg-wide-clip-momentum-ecsq-predict", "dense20-8-clip-momentum-ecsq-predict",
             "dense-narrow-clip-momentum-ecsq-predict", "dense-clip-momentum-ecsq-predict",
             "dense"),
     "iid_long": ("csg56-small-clip-momentum-ecsq-predict", "dense56"),

@@ -121,7 +121,7 @@ class Result:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """In what it was made otherwise than a run of today's code would be."""
+        """How the run differs from what today's code would make."""
         return tuple(self.content.get("remarks", ()))
 
     @property
@@ -152,10 +152,10 @@ def table(results: Sequence[Result], targets: Sequence[float] = TARGETS) -> str:
         cells = [result.partition, str(result.seed), result.machine, result.arm + marks + failed]
         cells += [f"{result.late_loss:.3f}", f"{100 * result.accuracy:.2f} %", points]
         wire = interface_kilobytes(1e3 * (up + down))
-        cells += [f"{up:.1f} + {down:.1f}", fewer, f"{wire}", f"{result.curve[-1][0]:.2f}"]
+        cells += [f"{up:,.1f} + {down:,.1f}", fewer, wire, f"{result.curve[-1][0]:,.2f}"]
         for target in targets:
             reached = result.megabytes_to(target)
-            cells.append("–" if reached is None else f"{reached:.2f}")  # noqa: RUF001
+            cells.append("–" if reached is None else f"{reached:,.2f}")  # noqa: RUF001
         lines.append("| " + " | ".join(cells) + " |")
     lines += [f"\n[{number}] {remark}." for number, remark in enumerate(remarks, 1)]
     return "\n".join(lines)

@@ -40,7 +40,27 @@ def test_ecsq_holds_a_spike_in_zeros_however_many(step, scale):
 def test_ecsq_names_a_value_beyond_its_steps(value):
     parts = (Part("other", 9, KernelGrid((3, 3))),)
     values = np.full(9, value, np.float32)
-    with pytest.raises(CodecError, match="ecsq holds no"):
+    with pytest.raises(CodecError, match=r"holds no value as large as .*, but up to 4.59e\+11"):
+        Ecsq().encode(values, parts, _rng())
+
+
+def test_ecsq_holds_values_up_to_the_one_it_names():
+    for value in (1e10, 4.5e11):
+        values = np.full(9, value, np.float32)
+        parts = (Part("other", 9),)
+        back = Ecsq().decode(Ecsq().encode(values, parts, _rng()), parts)
+        assert back == pytest.approx(values, rel=0.2)
+    both = (Part("norms", 4), Part("other", 4))
+    values = np.repeat(np.array([1e11, 5e11], np.float32), 4)
+    with pytest.raises(CodecError, match=r"as large as 5e\+11"):
+        Ecsq().encode(values, both, _rng())
+
+
+def test_ecsq_tells_nan_from_what_is_too_large():
+    parts = (Part("other", 9, KernelGrid((3, 3))),)
+    values = np.full(9, 1.0, np.float32)
+    values[5] = np.nan
+    with pytest.raises(CodecError, match="a value is nan; ecsq holds no NaN or infinity"):
         Ecsq().encode(values, parts, _rng())
 
 

@@ -44,7 +44,7 @@ def test_levels_cost_little_more_than_their_entropy(scale):
         max_size=5,
     )
 )
-def test_no_levels_take_more_than_twelve_bits_each_and_a_word(told):
+def test_no_levels_take_more_than_twelve_bits_each_and_two_words(told):
     """As ``Ecsq.most_bytes`` counts on, by 16 bits each."""
     values, counts = zip(*told, strict=True)
     levels = np.repeat(np.array(values, np.int32), counts)
@@ -56,7 +56,7 @@ def test_zeros_cost_nothing():
     assert model_of(zeros) == bytes(3)
     assert code([(zeros, bytes(3))]) == b""
     assert not decode(b"", [(10_000, bytes(3))])[0].any()
-    with pytest.raises(CodecError, match="too long"):
+    with pytest.raises(CodecError, match="damaged"):
         decode(bytes(4), [(10_000, bytes(3))])
 
 
@@ -64,7 +64,7 @@ def test_bytes_of_no_levels_are_refused():
     levels = np.random.default_rng(0).integers(-3, 4, 200).astype(np.int32)
     model = model_of(levels)
     body = code([(levels, model)])
-    for wrong, message in ((body[:-1], "multiple of four"), (body[:-4], "damaged|cut off"),
-                           (body + bytes(4), "too long"), (b"", "damaged|cut off")):  # fmt: skip
+    for wrong, message in ((body[:-1], "multiple of four"), (body[:-4], "damaged"),
+                           (body + bytes(4), "damaged"), (b"", "damaged")):  # fmt: skip
         with pytest.raises(CodecError, match=message):
             decode(wrong, [(200, model)])

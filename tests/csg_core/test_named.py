@@ -20,8 +20,8 @@ def test_equal_codecs_are_named_alike():
     [
         ("zip", "'zip' is unknown; use one of fp32, fp32z, fp16"),
         ("uniform:bits=9", "bits=9: give 1 to 8"),
-        ("uniform:bits=two", "bits=two is no whole number"),
-        ("uniform:rotate=1", "rotate=1 is neither true nor false"),
+        ("uniform:bits=two", "bits=two: give a whole number, as 4"),
+        ("uniform:rotate=1", "rotate=1: give true or false"),
         ("uniform:block=100", "power of two"),
         ("fp16:bits=2", "'bits=2' is unknown; fp16 takes no settings"),
         ("ecsq:stp=1", "'stp=1' is unknown; ecsq takes step, codes, fine, dct"),

@@ -44,6 +44,11 @@ def test_the_readme_shows_what_was_kept(tmp_path, monkeypatch, capsys):
         assert re.search(row, printed), run.stem
     assert readme.read_text() == README.read_text(), "the README holds the table of these results"
     assert page.read_text() == before, "so does the page of all results"
+    assert not any(
+        result.remarks
+        for result in federated.kept()
+        if result.arm in federated_arms.SHORT.get(result.partition, ())
+    ), "the README has no place for remarks"
     for picture in ("accuracy.svg", "brief.svg", "frontier.svg"):
         assert (results / picture).stat().st_size > 1000
 
