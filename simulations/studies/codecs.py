@@ -52,7 +52,7 @@ LINES = ("fp32", "fp32z", "fp16", "uniform:bits=8", "uniform:bits=4", "uniform:b
 # that the README does not show
 _FURTHER = ("csg56-clip-momentum-ecsq-even", "csg56-tiny-clip-momentum-ecsq-predict",
             "csg-ecsq", "csg-frozen-ecsq", "dense-fp16",
-            "dense-int8", "dense-one-bit", "dense-topk", "dense-stc-40")  # fmt: skip
+            "dense-int8", "dense-topk", "dense-stc-40")  # fmt: skip
 _DIGITS = ("data.name=digits", "data.clients=2", "data.images=400", "data.partition=iid")
 
 

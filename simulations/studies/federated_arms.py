@@ -188,7 +188,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "dirichlet": ("csg56-small-clip-momentum-ecsq-predict",
                   "dense56-narrow-clip-momentum-ecsq-predict", "dense56",
                   "csg-wide-clip-momentum-ecsq-predict", "dense-int4", "dense-ternary",
-                  "dense-stc", "fedpara-ecsq", "flocora-int8", "dense"),
+                  "dense-one-bit", "dense-stc", "fedpara-ecsq", "flocora-int8", "dense"),
     "skewed": ("csg56-small-clip-momentum-ecsq-predict",
                "dense56-narrow-clip-momentum-ecsq-predict", "dense56"),
 }  # fmt: skip
