@@ -82,9 +82,11 @@ class Ecsq(Codec):
         used = self._used(parts)
         if not used:
             return b""
-        require_finite(values, self.name)
-        with np.errstate(over="ignore", invalid="ignore"):  # refused with the exponents
+        with np.errstate(over="ignore", invalid="ignore"):  # refused in the next lines
             written = to_frequencies(values, used)
+        if not np.isfinite(written).all():
+            require_finite(values, self.name)
+            raise self._too_large(np.inf)
         exponents = self._exponents(written, used)
         steps = np.repeat(_steps(exponents), [part.size for part in used])
         classes, shifts = [_told_apart(exponents)], []
@@ -165,8 +167,6 @@ class Ecsq(Codec):
         Raises:
             CodecError: if a value takes larger steps than there are.
         """
-        if not np.isfinite(values).all():
-            raise self._too_large(np.inf)
         sizes = np.array([part.size for part in parts])
         wanted = np.array([self._step(part.group) for part in parts])
         starts = np.cumsum([0, *sizes[:-1]])

@@ -42,11 +42,11 @@ class Predicted(Codec):
 
     def encode(self, values: Values, parts: Parts, rng: np.random.Generator) -> bytes:
         require_size(values, parts, self.name)
-        require_finite(values, self.name)
         with np.errstate(over="ignore", invalid="ignore"):  # refused in the next lines
             factors = self._factors(values, parts)
             differences = values - self._prediction(factors, parts)
         if not np.isfinite(differences).all():
+            require_finite(values, self.name)
             most = np.abs(values).max(initial=0)
             raise CodecError(f"{most:g} is too large for {self.name}; set wire.predict=false")
         return factors.tobytes() + self.codec.encode(differences, parts, rng)

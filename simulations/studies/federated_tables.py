@@ -121,7 +121,7 @@ class Result:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """How the run differs from what today's code would make."""
+        """How the run differs from what today's code would make, written into its file by hand."""
         return tuple(self.content.get("remarks", ()))
 
     @property

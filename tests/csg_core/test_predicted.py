@@ -82,6 +82,10 @@ def test_nothing_is_predicted_of_what_cannot_be_held_or_is_cut():
     codec = Predicted(Ecsq(), (_normal(1),))
     with pytest.raises(CodecError, match="no NaN or infinity"):
         codec.encode(np.full(SIZE, np.inf, np.float32), PARTS, _rng())
+    wide = np.full(SIZE, 3e38, np.float32)
+    wide[::50] *= -1
+    with pytest.raises(CodecError, match=r"3e\+38 is too large for predicted; set wire.predict"):
+        Predicted(Float32(), (np.full(SIZE, 1e38, np.float32),)).encode(wide, PARTS, _rng())
     with pytest.raises(CodecError, match=r"bytes of predicted; it takes \d+ and more"):
         codec.decode(b"\0" * 5, PARTS)
 
