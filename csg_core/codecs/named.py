@@ -69,7 +69,7 @@ def _value(text: str, kind: type, where: str) -> bool | int | float | str:
     try:
         return int(text) if kind is int else float(text)
     except ValueError as error:
-        wanted = "whole number, as 4" if kind is int else "number, as 1.5"
+        wanted = "whole number, as 4" if kind is int else "number, as 0.5"
         raise ValueError(f"{where}: give a {wanted}") from error
 
 
